@@ -1,0 +1,81 @@
+"""Entry point; imports nothing heavy until it knows what is asked for."""
+
+from __future__ import annotations
+
+import sys
+
+USAGE = """\
+usage: lit-metarl COMMAND [options]
+
+Train, compare and resume (meta-)reinforcement learning agents.
+
+commands:
+  fit        train:            lit-metarl fit --config configs/experiment/quickstart.yaml
+  validate   evaluate:         lit-metarl validate --config … --ckpt_path last
+  test       test episodes:    lit-metarl test --config … --ckpt_path best
+  predict    film an episode:  lit-metarl predict --config … --ckpt_path best
+  benchmark  time the whole training loop, part by part
+  report     results table from the runs in mlruns/
+  doctor     say whether a training run would work on this machine
+
+common options of fit, validate, test and predict:
+  --config FILE            yaml; may be repeated, later files override earlier ones
+  --seed_everything N      seed of every random stream (default 0)
+  --ckpt_path PATH         a checkpoint, a run id, `last` or `best`
+  --trainer.KEY VALUE      any Trainer option, e.g. --trainer.max_epochs 50
+  --model.KEY VALUE        any argument of the algorithm, e.g. --model.gamma 0.98
+  --data.KEY VALUE         any argument of the DataModule, e.g. --data.num_envs 4
+  --print_config           print the complete config and stop
+  --help                   all options; --model.help CLASS those of a class
+
+`lit-metarl COMMAND --help` says more.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``lit-metarl``; returns the exit code (2 for bad input)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = arguments[0] if arguments else "--help"
+    if command in ("--help", "-h", "help"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(version("lit_metarl"))
+        return 0
+    from lit_metarl.envs.rendering import choose_backend
+
+    choose_backend()  # mujoco reads it when it is first imported
+    if command == "doctor":
+        from lit_metarl.doctor import main as doctor
+
+        return doctor(arguments[1:])
+    if command == "benchmark":
+        from lit_metarl.reports.benchmark import main as benchmark
+
+        return benchmark(arguments[1:])
+    if command == "report":
+        from lit_metarl.reports.results import main as report
+
+        return report(arguments[1:])
+    return _train(arguments)
+
+
+def _train(arguments: list[str]) -> int:
+    from lit_metarl.checkpoint import CheckpointError
+    from lit_metarl.cli import run
+    from lit_metarl.envs.base import EnvError
+    from lit_metarl.tracking import TrackingError
+    from lit_metarl.types import ConfigError
+
+    try:
+        run(arguments)
+    except (ConfigError, CheckpointError, EnvError, TrackingError) as error:
+        print(f"lit-metarl: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,65 @@
+"""What ``test`` and ``predict`` leave behind: a table and a film."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_metarl.envs.rendering import write_video
+from lit_metarl.tracking import MLflowLogger
+from lit_metarl.types import Episodes
+
+log = logging.getLogger(__name__)
+
+
+class TestTable(Callback):
+    """Stores return and length of every test episode of process 0 as the artifact ``test/episodes.csv``."""
+
+    __test__ = False  # not a test case, whatever its name
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Episodes,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the table."""
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["episode", "return", "length"])
+        for index, row in enumerate(zip(batch.returns.tolist(), batch.lengths.tolist(), strict=True)):
+            writer.writerow([index, *row])
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowLogger):
+                logger.log_text(text.getvalue(), "test/episodes.csv")
+
+
+class EpisodeVideo(Callback):
+    """Writes the episode of ``predict`` as ``<run>/episode.mp4`` and stores it as an artifact."""
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Episodes,
+        batch: Episodes,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the film of process 0."""
+        if outputs.frames is None or not trainer.is_global_zero:
+            return
+        logger = next((item for item in trainer.loggers if isinstance(item, MLflowLogger)), None)
+        path = (Path(trainer.default_root_dir) if logger is None else logger.run_dir) / "episode.mp4"
+        write_video(path, outputs.frames.cpu().numpy(), outputs.frames_per_second)
+        if logger is not None:
+            logger.log_artifact(path, "predict")
+        log.info("episode of return %.1f written to %s", float(outputs.returns[0]), path)

@@ -1,0 +1,140 @@
+"""The command line: LightningCLI in subclass mode, with our tracking, resume and errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import lit_metarl.algorithms
+import lit_metarl.callbacks
+import lit_metarl.data  # noqa: F401 - imported classes can be named without their module path
+from lit_metarl.callbacks.tracking import RunRecord
+from lit_metarl.checkpoint import CheckpointError, read_checkpoint
+from lit_metarl.config import compose_arguments
+from lit_metarl.tracking import MLflowLogger, find_runs
+
+RESUMABLE = ("last", "best")
+
+
+class CLI(LightningCLI):
+    """``fit``, ``validate``, ``test`` and ``predict`` from the signatures of the classes that a config names."""
+
+    def __init__(self, args: Sequence[str] | None = None) -> None:
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,  # it asserts a log_dir that an SQLite store has not; RunRecord logs the config
+            seed_everything_default=0,
+            load_from_checkpoint_support=False,
+            trainer_defaults={
+                "inference_mode": False,  # adaptation at test time needs gradients
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+            },
+            args=None if args is None else list(args),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Dimensions come from the simulator, every random stream from one seed."""
+        parser.link_arguments("data.obs_dim", "model.init_args.obs_dim", apply_on="instantiate")
+        parser.link_arguments("data.action_dim", "model.init_args.action_dim", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the stock version lets a checkpoint's hyper-parameters override the command line, silently."""
+
+    @property
+    def settings(self) -> Any:
+        """The parsed options of the sub-command."""
+        return self.config[self.subcommand]
+
+    def before_instantiate_classes(self) -> None:
+        """Resolve and check ``ckpt_path``, so that a bad one fails before a simulator is built."""
+        self.run_id: str | None = None
+        if not self.settings.get("ckpt_path"):
+            return
+        path = self.resolve_checkpoint(str(self.settings.ckpt_path))
+        run = read_checkpoint(path).get("run", {})
+        self.run_id = run.get("run_id")
+        self.settings.ckpt_path = str(path)
+
+    def resolve_checkpoint(self, name: str) -> Path:
+        """``last`` and ``best`` of the newest run of this config and seed, ``<run id>``, or a file.
+
+        Raises:
+            CheckpointError: no run of this config has such a checkpoint.
+        """
+        arguments = self._logger_arguments()
+        root = Path(arguments["root"])
+        if (root / "runs" / name).is_dir():
+            return root / "runs" / name / "last.ckpt"
+        if name not in RESUMABLE:
+            return Path(name)
+        algorithm = self.settings.model.class_path.rpartition(".")[2]
+        tags = {"algorithm": algorithm, "seed": str(self.settings.seed_everything)}
+        for run_id in find_runs(root, arguments["experiment_name"], tags):
+            path = root / "runs" / run_id / f"{name}.ckpt"
+            if path.is_file():
+                return path
+        raise CheckpointError(
+            f"ckpt_path = {name}: no run of {algorithm} with seed {tags['seed']} in experiment "
+            f"{arguments['experiment_name']!r} of {root} has a {name}.ckpt. Drop --ckpt_path to start a new run."
+        )
+
+    def _logger_arguments(self) -> dict[str, Any]:
+        logger = self.settings.trainer.logger
+        given = logger.get("init_args", {}) if hasattr(logger, "get") else {}
+        return {"root": "mlruns", "experiment_name": "lit_metarl"} | {
+            key: value for key, value in dict(given).items() if value is not None
+        }
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Check the store before anything is trained, go on in the checkpoint's run, record the config."""
+        trainer = super().instantiate_trainer(**kwargs)
+        self._dump_config()
+        trainer.callbacks.append(RunRecord(self.config_dump, str(self.subcommand)))  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            if isinstance(logger, MLflowLogger):
+                logger.check()
+                if self.run_id is not None:
+                    logger._run_id = self.run_id
+        return trainer
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse ``arguments`` and run the sub-command they name.
+
+    Raises:
+        ConfigError, CheckpointError, EnvError, TrackingError: bad input; the message names it and the remedy.
+    """
+    quieten()
+    CLI(compose_arguments(arguments))
+
+
+def quieten() -> None:
+    """Drop what Lightning says of things that are so by design; everything else is shown."""
+    for message in (
+        "The 'train_dataloader' does not have many workers",  # loaders are plain iterables over live simulators
+        "The 'val_dataloader' does not have many workers",
+        "Trying to infer the `batch_size`",
+        "`LightningCLI`'s args parameter is intended",
+        "LightningCLI's args parameter is intended",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    os.environ.setdefault("PYTHONWARNINGS", "")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not any(noise in text for noise in ("Tip:", "litlogger", "GPU available", "TPU available", "HPU available"))

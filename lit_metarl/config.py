@@ -1,0 +1,81 @@
+"""Composing a run's config from yaml files.
+
+A file may name others under ``include`` (paths relative to itself); they are merged beneath it, in order. Several
+``--config`` files are merged the same way. Mappings merge key by key; anything else replaces what was there; a mapping
+that names another ``class_path`` replaces the old one whole, so no argument of another class is left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_metarl.types import ConfigError
+
+
+def load_config(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read one yaml file with everything it includes.
+
+    Raises:
+        ConfigError: a missing or unreadable file, a file that is no mapping, or a circle of includes.
+    """
+    chain = (*including, path.resolve())
+    if path.resolve() in including:
+        raise ConfigError(f"include: {' → '.join(map(str, chain))} is a circle.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        source = f" (included by {including[-1]})" if including else ""
+        raise ConfigError(f"config file {path}{source} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {path} is no valid yaml: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config file {path} must be a mapping of keys to values, not {type(content).__name__}.")
+    included = content.pop("include", [])
+    if not isinstance(included, list):
+        raise ConfigError(f"include in {path} must be a list of files, not {included!r}.")
+    merged: dict[str, Any] = {}
+    for name in included:
+        merged = merge(merged, load_config(path.parent / name, chain))
+    return merge(merged, content)
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``base``; neither is changed."""
+    if "class_path" in over and over["class_path"] != base.get("class_path"):
+        return over
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = merge(base[key], value) if both else value
+    return merged
+
+
+def compose_arguments(arguments: Sequence[str]) -> list[str]:
+    """Replace all ``--config FILE`` of a command line by one, with the merged content in its place.
+
+    Later flags still override it. The sub-command, if there is one, comes first.
+    """
+    rest: list[str] = []
+    merged: dict[str, Any] = {}
+    found = False
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag in ("--config", "-c"):
+            if not equals:
+                value = next(words, "")
+            if not value:
+                raise ConfigError("--config needs a file: --config configs/experiment/quickstart.yaml")
+            merged = merge(merged, load_config(Path(value)))
+            found = True
+        else:
+            rest.append(word)
+    if not found:
+        return rest
+    content = yaml.safe_dump(merged, sort_keys=False)
+    position = 1 if rest and not rest[0].startswith("-") else 0
+    return [*rest[:position], "--config", content, *rest[position:]]

@@ -1,0 +1,143 @@
+"""Stepping environments with a policy, and whole evaluation episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_metarl.envs.base import BatchedEnv, EnvError, StepResult
+from lit_metarl.types import Episodes, Transition
+
+
+def as_float(array: np.ndarray) -> Tensor:
+    """Float32 copy: simulators hand out views of live memory."""
+    return torch.tensor(array, dtype=torch.float32)
+
+
+class Collector:
+    """Steps ``E`` environments, resets those that end, and counts.
+
+    Args:
+        env: the environments; owned by the collector.
+    """
+
+    def __init__(self, env: BatchedEnv) -> None:
+        self.env = env
+        self.obs: Tensor | None = None  # [E, O]; None until the first reset
+        self.running_return = torch.zeros(env.num_envs, dtype=torch.float64)
+        self.running_length = torch.zeros(env.num_envs, dtype=torch.long)
+        self.finished: list[tuple[float, int]] = []
+
+    def step(self, choose_action: Callable[[Tensor], Tensor]) -> Transition:
+        """One step of every environment.
+
+        Args:
+            choose_action: observations ``[E, O]`` → actions ``[E, A]`` in [-1, 1], on the CPU.
+
+        Returns:
+            Transitions, fields ``[E, ...]``.
+
+        Raises:
+            EnvError: an observation or a reward is not finite; names the environment and its step.
+        """
+        obs = as_float(self.env.reset()) if self.obs is None else self.obs
+        action = choose_action(obs)
+        result = self.env.step(action.numpy())
+        next_obs = as_float(result.obs)
+        reward = as_float(result.reward)
+        self._check_finite(next_obs, reward)
+        self.obs = self._count_and_reset(result, next_obs)
+        return Transition(
+            obs, action, reward, next_obs, torch.tensor(result.terminated), torch.tensor(result.truncated)
+        )
+
+    def pop_finished(self) -> tuple[Tensor, Tensor]:
+        """Returns ``[n]`` and lengths ``[n]`` of the episodes that ended since the last call."""
+        returns = torch.tensor([episode[0] for episode in self.finished])
+        lengths = torch.tensor([episode[1] for episode in self.finished], dtype=torch.long)
+        self.finished.clear()
+        return returns, lengths
+
+    def _count_and_reset(self, result: StepResult, next_obs: Tensor) -> Tensor:
+        self.running_return += torch.from_numpy(np.asarray(result.reward, dtype=np.float64))
+        self.running_length += 1
+        ended = result.terminated | result.truncated
+        if not ended.any():
+            return next_obs
+        mask = torch.from_numpy(ended)
+        self.finished += zip(self.running_return[mask].tolist(), self.running_length[mask].tolist(), strict=True)
+        self.running_return[mask] = 0.0
+        self.running_length[mask] = 0
+        return as_float(self.env.reset(ended))
+
+    def _check_finite(self, next_obs: Tensor, reward: Tensor) -> None:
+        if torch.isfinite(next_obs.sum() + reward.sum()):
+            return
+        bad = ~(torch.isfinite(next_obs).all(dim=1) & torch.isfinite(reward))
+        if bad.any():  # a sum of huge finite numbers may overflow: that is not the environment's fault
+            index = int(torch.nonzero(bad)[0])
+            raise EnvError(
+                f"{self.env.spec.name}: environment {index} returned a value that is not finite at step "
+                f"{int(self.running_length[index]) + 1} of its episode (observation {next_obs[index].tolist()}, "
+                f"reward {float(reward[index])})."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Environment states and the counts of the running episodes."""
+        return {
+            "env": self.env.state_dict(),
+            "obs": self.obs,
+            "running_return": self.running_return.clone(),
+            "running_length": self.running_length.clone(),
+            "finished": list(self.finished),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`; starts new episodes where the simulator cannot resume within one."""
+        self.env.load_state_dict(state["env"])
+        self.finished = [tuple(episode) for episode in state["finished"]]
+        if self.env.resumes_exactly:
+            self.obs = state["obs"]
+            self.running_return.copy_(state["running_return"])
+            self.running_length.copy_(state["running_length"])
+
+
+@torch.no_grad()
+def run_episodes(
+    env: BatchedEnv, act: Callable[[Tensor], Tensor], frame_period: int = 0, frame_size: tuple[int, int] = (320, 240)
+) -> Episodes:
+    """One complete episode in each of ``N = env.num_envs`` environments.
+
+    Args:
+        env: the environments; every one is reset first.
+        act: observations ``[N, O]`` → actions ``[N, A]``, on the CPU.
+        frame_period: if positive, environment 0 is rendered every that many steps.
+        frame_size: width and height of a picture, in pixels.
+
+    Raises:
+        EnvError: an episode cannot end because the environment has no time limit (guarded at 100,000 steps).
+    """
+    returns = torch.zeros(env.num_envs, dtype=torch.float64)
+    lengths = torch.zeros(env.num_envs, dtype=torch.long)
+    alive = np.ones(env.num_envs, dtype=bool)
+    frames: list[Tensor] = []
+    obs = env.reset()
+    limit = env.spec.max_episode_steps or 100_000
+    for step in range(limit):
+        if frame_period and alive[0] and step % frame_period == 0:
+            frames.append(torch.tensor(env.render(0, *frame_size)))
+        result = env.step(act(as_float(obs)).numpy())
+        running = torch.from_numpy(alive)
+        returns += torch.from_numpy(np.asarray(result.reward, dtype=np.float64)) * running
+        lengths += running
+        ended = result.terminated | result.truncated
+        alive &= ~ended
+        if not alive.any():
+            fps = 1.0 / (env.spec.frame_dt * frame_period) if frame_period else 0.0
+            return Episodes(returns.float(), lengths, torch.stack(frames) if frames else None, fps)
+        obs = env.reset(ended) if ended.any() else result.obs
+    raise EnvError(f"{env.spec.name}: an evaluation episode did not end within {limit} steps; give it a time limit.")

@@ -1,0 +1,279 @@
+"""What every DataModule of the package shares: simulators, streams, evaluation episodes, exact resume."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from lit_metarl.data.collector import run_episodes
+from lit_metarl.data.streams import Stream, derive_seed, global_state, load_global_state, seed_global
+from lit_metarl.envs.base import BatchedEnv, EnvError, EnvFactory, EnvSpec
+from lit_metarl.types import ConfigError, Episodes, Policy, State, require
+
+SCHEMA = "lit_metarl.experience/1"
+
+
+class Loader:
+    """Endless iterable with a length.
+
+    Without ``__len__`` the Trainer fetches one batch ahead, so every batch would have been collected by a policy that
+    is one update old.
+    """
+
+    def __init__(self, length: int, next_batch: Callable[[], Any]) -> None:
+        self.length = length
+        self.next_batch = next_batch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield self.next_batch()
+
+    def state_dict(self) -> State:
+        """Empty: the DataModule holds all state (this tells Lightning that nothing is lost within an epoch)."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Nothing to load."""
+
+
+class ExperienceDataModule(LightningDataModule):
+    """Owns simulators, buffers and random streams; hands out batches of experience.
+
+    The module that trains is found through ``trainer.lightning_module`` and used through :class:`Policy` only.
+    One epoch is a fixed number of batches; all state is in the checkpoint, every process's own.
+
+    Args:
+        env: the simulator.
+        seed: root of every random stream; each process and use gets its own child.
+        eval_episodes: episodes of one evaluation, all processes together.
+        test_episodes: the same for ``test``.
+        video_size: width and height in pixels of the episode that ``predict`` films.
+
+    Raises:
+        ConfigError: an impossible value, or an environment that cannot be built.
+    """
+
+    def __init__(
+        self,
+        env: EnvFactory,
+        seed: int = 0,
+        eval_episodes: int = 10,
+        test_episodes: int = 30,
+        video_size: tuple[int, int] = (320, 240),
+    ) -> None:
+        super().__init__()
+        require(seed >= 0, "data.seed", seed, "seeds are non-negative integers")
+        require(eval_episodes >= 1, "data.eval_episodes", eval_episodes, "evaluate at least one episode")
+        require(test_episodes >= 1, "data.test_episodes", test_episodes, "test at least one episode")
+        self.env_factory = env
+        self.seed = seed
+        self.eval_episodes = eval_episodes
+        self.test_episodes = test_episodes
+        self.video_size = video_size
+        self.spec = self._read_spec()
+        self._eval_env: BatchedEnv | None = None
+        self._restored: State | None = None
+        self._first_batch = True
+
+    def _read_spec(self) -> EnvSpec:
+        try:
+            env = self.env_factory.make(1, self.seed)
+        except (ValueError, EnvError, ImportError) as error:
+            raise ConfigError(f"data.env = {self.env_factory!r} cannot be built: {error}") from error
+        spec, self.resumes_exactly = env.spec, env.resumes_exactly
+        env.close()
+        return spec
+
+    @property
+    def obs_dim(self) -> int:
+        """O."""
+        return self.spec.obs_dim
+
+    @property
+    def action_dim(self) -> int:
+        """A; refuses an environment with discrete actions."""
+        if self.spec.num_actions is not None:
+            raise ConfigError(
+                f"data.env = {self.spec.name} has {self.spec.num_actions} discrete actions, "
+                "but this algorithm acts in a continuous box; choose an environment with a Box action space"
+            )
+        return self.spec.action_dim
+
+    # What a kind of experience adds -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def build(self) -> None:
+        """Create this process's collectors and buffers for training; called once in ``setup("fit")``."""
+
+    @abstractmethod
+    def next_batch(self) -> Any:
+        """Collect with the current policy and return the batch of one training step."""
+
+    @property
+    @abstractmethod
+    def batches_per_epoch(self) -> int:
+        """Length of an epoch in training steps."""
+
+    @abstractmethod
+    def experience_state(self) -> State:
+        """Collectors, buffers and counters of this process, as tensors and Python scalars."""
+
+    @abstractmethod
+    def load_experience_state(self, state: State) -> None:
+        """Inverse of :meth:`experience_state`."""
+
+    # Lightning -----------------------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Policy:
+        """The module in training."""
+        assert self.trainer is not None
+        return self.trainer.lightning_module
+
+    @property
+    def rank(self) -> int:
+        """This process's number, 0 without a Trainer."""
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes, 1 without a Trainer."""
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def stream_seed(self, stream: Stream) -> int:
+        """Seed of one use of randomness in this process."""
+        return derive_seed(self.seed, self.rank, stream)
+
+    def setup(self, stage: str) -> None:
+        """Build the simulators that ``stage`` needs."""
+        if stage == "fit":
+            self.build()
+        self._first_batch = True
+
+    def train_dataloader(self) -> Loader:
+        """Batches of experience, ``batches_per_epoch`` an epoch."""
+        return Loader(self.batches_per_epoch, self._next_train_batch)
+
+    def val_dataloader(self) -> Loader:
+        """One batch: the evaluation episodes of this process."""
+        return Loader(1, self._evaluate)
+
+    def test_dataloader(self) -> Loader:
+        """One batch: the test episodes of this process, from streams that neither training nor evaluation uses."""
+        return Loader(1, lambda: self._episodes(self._make_env(self.test_episodes, Stream.TEST_ENV)))
+
+    def predict_dataloader(self) -> Loader:
+        """One batch: one filmed episode."""
+        return Loader(1, self._film)
+
+    def teardown(self, stage: str) -> None:
+        """Release the evaluation environments."""
+        if self._eval_env is not None:
+            self._eval_env.close()
+            self._eval_env = None
+
+    def _next_train_batch(self) -> Any:
+        if self._first_batch:
+            # Not in setup: Lightning's own set-up, and every callback's, may draw from the global streams before this.
+            self._first_batch = False
+            if self._restored is None:
+                seed_global(self.stream_seed(Stream.GLOBAL))
+            else:
+                load_global_state(self._restored["global_streams"])
+                self._restored = None
+        return self.next_batch()
+
+    def _make_env(self, episodes: int, stream: Stream) -> BatchedEnv:
+        return self.env_factory.make(max(1, episodes // self.world_size), self.stream_seed(stream))
+
+    def _evaluate(self) -> Episodes:
+        if self._eval_env is None:
+            self._eval_env = self._make_env(self.eval_episodes, Stream.EVAL_ENV)
+        return self._episodes(self._eval_env)
+
+    def _act(self, obs: Tensor) -> Tensor:
+        return self.policy.act(obs.to(self.trainer.lightning_module.device)).cpu()
+
+    def _episodes(self, env: BatchedEnv) -> Episodes:
+        return run_episodes(env, self._act)
+
+    def _film(self) -> Episodes:
+        env = self._make_env(1, Stream.PREDICT_ENV)
+        period = max(1, round(1.0 / (30.0 * env.spec.frame_dt)))
+        return run_episodes(env, self._act, period, self.video_size)
+
+    # Resume --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> State:
+        """Every process's experience, evaluation environments and global streams, gathered on process 0."""
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return {}
+        local = {
+            "experience": self.experience_state(),
+            # Its streams only matter, but the protocol saves an environment whole.
+            "evaluation": None if self._eval_env is None else self._eval_env.state_dict(),
+            "global_streams": global_state() if self._restored is None else self._restored["global_streams"],
+        }
+        return {"schema": SCHEMA, "env": self.spec.name, "ranks": self._gather(local)}
+
+    def _gather(self, local: State) -> list[State]:
+        if self.world_size == 1:
+            return [local]
+        gathered: list[Any] = [None] * self.world_size
+        dist.gather_object(local, gathered if self.rank == 0 else None, dst=0)
+        return gathered
+
+    def load_state_dict(self, state: State) -> None:
+        """Inverse of :meth:`state_dict`; only training resumes, evaluation of a checkpoint starts afresh.
+
+        Raises:
+            ConfigError: the checkpoint is of another environment, number of processes or kind of experience.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        self.check_state(state)
+        local = state["ranks"][self.rank]
+        try:
+            self.load_experience_state(local["experience"])
+        except ValueError as error:
+            raise ConfigError(f"the checkpoint cannot be resumed with this config: {error}") from error
+        if local["evaluation"] is not None:
+            self._eval_env = self._make_env(self.eval_episodes, Stream.EVAL_ENV)
+            self._eval_env.load_state_dict(local["evaluation"])
+        self._restored = local
+
+    def check_state(self, state: State) -> None:
+        """Raise :class:`ConfigError` unless ``state`` was saved by this kind of experience."""
+        require(
+            state.get("schema") == SCHEMA,
+            "checkpoint schema",
+            state.get("schema"),
+            f"this version resumes {SCHEMA}; use the version of lit_metarl that wrote it",
+        )
+        require(
+            state["env"] == self.spec.name,
+            "checkpoint environment",
+            state["env"],
+            f"this run's environment is {self.spec.name}; resume with the config the checkpoint was written with",
+        )
+        require(
+            len(state["ranks"]) == self.world_size,
+            "checkpoint processes",
+            len(state["ranks"]),
+            f"this run has {self.world_size}; set trainer.devices and trainer.num_nodes as in the checkpoint",
+        )
+
+
+def cpu_generator(seed: int) -> torch.Generator:
+    """Generator on the CPU, so that exploration does not depend on the device of the policy."""
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,151 @@
+"""Off-policy experience: collect, store, replay."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lit_metarl.data.collector import Collector
+from lit_metarl.data.experience import ExperienceDataModule, cpu_generator
+from lit_metarl.data.replay import Replay
+from lit_metarl.data.streams import Stream
+from lit_metarl.envs.base import EnvFactory
+from lit_metarl.types import ReplayBlock, State, require
+
+
+class ReplayDataModule(ExperienceDataModule):
+    """Collects with the current policy, stores, and yields minibatches stacked ``[U, M, ...]``.
+
+    One batch is one block: ``steps_per_block`` steps of every environment, then ``updates_per_block`` = U minibatches.
+    Update ``u`` draws from what was stored before the step that it follows, so ``U = 1`` with one environment is the
+    loop of pytorch_sac (choose an action, update on the data so far, step, store); a larger U pays the Trainer's cost
+    once per block, and its policy lags by up to U − 1 updates.
+
+    Args:
+        env: the simulator.
+        num_envs: environments stepped together in each process.
+        batch_size: M, transitions of one update.
+        capacity: transitions kept by each process.
+        warmup_steps: environment steps of each process with uniform random actions before the first update.
+        updates_per_block: U.
+        steps_per_block: steps of every environment in a block; ``steps_per_block · num_envs / updates_per_block`` is the
+            number of environment steps per update.
+        epoch_steps: environment steps of each process in an epoch (evaluation and checkpoint follow each epoch).
+        seed: root of every random stream.
+        eval_episodes: episodes of one evaluation, all processes together.
+        test_episodes: the same for ``test``.
+        video_size: width and height in pixels of the episode that ``predict`` films.
+
+    Raises:
+        ConfigError: a value that cannot work, with the key and the remedy.
+    """
+
+    def __init__(
+        self,
+        env: EnvFactory,
+        num_envs: int = 1,
+        batch_size: int = 256,
+        capacity: int = 1_000_000,
+        warmup_steps: int = 5000,
+        updates_per_block: int = 1,
+        steps_per_block: int = 1,
+        epoch_steps: int = 10_000,
+        seed: int = 0,
+        eval_episodes: int = 10,
+        test_episodes: int = 30,
+        video_size: tuple[int, int] = (320, 240),
+    ) -> None:
+        for key, value in {
+            "num_envs": num_envs,
+            "batch_size": batch_size,
+            "warmup_steps": warmup_steps,
+            "updates_per_block": updates_per_block,
+            "steps_per_block": steps_per_block,
+        }.items():
+            require(value >= 1, f"data.{key}", value, "it must be at least 1")
+        block = steps_per_block * num_envs
+        require(
+            capacity >= max(batch_size, block),
+            "data.capacity",
+            capacity,
+            f"the replay must hold one minibatch (batch_size = {batch_size}) and one block ({block} steps); "
+            "raise capacity or lower batch_size",
+        )
+        require(
+            epoch_steps >= block and epoch_steps % block == 0,
+            "data.epoch_steps",
+            epoch_steps,
+            f"an epoch is a whole number of blocks of steps_per_block · num_envs = {block} environment steps",
+        )
+        super().__init__(env, seed, eval_episodes, test_episodes, video_size)
+        self.num_envs = num_envs
+        self.batch_size = batch_size
+        self.capacity = capacity
+        self.warmup_steps = warmup_steps
+        self.updates_per_block = updates_per_block
+        self.steps_per_block = steps_per_block
+        self.epoch_steps = epoch_steps
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Blocks in an epoch."""
+        return self.epoch_steps // (self.steps_per_block * self.num_envs)
+
+    def build(self) -> None:
+        """Simulators, empty replay and streams of this process."""
+        self.collector = Collector(self.env_factory.make(self.num_envs, self.stream_seed(Stream.TRAIN_ENV)))
+        self.replay = Replay(self.capacity, self.obs_dim, self.action_dim)
+        self.generator = cpu_generator(self.stream_seed(Stream.COLLECT))
+        self.env_steps = 0
+
+    def collect(self, steps: int, uniform: bool) -> None:
+        """Store ``steps`` steps of every environment, acting uniformly in [-1, 1] or with the policy."""
+        if uniform:
+            shape = (self.num_envs, self.action_dim)
+            choose = lambda obs: 2.0 * torch.rand(shape, generator=self.generator) - 1.0  # noqa: E731
+        else:
+            choose = partial(self._explore, device=self.trainer.lightning_module.device)  # type: ignore[union-attr]
+        with torch.no_grad():
+            for _ in range(steps):
+                self.replay.insert(self.collector.step(choose))
+        self.env_steps += steps * self.num_envs
+
+    def _explore(self, obs: Tensor, device: torch.device) -> Tensor:
+        return self.policy.explore(obs.to(device), self.generator).cpu()
+
+    def next_batch(self) -> ReplayBlock:
+        """Warm up if the replay is still short of it, then collect one block and sample from it."""
+        if self.env_steps < self.warmup_steps:
+            self.collect(-(-(self.warmup_steps - self.env_steps) // self.num_envs), uniform=True)
+        stored = self.env_steps
+        self.collect(self.steps_per_block, uniform=False)
+        # Equally spaced over the block: what the interleaved loop had stored when it made update u.
+        spacing = self.steps_per_block * self.num_envs / self.updates_per_block
+        available = stored + torch.arange(self.updates_per_block, dtype=torch.float64).mul(spacing).floor()
+        transitions = self.replay.sample(self.generator, available, self.batch_size)
+        returns, lengths = self.collector.pop_finished()
+        return ReplayBlock(transitions, self.env_steps * self.world_size, returns, lengths)
+
+    def experience_state(self) -> State:
+        """Replay, simulators, exploration stream and step count."""
+        return {
+            "replay": self.replay.state_dict(),
+            "collector": self.collector.state_dict(),
+            "generator": self.generator.get_state(),
+            "env_steps": self.env_steps,
+        }
+
+    def load_experience_state(self, state: State) -> None:
+        """Inverse of :meth:`experience_state`."""
+        self.replay.load_state_dict(state["replay"])
+        self.collector.load_state_dict(state["collector"])
+        self.generator.set_state(state["generator"])
+        self.env_steps = state["env_steps"]
+
+    def teardown(self, stage: str) -> None:
+        """Release the simulators."""
+        if stage == "fit":
+            self.collector.env.close()
+        super().teardown(stage)

@@ -1,0 +1,128 @@
+"""The simulator contract: arrays in, arrays out, the leading axis is the environment.
+
+Axes: ``E`` environments, ``O`` observation, ``A`` action.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray
+Tasks = Mapping[str, Array]
+"""Task parameters by name, each ``[E, ...]``: one row per environment."""
+
+
+class EnvError(RuntimeError):
+    """An environment broke its contract; the message names the environment's index and the step."""
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What a module has to know of an environment.
+
+    Attributes:
+        name: ``suite/task``, unique among simulators; used as the environment's tag.
+        obs_dim: O, length of the flat observation.
+        action_dim: A, length of a continuous action (1 for a discrete one).
+        max_episode_steps: agent steps after which an episode is truncated; None if never.
+        num_actions: number of discrete actions; None if the action is continuous.
+        frame_dt: seconds of simulated time in one agent step (sets the frame rate of a video).
+    """
+
+    name: str
+    obs_dim: int
+    action_dim: int
+    max_episode_steps: int | None
+    num_actions: int | None = None
+    frame_dt: float = 0.02
+
+
+class StepResult(NamedTuple):
+    """One step of all environments. ``obs`` is the true successor, also at the end of an episode."""
+
+    obs: Array  # [E, O]
+    reward: Array  # [E] float64
+    terminated: Array  # [E] bool: the MDP ended, nothing follows
+    truncated: Array  # [E] bool: the time limit cut the episode, the value goes on
+
+
+class BatchedEnv(ABC):
+    """``E`` environments stepped together.
+
+    Continuous actions lie in [-1, 1] and are mapped affinely to the simulator's own bounds; discrete ones are
+    integers ``[E]``. Nothing resets by itself: after a step the caller resets the environments that ended.
+    Environment ``i`` draws from its own stream, child ``i`` of ``SeedSequence(seed)``, so its episodes do not
+    depend on how many others run beside it.
+    """
+
+    spec: EnvSpec
+    num_envs: int
+    resumes_exactly: bool = True
+    """False where the simulator's state cannot be read out: a resumed run starts at the next episode."""
+
+    @abstractmethod
+    def reset(self, mask: Array | None = None) -> Array:
+        """Start a new episode where ``mask`` ``[E]`` is True (everywhere if None); returns the observations ``[E, O]``."""
+
+    @abstractmethod
+    def step(self, action: Array) -> StepResult:
+        """Advance every environment by one agent step; ``action`` is ``[E, A]`` in [-1, 1] or integers ``[E]``."""
+
+    def set_tasks(self, tasks: Tasks) -> None:
+        """Give every environment its own task; applies from the next ``reset``. Raises ``EnvError`` on an unknown parameter."""
+        if tasks:
+            raise EnvError(f"{self.spec.name} has no task parameters, but was given {sorted(tasks)}.")
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state, random streams and tasks included, as tensors and Python scalars."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`; the next steps are bit-identical if ``resumes_exactly``."""
+
+    @abstractmethod
+    def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
+        """Picture of one environment, ``[height, width, 3]`` uint8."""
+
+    def close(self) -> None:
+        """Release the simulator; the environment is not used afterwards."""
+
+
+class EnvFactory(ABC):
+    """A simulator as it is written in a config: a frozen dataclass with this one method."""
+
+    @abstractmethod
+    def make(self, num_envs: int, seed: int) -> BatchedEnv:
+        """Build ``num_envs`` environments whose streams are the children of ``SeedSequence(seed)``."""
+
+
+def make_streams(seed: int, num_envs: int) -> list[np.random.Generator]:
+    """One PCG64 stream per environment, the children of ``SeedSequence(seed)``."""
+    return [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(num_envs)]
+
+
+def streams_state(streams: list[np.random.Generator]) -> list[dict[str, Any]]:
+    """State of each stream as Python scalars, loadable with ``weights_only=True``."""
+    return [dict(stream.bit_generator.state) for stream in streams]
+
+
+def load_streams(streams: list[np.random.Generator], state: list[dict[str, Any]]) -> None:
+    """Inverse of :func:`streams_state`, in place."""
+    for stream, saved in zip(streams, state, strict=True):
+        stream.bit_generator.state = saved
+
+
+def check_action(action: Array, spec: EnvSpec, num_envs: int) -> None:
+    """Raise ``EnvError`` unless ``action`` has the shape that ``spec`` asks for and is finite."""
+    shape = (num_envs,) if spec.num_actions is not None else (num_envs, spec.action_dim)
+    if action.shape != shape:
+        raise EnvError(f"{spec.name} takes actions of shape {shape}, but was given {action.shape}.")
+    if spec.num_actions is None and not np.isfinite(action).all():
+        bad = int(np.flatnonzero(~np.isfinite(action).all(axis=1))[0])
+        raise EnvError(f"{spec.name}: the action for environment {bad} is not finite: {action[bad]}.")

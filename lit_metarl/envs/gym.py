@@ -1,0 +1,404 @@
+"""Gymnasium: any registered id, or a user's own ``gymnasium.Env`` by class path.
+
+The environments are stepped one after the other; measured on two cores, Gymnasium's vector API is not faster.
+Gymnasium: Towers et al. 2024, https://arxiv.org/abs/2407.17032.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lit_metarl.envs.base import (
+    Array,
+    BatchedEnv,
+    EnvError,
+    EnvFactory,
+    EnvSpec,
+    StepResult,
+    check_action,
+    load_streams,
+    make_streams,
+    streams_state,
+)
+from lit_metarl.envs.rendering import choose_backend, fit_frame, picture_kwargs
+from lit_metarl.envs.suite import load_physics, mutable_parts, pack, packable, save_physics, shared, unpack
+
+# Set at construction and constant, or concerning pictures only.
+_STATELESS = {
+    "env", "spec", "mujoco_renderer", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs",
+    "_action_space", "_observation_space", "_metadata",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gymnasium(EnvFactory):
+    """A Gymnasium environment.
+
+    Args:
+        env: a registered id (``Pendulum-v1``, ``HalfCheetah-v5``) or the path of a class (``my_package.envs.MyEnv``).
+            A class may state its time limit, which it enforces itself, in an attribute ``max_episode_steps``.
+        kwargs: arguments of the environment.
+    """
+
+    env: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def make(self, num_envs: int, seed: int) -> GymEnv:
+        """Build the environments.
+
+        Raises:
+            ValueError: the id or class is unknown, or ``num_envs`` is not positive.
+            EnvError: a space that no algorithm here can use.
+        """
+        if num_envs < 1:
+            raise ValueError(f"num_envs ({num_envs}) must be at least 1.")
+        choose_backend()
+        return GymEnv(self.env, [self._build() for _ in range(num_envs)], seed)
+
+    def _build(self) -> Any:
+        import gymnasium
+        from gymnasium.envs.registration import load_env_creator
+
+        if "." not in self.env or ":" in self.env or self.env in gymnasium.registry:
+            try:
+                creator = load_env_creator(gymnasium.spec(self.env).entry_point)
+            except gymnasium.error.UnregisteredEnv as error:
+                close = difflib.get_close_matches(self.env, list(gymnasium.registry), n=5, cutoff=0.4)
+                hint = f"Did you mean {' or '.join(close)}?" if close else "A class is named by package.module.Class."
+                raise ValueError(f"Gymnasium knows no environment {self.env!r}. {hint}") from error
+            pictures = picture_kwargs(creator, self.kwargs)
+            return gymnasium.make(self.env, disable_env_checker=True, **pictures, **self.kwargs)
+        module, _, name = self.env.rpartition(".")
+        try:
+            cls = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"Cannot import the environment class {self.env!r}: {error}.") from error
+        if not (isinstance(cls, type) and issubclass(cls, gymnasium.Env)):
+            raise ValueError(f"{self.env} is not a subclass of gymnasium.Env, but {cls!r}.")
+        return cls(**picture_kwargs(cls, self.kwargs), **self.kwargs)
+
+
+class GymEnv(BatchedEnv):
+    """``E`` Gymnasium environments; build it with :class:`Gymnasium`.
+
+    A resumed run is bit-identical where everything that an environment keeps can be saved: MuJoCo physics, numbers,
+    arrays and random generators in its attributes and those of its wrappers. An environment that keeps anything else
+    can define ``state_dict() -> dict`` (numbers, strings, arrays, containers) and ``load_state_dict(dict)``. Otherwise
+    ``resumes_exactly`` is False, ``resume_note`` says why, and after ``load_state_dict`` every environment
+    ``needs_reset``: the run goes on with a new episode, seeded from the restored stream. State outside the object
+    (``random``, ``np.random.seed``, a server) cannot be seen and is not restored.
+
+    Attributes:
+        needs_reset: ``[E]`` bool, environments whose next call has to be ``reset``.
+        resume_note: why a resumed run is not exact; empty if it is. Attributes that appear only with the first
+            ``reset`` are judged then.
+    """
+
+    def __init__(self, name: str, envs: list[Any], seed: int) -> None:
+        self._envs = envs
+        self._streams = make_streams(seed, len(envs))
+        self._seeded = np.zeros(len(envs), dtype=bool)
+        self._elapsed = np.zeros(len(envs), dtype=np.int64)
+        self.num_envs = len(envs)
+        self.needs_reset = np.ones(len(envs), dtype=bool)
+        first = envs[0]
+        self._read_obs, obs_dim = _obs_reader(name, first.observation_space)
+        self._native_action, action_dim, num_actions = _action_writer(name, first.action_space)
+        limit = first.spec.max_episode_steps if first.spec is not None else None
+        own_limit = getattr(first.unwrapped, "max_episode_steps", None)
+        self.spec = EnvSpec(
+            name="gym/" + name.replace("/", "_"),
+            obs_dim=obs_dim,
+            action_dim=action_dim,
+            max_episode_steps=limit or (own_limit if type(own_limit) is int else None),
+            num_actions=num_actions,
+            frame_dt=_frame_dt(first),
+        )
+        self._obs = np.zeros((self.num_envs, obs_dim), dtype=np.float32)
+        self._judge_resume()
+
+    def reset(self, mask: Array | None = None) -> Array:
+        """See the base class. Raises ``EnvError`` if an environment returns something else than its space says."""
+        for i in range(self.num_envs) if mask is None else np.flatnonzero(mask):
+            # Gymnasium's protocol: one seed at the first reset, the environment's own generator afterwards.
+            seed = None if self._seeded[i] else int(self._streams[i].integers(2**31))
+            self._elapsed[i] = 0
+            result = self._guarded(i, "reset", seed=seed)
+            if not (isinstance(result, tuple) and len(result) == 2):
+                raise self._broken(i, f"reset returned {_shown(result)} instead of (observation, info)")
+            self._obs[i] = self._checked_obs(i, result[0])
+            self.needs_reset[i] = False
+        if not self._seeded.all():
+            self._seeded |= ~self.needs_reset
+            self._judge_resume()
+        return self._obs.copy()
+
+    def step(self, action: Array) -> StepResult:
+        """See the base class. Raises ``EnvError`` for an ended episode, a bad action and a broken environment."""
+        check_action(action, self.spec, self.num_envs)
+        if self.needs_reset.any():
+            ended = np.flatnonzero(self.needs_reset).tolist()
+            raise EnvError(f"{self.spec.name}: environments {ended} have no running episode; reset them first.")
+        native = self._native_action(action)
+        reward = np.zeros(self.num_envs)
+        ends = np.zeros((2, self.num_envs), dtype=bool)
+        for i in range(self.num_envs):
+            self._elapsed[i] += 1
+            result = self._guarded(i, "step", native[i])
+            if not (isinstance(result, tuple) and len(result) == 5):
+                expected = "(observation, reward, terminated, truncated, info)"
+                raise self._broken(i, f"step returned {_shown(result)} instead of {expected}")
+            self._obs[i] = self._checked_obs(i, result[0])
+            reward[i] = self._checked_reward(i, result[1])
+            for end, name, value in zip(ends, ("terminated", "truncated"), result[2:4], strict=True):
+                if not isinstance(value, bool | np.bool_):
+                    raise self._broken(i, f"{name} must be a bool, but is {_shown(value)}")
+                end[i] = value
+        terminated, truncated = ends
+        truncated &= ~terminated  # an episode that ends in its last step has ended: nothing follows it
+        self.needs_reset = terminated | truncated
+        return StepResult(self._obs.copy(), reward, terminated, truncated)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See the base class; without the environments' own state where it cannot be saved."""
+        self._judge_resume()
+        return {
+            "name": self.spec.name,
+            "streams": streams_state(self._streams),
+            "envs": [_env_state(env) for env in self._envs] if self.resumes_exactly else None,
+            "seeded": self._seeded.tolist(),
+            "elapsed": self._elapsed.tolist(),
+            "needs_reset": self.needs_reset.tolist(),
+            "obs": pack(self._obs),
+            "num_envs": self.num_envs,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`; where it is not exact, every environment ``needs_reset`` afterwards.
+
+        Raises:
+            EnvError: the state is of another environment or number of environments.
+        """
+        if state["name"] != self.spec.name or state["num_envs"] != self.num_envs:
+            raise EnvError(
+                f"The saved state is of {state['num_envs']} x {state['name']}, "
+                f"but this is {self.num_envs} x {self.spec.name}."
+            )
+        load_streams(self._streams, state["streams"])
+        exact = state["envs"] is not None
+        self._seeded[:] = state["seeded"] if exact else False
+        self._elapsed[:] = state["elapsed"] if exact else 0
+        self.needs_reset[:] = state["needs_reset"] if exact else True
+        self._obs[:] = unpack(state["obs"])
+        for env, saved in zip(self._envs, state["envs"] or [], strict=False):
+            _load_env(env, saved)
+
+    def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
+        """See the base class; a picture of another shape is scaled and padded. Raises ``EnvError`` without pictures."""
+        env = self._envs[index]
+        if env.render_mode != "rgb_array":
+            raise EnvError(f"{self.spec.name} draws no pictures: it has no render_mode 'rgb_array'.")
+        frame = env.render()
+        if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.dtype != np.uint8:
+            raise self._broken(index, f"render returned {_shown(frame)} instead of [height, width, 3] uint8")
+        return fit_frame(frame, width, height)
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()
+
+    def _judge_resume(self) -> None:
+        obstacle = next((obstacle for env in self._envs for obstacle in _obstacles(env)), None)
+        self.resumes_exactly = obstacle is None
+        self.resume_note = "" if obstacle is None else (
+            f"{self.spec.name} resumes at the next episode: {obstacle}. "
+            "To resume exactly, define state_dict() and load_state_dict(state) in the environment."
+        )  # fmt: skip
+
+    def _guarded(self, index: int, method: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return getattr(self._envs[index], method)(*args, **kwargs)
+        except Exception as error:
+            raise self._broken(index, f"{method} raised {type(error).__name__}: {error}") from error
+
+    def _broken(self, index: int, what: str) -> EnvError:
+        return EnvError(f"{self.spec.name}: environment {index}, step {self._elapsed[index]} of its episode: {what}.")
+
+    def _checked_obs(self, index: int, obs: Any) -> Array:
+        try:
+            return self._read_obs(obs)
+        except ValueError as error:
+            raise self._broken(index, str(error)) from error
+
+    def _checked_reward(self, index: int, reward: Any) -> float:
+        if isinstance(reward, bool | np.bool_) or np.ndim(reward) != 0 or np.asarray(reward).dtype.kind not in "fiu":
+            raise self._broken(index, f"the reward must be one number, but is {_shown(reward)}")
+        if not np.isfinite(reward):
+            raise self._broken(index, f"the reward must be finite, but is {reward}")
+        return float(reward)
+
+
+def _frame_dt(env: Any) -> float:
+    dt = getattr(env.unwrapped, "dt", None)
+    if isinstance(dt, int | float) and dt > 0:
+        return float(dt)
+    return 1.0 / (env.metadata.get("render_fps") or 50)
+
+
+def _obs_reader(name: str, space: Any) -> tuple[Any, int]:
+    """Function from a raw observation to ``[O]`` float32 (raises ``ValueError``), and O."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Discrete):
+        eye, start, n = np.eye(int(space.n), dtype=np.float32), int(space.start), int(space.n)
+
+        def one_hot(obs: Any) -> Array:
+            if np.ndim(obs) != 0 or np.asarray(obs).dtype.kind not in "iu" or not start <= obs < start + n:
+                raise ValueError(f"the observation must be an integer in [{start}, {start + n}), but is {_shown(obs)}")
+            return eye[int(obs) - start]
+
+        return one_hot, n
+    image = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) > 1
+    if not isinstance(space, spaces.Box) or image or space.dtype.kind not in "fiu" or 0 in space.shape:
+        remedy = "encode the image as a vector" if image else "wrap it (gymnasium.wrappers.FlattenObservation)"
+        raise EnvError(f"{name}: observation space {space} is not supported, only Box vectors and Discrete; {remedy}.")
+    shape, kinds = space.shape, "f" if space.dtype.kind == "f" else "iu"
+    wanted = f"an array of shape {shape} and type {space.dtype}"
+
+    def flat(obs: Any) -> Array:
+        array = np.asarray(obs)  # a ragged list raises ValueError itself
+        if array.shape != shape or array.dtype.kind not in kinds:
+            raise ValueError(f"the observation must be {wanted}, but is {_shown(obs)}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"the observation must be finite, but is {array}")
+        return array.ravel()
+
+    return flat, int(np.prod(shape, dtype=int))
+
+
+def _action_writer(name: str, space: Any) -> tuple[Any, int, int | None]:
+    """Function from a batch of actions to native ones, A, and the number of discrete actions (None if continuous)."""
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Discrete):
+        start, n = int(space.start), int(space.n)
+
+        def integers(action: Array) -> list[int]:
+            if action.dtype.kind not in "iu" or action.min() < 0 or action.max() >= n:
+                raise EnvError(f"{name} takes integers in [0, {n}), but was given {action} ({action.dtype}).")
+            return [start + int(a) for a in action]
+
+        return integers, 1, n
+    if not isinstance(space, spaces.Box) or space.dtype.kind != "f" or 0 in space.shape:
+        raise EnvError(
+            f"{name}: action space {space} is not supported, only Box of floats and Discrete; write a "
+            "gymnasium.ActionWrapper that maps one of these to it and give its class path."
+        )
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise EnvError(
+            f"{name}: action space {space} has no finite bounds to map [-1, 1] to; give the Box finite low < high "
+            "(gymnasium.wrappers.RescaleAction or an own ActionWrapper)."
+        )
+    middle, half = (high + low) / 2, (high - low) / 2
+
+    def affine(action: Array) -> Array:
+        return (middle + half * action.reshape(-1, *space.shape)).astype(space.dtype)
+
+    return affine, int(np.prod(space.shape, dtype=int)), None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape} and type {value.dtype}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"
+
+
+def _layers(env: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Every wrapper and the environment itself, outermost first, each with the attributes that may be state."""
+    while True:
+        base = env.unwrapped
+        skipped = _STATELESS | ({"model", "data"} if _has_physics(env) else set())
+        drawing = ("pygame",)  # surfaces and clocks of the pictures
+        attributes = {
+            name: value
+            for name, value in vars(env).items()
+            if name not in skipped and type(value).__module__.partition(".")[0] not in drawing
+        }
+        yield env, attributes
+        if env is base:
+            return
+        env = env.env
+
+
+def _has_physics(env: Any) -> bool:
+    mujoco = sys.modules.get("mujoco")
+    return mujoco is not None and isinstance(getattr(env, "data", None), mujoco.MjData)
+
+
+def _own_state(env: Any) -> bool:
+    return callable(getattr(env, "state_dict", None)) and callable(getattr(env, "load_state_dict", None))
+
+
+def _obstacles(env: Any) -> Iterator[str]:
+    """Why the state of ``env`` cannot be saved and restored; nothing if it can."""
+    parts: list[tuple[str, Any]] = []
+    for layer, attributes in _layers(env):
+        if layer is env.unwrapped and _own_state(layer):
+            continue
+        label = type(layer).__name__
+        if any(base.__dict__.get("__slots__") for base in type(layer).__mro__):
+            yield f"{label} has __slots__"
+        for name, value in attributes.items():
+            if not (packable(value) or _is_space(value)):
+                yield f"{label}.{name} is of type {type(value).__name__}, which cannot be saved"
+            parts += [(f"{label}.{name}", part) for part in mutable_parts(value)]
+    yield from shared(parts)
+
+
+def _is_space(value: Any) -> bool:
+    from gymnasium import Space
+
+    return isinstance(value, Space)
+
+
+def _env_state(env: Any) -> list[dict[str, Any]]:
+    """State of every layer of one environment, see :func:`_layers`."""
+    return [_layer_state(layer, attributes, layer is env.unwrapped) for layer, attributes in _layers(env)]
+
+
+def _layer_state(layer: Any, attributes: dict[str, Any], innermost: bool) -> dict[str, Any]:
+    spaces = {name: value._np_random for name, value in attributes.items() if _is_space(value)}
+    state = {"spaces": pack({name: rng for name, rng in spaces.items() if rng is not None})}
+    values = {name: value for name, value in attributes.items() if packable(value)}
+    if innermost and _own_state(layer):  # it answers for everything but Gymnasium's generator
+        generator = {name: value for name, value in values.items() if name == "_np_random"}
+        return state | {"values": pack(generator), "own": pack(layer.state_dict())}
+    if innermost and _has_physics(layer):
+        state["physics"] = save_physics(layer.model, layer.data)
+    return state | {"values": pack(values)}
+
+
+def _load_env(env: Any, saved: list[dict[str, Any]]) -> None:
+    """Inverse of :func:`_env_state`, in place."""
+    for (layer, attributes), state in zip(_layers(env), saved, strict=True):
+        for name, generator in unpack(state["spaces"]).items():
+            attributes[name]._np_random = generator
+        values = unpack(state["values"])
+        if "physics" in state:
+            load_physics(layer.model, layer.data, state["physics"])
+        if "own" not in state:
+            for name in [name for name, value in attributes.items() if packable(value) and name not in values]:
+                delattr(layer, name)  # it appeared after the saved moment
+        for name, value in values.items():
+            setattr(layer, name, value)
+        if "own" in state:
+            layer.load_state_dict(unpack(state["own"]))

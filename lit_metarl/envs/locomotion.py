@@ -1,0 +1,465 @@
+"""Gymnasium's MuJoCo robots, vectorised: observation and reward as terms over the environment axis ``E``.
+
+Models, observations, rewards, reset noise and terminations are those of Gymnasium's ``-v5`` environments (to the last
+bit of the physics); :data:`ROBOTS` is the table of their differences.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+
+from .base import (
+    Array,
+    BatchedEnv,
+    EnvError,
+    EnvFactory,
+    EnvSpec,
+    StepResult,
+    Tasks,
+    check_action,
+    load_streams,
+    make_streams,
+    streams_state,
+)
+from .mujoco_batch import BatchSimulation, SimulationError, settable_model_fields
+
+Term = Callable[[BatchSimulation], Array]
+"""A quantity of every simulation, ``[E]`` or ``[E, k]``."""
+
+
+def joint_state(sim: BatchSimulation, skip: int = 0) -> Array:
+    """Joint positions after the first ``skip``, then all velocities; ``[E, nq - skip + nv]``."""
+    return sim.motion[:, skip:]
+
+
+def joint_positions(sim: BatchSimulation, skip: int = 0) -> Array:
+    """Joint positions after the first ``skip``, m and rad; ``[E, nq - skip]``."""
+    return sim.field("qpos")[:, skip:]
+
+
+def clipped_joint_velocities(sim: BatchSimulation, limit: float) -> Array:
+    """Joint velocities clipped to ``±limit``, m/s and rad/s; ``[E, nv]``."""
+    return np.clip(sim.field("qvel"), -limit, limit)
+
+
+def body_inertias(sim: BatchSimulation) -> Array:
+    """Inertia and mass of each body but the world, about the centre of mass; ``[E, 10 (nbody - 1)]``."""
+    return sim.field("cinert")[:, 1:].reshape(sim.num_sims, -1)
+
+
+def body_velocities(sim: BatchSimulation) -> Array:
+    """Angular and linear velocity of each body but the world, about the centre of mass; ``[E, 6 (nbody - 1)]``."""
+    return sim.field("cvel")[:, 1:].reshape(sim.num_sims, -1)
+
+
+def actuator_forces(sim: BatchSimulation, skip: int = 6) -> Array:
+    """Generalised actuator forces after the free joint's ``skip``, N m; ``[E, nv - skip]``."""
+    return sim.field("qfrc_actuator")[:, skip:]
+
+
+def contact_forces(sim: BatchSimulation, limit: float = np.inf) -> Array:
+    """Contact torques and forces on each body but the world, clipped to ``±limit``; ``[E, 6 (nbody - 1)]``."""
+    assert sim.contact_forces is not None
+    forces = sim.contact_forces[:, 1:].reshape(sim.num_sims, -1)
+    return forces if np.isinf(limit) else np.clip(forces, -limit, limit)
+
+
+def contact_cost(sim: BatchSimulation, weight: float, limit: float = np.inf, ceiling: float = np.inf) -> Array:
+    """``min(weight · Σ clip(f, ±limit)², ceiling)`` over all contact torques and forces f; ``[E]``."""
+    forces = contact_forces(sim, limit)
+    return np.minimum(weight * np.vecdot(forces, forces), ceiling)
+
+
+def root_position(sim: BatchSimulation) -> Array:
+    """First joint coordinate, the x of planar robots, m; ``[E]``."""
+    return sim.field("qpos")[:, 0]
+
+
+def body_position(sim: BatchSimulation, body: int) -> Array:
+    """x of a body's frame, m; ``[E]``."""
+    return sim.field("xpos")[:, body, 0]
+
+
+def mass_center(sim: BatchSimulation) -> Array:
+    """x of the centre of mass, ``Σ m_b x_b / Σ m_b`` over bodies b, m; ``[E]``."""
+    mass = sim.model_field("body_mass")
+    return np.vecdot(sim.field("xipos")[:, :, 0], mass) / mass.sum(axis=-1)
+
+
+def inside(sim: BatchSimulation, low: float, high: float, index: int, closed: bool = False) -> Array:
+    """Whether joint position ``index`` lies in (low, high), or in [low, high] if ``closed``; ``[E]`` bool."""
+    value = sim.motion[:, index]
+    return (low <= value) & (value <= high) if closed else (low < value) & (value < high)
+
+
+def all_inside(sim: BatchSimulation, low: float, high: float, skip: int) -> Array:
+    """Whether all of :func:`joint_state` after ``skip`` lies in (low, high); ``[E]`` bool."""
+    values = sim.motion[:, skip:]
+    return np.all((low < values) & (values < high), axis=1, keepdims=True)[:, 0]
+
+
+@dataclass(frozen=True)
+class Robot:
+    """How one robot observes, is paid, fails and starts.
+
+    reward = forward_weight · direction · Δposition/Δt + healthy_reward · healthy − control_weight · ‖ctrl‖²
+    − contact_cost
+
+    Attributes:
+        model_file: MJCF file, relative to Gymnasium's assets or absolute.
+        frame_skip: physics steps per agent step.
+        observation: terms concatenated to the observation.
+        reset_noise: half-width of the uniform noise on the initial joint positions (and velocities), m and rad.
+        position: the coordinate whose mean velocity over a step is paid; None if motion is not.
+        healthy: conditions that all have to hold or the episode terminates; empty if it never does.
+        contact_cost: cost of contact forces; a robot with one has its contact forces computed.
+        normal_velocity_noise: initial velocities are ``reset_noise · N(0, 1)`` rather than uniform.
+    """
+
+    model_file: str
+    frame_skip: int
+    observation: tuple[Term, ...]
+    reset_noise: float
+    position: Term | None = root_position
+    healthy: tuple[Term, ...] = ()
+    forward_weight: float = 1.0
+    healthy_reward: float = 0.0
+    control_weight: float = 0.0
+    contact_cost: Term | None = None
+    normal_velocity_noise: bool = False
+
+
+ROBOTS: Mapping[str, Robot] = MappingProxyType(
+    {
+        "half_cheetah": Robot(
+            model_file="half_cheetah.xml",
+            frame_skip=5,
+            observation=(partial(joint_state, skip=1),),
+            reset_noise=0.1,
+            control_weight=0.1,
+            normal_velocity_noise=True,
+        ),
+        "ant": Robot(
+            model_file="ant.xml",
+            frame_skip=5,
+            observation=(partial(joint_state, skip=2), partial(contact_forces, limit=1.0)),
+            reset_noise=0.1,
+            position=partial(body_position, body=1),
+            healthy=(partial(inside, low=0.2, high=1.0, index=2, closed=True),),
+            healthy_reward=1.0,
+            control_weight=0.5,
+            contact_cost=partial(contact_cost, weight=5e-4, limit=1.0),
+            normal_velocity_noise=True,
+        ),
+        "walker2d": Robot(
+            model_file="walker2d_v5.xml",
+            frame_skip=4,
+            observation=(partial(joint_positions, skip=1), partial(clipped_joint_velocities, limit=10.0)),
+            reset_noise=5e-3,
+            healthy=(partial(inside, low=0.8, high=2.0, index=1), partial(inside, low=-1.0, high=1.0, index=2)),
+            healthy_reward=1.0,
+            control_weight=1e-3,
+        ),
+        "hopper": Robot(
+            model_file="hopper.xml",
+            frame_skip=4,
+            observation=(partial(joint_positions, skip=1), partial(clipped_joint_velocities, limit=10.0)),
+            reset_noise=5e-3,
+            healthy=(
+                partial(all_inside, low=-100.0, high=100.0, skip=2),
+                partial(inside, low=0.7, high=np.inf, index=1),
+                partial(inside, low=-0.2, high=0.2, index=2),
+            ),
+            healthy_reward=1.0,
+            control_weight=1e-3,
+        ),
+        "humanoid": Robot(
+            model_file="humanoid.xml",
+            frame_skip=5,
+            observation=(
+                partial(joint_state, skip=2),
+                body_inertias,
+                body_velocities,
+                actuator_forces,
+                contact_forces,
+            ),
+            reset_noise=1e-2,
+            position=mass_center,
+            healthy=(partial(inside, low=1.0, high=2.0, index=2),),
+            forward_weight=1.25,
+            healthy_reward=5.0,
+            control_weight=0.1,
+            contact_cost=partial(contact_cost, weight=5e-7, ceiling=10.0),
+        ),
+        "swimmer": Robot(
+            model_file="swimmer.xml",
+            frame_skip=4,
+            observation=(partial(joint_state, skip=2),),
+            reset_noise=0.1,
+            control_weight=1e-4,
+        ),
+        "inverted_pendulum": Robot(
+            model_file="inverted_pendulum.xml",
+            frame_skip=2,
+            observation=(joint_state,),
+            reset_noise=0.01,
+            position=None,
+            healthy=(partial(inside, low=-0.2, high=0.2, index=1, closed=True),),
+            healthy_reward=1.0,
+        ),
+    }
+)
+
+
+class Locomotion(BatchedEnv):
+    """``E`` copies of one robot.
+
+    An action a in [-1, 1]^A becomes the native ``mid + half · a`` with the middle and half-width of the model's
+    ``ctrlrange``; as in Gymnasium it is not clipped, and the control cost is on the native action.
+
+    Tasks, in force from the next reset of an environment; parameters that are not named keep their values:
+        ``direction`` ``[E]``: factor of the forward velocity in the reward, 1 by default.
+        ``model.<field>`` ``[E, ...]``: a float field of the model per environment, such as ``model.body_mass``
+        ``[E, nbody]`` (kg); constants that MuJoCo derives from it follow. The action bounds stay those of the model.
+    """
+
+    def __init__(
+        self, name: str, robot: Robot, num_envs: int, seed: int, max_episode_steps: int = 1000, threads: int = 0
+    ) -> None:
+        model = mujoco.MjModel.from_xml_path(str(_assets() / robot.model_file))
+        self.robot = robot
+        self.num_envs = num_envs
+        self._sim = BatchSimulation(model, num_envs, threads, contact_forces=robot.contact_cost is not None)
+        low, high = model.actuator_ctrlrange.T
+        self._mid, self._half = (low + high) / 2, (high - low) / 2
+        self._ctrl = self._sim.field("ctrl")
+        self._obs = self._observe()
+        # Before the first reset: derived fields have to be bound to be filled by it.
+        self._position = self._measure_position()
+        self.spec = EnvSpec(
+            name=f"mujoco/{name}",
+            obs_dim=self._obs.shape[1],
+            action_dim=model.nu,
+            max_episode_steps=max_episode_steps,
+            frame_dt=model.opt.timestep * robot.frame_skip,
+        )
+        self._max_steps = max_episode_steps
+        self._velocity_weight = robot.forward_weight / self.spec.frame_dt
+        self._steps = np.full(num_envs, -1)  # -1: never reset
+        self._streams = make_streams(seed, num_envs)
+        self._tasks: dict[str, Array] = {} if robot.position is None else {"direction": np.ones(num_envs)}
+        self._next_tasks = {key: value.copy() for key, value in self._tasks.items()}
+        self._task_changed = np.zeros(num_envs, dtype=bool)
+
+    def reset(self, mask: Array | None = None) -> Array:
+        """Start a new episode where ``mask`` ``[E]`` is True (everywhere if None); returns observations ``[E, O]``."""
+        selected = np.ones(self.num_envs, dtype=bool) if mask is None else np.asarray(mask)
+        if selected.shape != (self.num_envs,) or selected.dtype != bool:
+            raise EnvError(
+                f"{self.spec.name}: a reset mask is bool [{self.num_envs}], got {selected.dtype} {selected.shape}."
+            )
+        ids = np.flatnonzero(selected)
+        if ids.size:
+            self._begin_tasks(np.flatnonzero(selected & self._task_changed))
+            self._sim.reset(*self._initial_state(ids), ids)
+            self._steps[ids] = 0
+            self._position[ids] = self._measure_position()[ids]
+            self._obs[ids] = self._observe()[ids]
+        return self._obs.copy()
+
+    def step(self, action: Array) -> StepResult:
+        """Advance every environment by one agent step; ``action`` is ``[E, A]`` in [-1, 1]."""
+        action = np.asarray(action, dtype=np.float64)
+        check_action(action, self.spec, self.num_envs)
+        native = self._mid + self._half * action
+        self._ctrl[...] = native
+        self._advance()
+        obs = self._observe()
+        self._check_finite(obs)
+        self._obs[...] = obs
+        healthy = self._healthy()
+        return StepResult(obs, self._reward(native, healthy), ~healthy, self._steps >= self._max_steps)
+
+    def set_tasks(self, tasks: Tasks) -> None:
+        """Give every environment its own task (see the class); ``EnvError`` on an unknown or ill-shaped parameter."""
+        checked = {}
+        for key, value in tasks.items():
+            default = self._default_task(key)
+            rows = np.asarray(value, dtype=np.float64)
+            if rows.shape != default.shape or not np.isfinite(rows).all():
+                raise EnvError(
+                    f"{self.spec.name}: task {key!r} has to be finite and of shape {default.shape}, got {rows.shape}."
+                )
+            checked[key] = (rows.copy(), default)
+        for key, (rows, default) in checked.items():
+            self._tasks.setdefault(key, default)
+            self._next_tasks[key] = rows
+        self._task_changed |= bool(checked)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Physics, streams, tasks, episode steps and what the next step needs of the last one."""
+        return {
+            "physics": self._sim.state(),
+            "obs": torch.from_numpy(self._obs.copy()),
+            "position": torch.from_numpy(self._position.copy()),
+            "steps": torch.from_numpy(self._steps.copy()),
+            "streams": streams_state(self._streams),
+            "tasks": {key: torch.from_numpy(value.copy()) for key, value in self._tasks.items()},
+            "next_tasks": {key: torch.from_numpy(value.copy()) for key, value in self._next_tasks.items()},
+            "task_changed": torch.from_numpy(self._task_changed.copy()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`; the next steps are bit-identical."""
+        self._sim.load_state(state["physics"])
+        # A parameter that only this environment has goes back to its default.
+        for key in {*self._tasks, *state["tasks"]}:
+            default = self._default_task(key)
+            for name, table in (("tasks", self._tasks), ("next_tasks", self._next_tasks)):
+                table[key] = state[name][key].numpy().copy() if key in state[name] else default.copy()
+        self._sim.set_model_fields(_model_fields(self._tasks))
+        self._task_changed[...] = state["task_changed"].numpy()
+        self._obs[...] = state["obs"].numpy()
+        self._position[...] = state["position"].numpy()
+        self._steps[...] = state["steps"].numpy()
+        load_streams(self._streams, state["streams"])
+
+    def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
+        """Picture of one environment, ``[height, width, 3]`` uint8."""
+        return self._sim.render(index, width, height)
+
+    def close(self) -> None:
+        """Release the renderer."""
+        self._sim.close()
+
+    def _initial_state(self, ids: Array) -> tuple[Array, Array]:
+        """``qpos`` ``[n, nq]`` and ``qvel`` ``[n, nv]``: the model's with noise, drawn in the order of Gymnasium."""
+        model, noise = self._sim.model, self.robot.reset_noise
+        qpos, qvel = np.empty((ids.size, model.nq)), np.empty((ids.size, model.nv))
+        for row, i in enumerate(ids.tolist()):
+            stream = self._streams[i]
+            qpos[row] = model.qpos0 + stream.uniform(-noise, noise, model.nq)
+            if self.robot.normal_velocity_noise:
+                qvel[row] = noise * stream.standard_normal(model.nv)
+            else:
+                qvel[row] = stream.uniform(-noise, noise, model.nv)
+        return qpos, qvel
+
+    def _advance(self) -> None:
+        """One agent step of the physics; raises ``EnvError`` with the environment and its step if it fails."""
+        if self._steps.min() < 0:
+            raise EnvError(f"{self.spec.name}: reset environment {int(self._steps.argmin())} before its first step.")
+        self._steps += 1
+        try:
+            self._sim.step(self.robot.frame_skip)
+        except SimulationError as error:
+            index = int(error.ids[0])
+            raise EnvError(
+                f"{self.spec.name}: environment {index} failed at its step {self._steps[index]}: {error}"
+            ) from error
+
+    def _check_finite(self, obs: Array) -> None:
+        bad = self._sim.diverged()
+        if not bad.size and not np.isfinite(obs).all():
+            bad = np.flatnonzero(~np.isfinite(obs).all(axis=1))
+        if bad.size:
+            index = int(bad[0])
+            raise EnvError(
+                f"{self.spec.name}: the simulation of environment {index} diverged at its step {self._steps[index]} "
+                f"({bad.size} of {self.num_envs} did); its state is lost until it is reset."
+            )
+
+    def _observe(self) -> Array:
+        return np.concatenate([term(self._sim) for term in self.robot.observation], axis=1)
+
+    def _measure_position(self) -> Array:
+        """Paid coordinate of every environment, a copy ``[E]``."""
+        return np.zeros(self.num_envs) if self.robot.position is None else self.robot.position(self._sim).copy()
+
+    def _healthy(self) -> Array:
+        """``[E]`` bool: all conditions hold."""
+        healthy = np.ones(self.num_envs, dtype=bool)
+        for condition in self.robot.healthy:
+            healthy &= condition(self._sim)
+        return healthy
+
+    def _reward(self, native: Array, healthy: Array) -> Array:
+        """Reward ``[E]`` (formula in :class:`Robot`) of the step that ends now; ``native`` is ``[E, A]``."""
+        robot = self.robot
+        reward = robot.healthy_reward * healthy - robot.control_weight * np.vecdot(native, native)
+        if robot.position is not None:
+            position = robot.position(self._sim)
+            reward += self._velocity_weight * self._tasks["direction"] * (position - self._position)
+            self._position[...] = position
+        if robot.contact_cost is not None:
+            reward -= robot.contact_cost(self._sim)
+        return reward
+
+    def _default_task(self, key: str) -> Array:
+        """Value of a task parameter in every environment if nobody sets it, ``[E, ...]``; ``EnvError`` if unknown."""
+        if key == "direction" and self.robot.position is not None:
+            return np.ones(self.num_envs)
+        model, field = self._sim.model, key.removeprefix("model.")
+        if field == key or field not in settable_model_fields(model):
+            known = [] if self.robot.position is None else ["direction"]
+            known += [f"model.{name}" for name in settable_model_fields(model)]
+            raise EnvError(f"{self.spec.name} has no task parameter {key!r}; known: {', '.join(known)}.")
+        value = np.asarray(getattr(model.opt if field.startswith("opt.") else model, field.removeprefix("opt.")))
+        return np.broadcast_to(value, (self.num_envs, *value.shape)).astype(np.float64)
+
+    def _begin_tasks(self, ids: Array) -> None:
+        """Put the next tasks in force in environments ``ids`` ``[n]``."""
+        if not ids.size:
+            return
+        for key, value in self._tasks.items():
+            value[ids] = self._next_tasks[key][ids]
+        self._sim.set_model_fields({key: rows[ids] for key, rows in _model_fields(self._tasks).items()}, ids)
+        self._task_changed[ids] = False
+
+
+@dataclass(frozen=True)
+class MuJoCo(EnvFactory):
+    """A robot of :data:`ROBOTS`, as it is written in a config.
+
+    Args:
+        robot: half_cheetah, ant, walker2d, hopper, humanoid, swimmer or inverted_pendulum.
+        max_episode_steps: agent steps after which an episode is truncated.
+        threads: threads of the simulator, 0 for all CPUs; never more than environments.
+    """
+
+    robot: str
+    max_episode_steps: int = 1000
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.robot not in ROBOTS:
+            raise ValueError(f"unknown robot {self.robot!r}; known: {', '.join(ROBOTS)}.")
+        if self.max_episode_steps < 1 or self.threads < 0:
+            raise ValueError(f"max_episode_steps must be positive and threads not negative: {self}.")
+
+    def make(self, num_envs: int, seed: int) -> BatchedEnv:
+        """Build ``num_envs`` environments whose streams are the children of ``SeedSequence(seed)``."""
+        return Locomotion(self.robot, ROBOTS[self.robot], num_envs, seed, self.max_episode_steps, self.threads)
+
+
+def _assets() -> Path:
+    """Folder of Gymnasium's model files, found without importing Gymnasium."""
+    spec = importlib.util.find_spec("gymnasium")
+    if spec is None or not spec.submodule_search_locations:
+        raise EnvError("Gymnasium's model files are missing: install gymnasium[mujoco].")
+    return Path(spec.submodule_search_locations[0]) / "envs" / "mujoco" / "assets"
+
+
+def _model_fields(tasks: Tasks) -> dict[str, Array]:
+    """The task parameters that are model fields, by the field's name."""
+    return {key.removeprefix("model."): value for key, value in tasks.items() if key.startswith("model.")}

@@ -1,0 +1,263 @@
+"""Simulations of one MuJoCo model on a C++ thread pool: state, model fields, derived fields and pictures.
+
+A thin layer over ``mujoco.batch.Batch`` (MuJoCo 3.17), which is bit-identical to a loop over ``mj_step`` at any number
+of threads. Axes: ``E`` simulations, ``n`` selected simulations.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+from mujoco.batch import DATA_FIELDS, MODEL_FIELDS, Batch, SimulationError
+
+from .base import Array, EnvError
+
+GL_BACKENDS = ("egl", "osmesa", "glfw")
+
+
+class BatchSimulation:
+    """``E`` simulations of one model stepped together.
+
+    Fields are live arrays ``[E, ...]``: state fields (``qpos``, ``qvel``, ``ctrl``) may be written; derived ones
+    (``xpos``, ``cvel``) are read-only and, after :meth:`step`, describe the last evaluation of the dynamics *inside*
+    the step, as ``mj_step`` leaves them and as Gymnasium's ``-v5`` environments read them.
+
+    Args:
+        model: the compiled model; each simulation may change its float fields (:meth:`set_model_fields`).
+        num_sims: E.
+        threads: threads of the pool, 0 for all CPUs of this process; never more than E.
+        contact_forces: keep :attr:`contact_forces` current, which ``mj_step`` does not do. Costs about 6 µs per
+            simulation in contact and one ``MjData`` (some 0.5 MB) per simulation.
+
+    Attributes:
+        contact_forces: ``cfrc_ext`` ``[E, nbody, 6]``: torque (N m) and force (N) of the contacts on each body, about
+            the centre of mass of its tree. Zero after a reset. None unless asked for.
+    """
+
+    def __init__(self, model: Any, num_sims: int, threads: int = 0, contact_forces: bool = False) -> None:
+        if num_sims < 1 or threads < 0:
+            raise ValueError(f"num_sims must be positive and threads not negative, got {num_sims} and {threads}.")
+        self.model = model
+        self.num_sims = num_sims
+        self.threads = min(threads or _available_cpus(), num_sims)
+        # The contacts of a step survive it only where every simulation has its own MjData.
+        self._batch = Batch(model, num_sims, self.threads, persistent=contact_forces)
+        self._fields: dict[str, Array] = {}
+        self._model_fields: dict[str, Array] = {}
+        first = mujoco.mjtWarning.mjWARN_BADQPOS.value
+        self._warnings = self._batch.warning[:, first : mujoco.mjtWarning.mjWARN_BADCTRL.value + 1, 1]
+        self.motion = self._motion_view()
+        self.contact_forces: Array | None = None
+        if contact_forces:
+            self.contact_forces = np.zeros((num_sims, model.nbody, 6))
+            self._data = mujoco.MjData(model)
+            self.field("ncon")
+        self._renderer: _Renderer | None = None
+
+    def _motion_view(self) -> Array:
+        """``qpos`` and ``qvel`` as one live view ``[E, nq + nv]``: they are neighbours in MuJoCo's state vector."""
+        start = mujoco.mj_stateSize(self.model, mujoco.mjtState.mjSTATE_TIME.value)
+        return self._batch.state[:, start : start + self.model.nq + self.model.nv]
+
+    def field(self, name: str) -> Array:
+        """Live array ``[E, ...]`` of an ``MjData`` field; a derived one is zero until the next reset or step."""
+        found = self._fields.get(name)
+        if found is None:
+            if name not in DATA_FIELDS:
+                raise EnvError(f"{name!r} is not a field of MjData that a batch can show.")
+            found = self._fields[name] = self._batch.bind(name)
+        return found
+
+    def model_field(self, name: str) -> Array:
+        """Values in force of a model field: ``[E, ...]`` if simulations may differ, else the model's ``[...]``."""
+        if name in self._model_fields:
+            return self._model_fields[name]
+        owner, _, attribute = name.rpartition(".")
+        return np.asarray(getattr(self.model.opt if owner else self.model, attribute))
+
+    def set_model_fields(self, fields: Mapping[str, Array], ids: Array | None = None) -> None:
+        """Give simulations ``ids`` ``[n]`` (sorted; all if None) their own values, rows ``[n, ...]`` per field.
+
+        The constants that MuJoCo derives from them (``mj_setConst``) follow. A field that was never named here keeps
+        the value of the model. Names are those of :func:`settable_model_fields`.
+        """
+        for name, rows in fields.items():
+            if name not in self._model_fields:
+                if name not in settable_model_fields(self.model):
+                    raise EnvError(f"{name!r} is not a model field that simulations may differ in.")
+                self._model_fields[name] = self._batch.expand(name)
+            self._model_fields[name][slice(None) if ids is None else ids] = rows
+        if fields:
+            self._batch.set_const(ids)
+
+    def step(self, frame_skip: int) -> None:
+        """Advance every simulation by ``frame_skip`` physics steps under its ``ctrl``.
+
+        Raises ``mujoco.batch.SimulationError`` where MuJoCo itself reports an error; ask :meth:`diverged` for states
+        that MuJoCo found bad and replaced by its defaults.
+        """
+        self._batch.step(nstep=frame_skip)
+        if self.contact_forces is not None:
+            self._update_contact_forces(self.contact_forces)
+
+    def _update_contact_forces(self, forces: Array) -> None:
+        """``mj_rnePostConstraint`` on the data of each simulation with contacts; without them the forces are zero."""
+        forces[...] = 0.0
+        # Equality constraints also enter cfrc_ext, so with them no simulation may be skipped.
+        active = range(self.num_sims) if self.model.neq else np.flatnonzero(self._fields["ncon"]).tolist()
+        for i in active:
+            self._batch.get_data(i, self._data)
+            # The model enters by its tree only, which simulations share.
+            mujoco.mj_rnePostConstraint(self.model, self._data)
+            forces[i] = self._data.cfrc_ext
+
+    def reset(self, qpos: Array, qvel: Array, ids: Array | None = None) -> None:
+        """Start simulations ``ids`` ``[n]`` (sorted; all if None) anew at ``qpos`` ``[n, nq]``, ``qvel`` ``[n, nv]``.
+
+        Controls, warm starts, time and warnings go back to their defaults and the derived fields become current, as
+        ``mj_resetData`` followed by ``mj_forward``.
+        """
+        rows = slice(None) if ids is None else ids
+        self._batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+        self._batch.warning[rows] = 0
+        self.field("qpos")[rows] = qpos
+        self.field("qvel")[rows] = qvel
+        self._batch.forward(ids)
+        if self.contact_forces is not None:
+            self.contact_forces[rows] = 0.0
+
+    def diverged(self) -> Array:
+        """Simulations with a bad state: MuJoCo warned since their reset, or ``qpos`` or ``qvel`` is not finite."""
+        # One any() and one all() in the common case: this runs at every step.
+        if not self._warnings.any() and np.isfinite(self.motion).all():
+            return _NONE
+        return np.flatnonzero(self._warnings.any(axis=1) | ~np.isfinite(self.motion).all(axis=1))
+
+    def state(self) -> torch.Tensor:
+        """Full physics state ``[E, nstate]`` (``mjSTATE_INTEGRATION``, warm starts and controls included), a copy."""
+        return torch.from_numpy(self._batch.state.copy())
+
+    def load_state(self, state: torch.Tensor) -> None:
+        """Inverse of :meth:`state`: the next step is bit-identical; derived fields stay stale until then."""
+        if tuple(state.shape) != self._batch.state.shape:
+            raise EnvError(
+                f"The saved physics state has shape {tuple(state.shape)}, this simulator {self._batch.state.shape}: "
+                "it was saved with another number of environments, another model or another MuJoCo."
+            )
+        self._batch.state[...] = state.numpy()
+        self._batch.warning[...] = 0
+
+    def render(self, index: int, width: int, height: int) -> Array:
+        """Picture ``[height, width, 3]`` uint8 of simulation ``index`` by the camera ``track`` if the model has one."""
+        if not 0 <= index < self.num_sims:
+            raise EnvError(f"There is no environment {index} to render, only 0 to {self.num_sims - 1}.")
+        model = self._batch.get_model(index)
+        data = self._batch.get_data(index)
+        mujoco.mj_forward(model, data)
+        if self._renderer is None or self._renderer.size != (width, height):
+            self.close()
+            self._renderer = _Renderer(model, width, height)
+        return self._renderer.draw(model, data)
+
+    def close(self) -> None:
+        """Release the renderer; the simulations stay usable."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+
+_NONE: Array = np.zeros(0, dtype=np.int64)
+
+
+class _Renderer:
+    """Off-screen OpenGL renderer on the first backend that works, whatever ``MUJOCO_GL`` was at import."""
+
+    def __init__(self, model: Any, width: int, height: int) -> None:
+        self.size = (width, height)
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
+        model.vis.global_.offheight = max(model.vis.global_.offheight, height)
+        self._gl = _gl_context(width, height)
+        # EGL shuts itself down at exit; contexts freed later fail noisily. Exit handlers run last in, first out.
+        atexit.register(self.close)
+        self._gl.make_current()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+        self._scene = mujoco.MjvScene(model, maxgeom=10_000)
+
+    def draw(self, model: Any, data: Any) -> Array:
+        """Draw ``data`` (after ``mj_forward``) as ``[height, width, 3]`` uint8."""
+        width, height = self.size
+        self._gl.make_current()
+        camera = mujoco.MjvCamera()
+        mujoco.mjv_defaultFreeCamera(model, camera)
+        track = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA.value, "track")
+        if track >= 0:
+            camera.type, camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, track
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(model, data, mujoco.MjvOption(), None, camera, everything, self._scene)
+        viewport = mujoco.MjrRect(0, 0, width, height)
+        mujoco.mjr_render(viewport, self._scene, self._context)
+        picture = np.empty((height, width, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(picture, None, viewport, self._context)
+        return np.flipud(picture).copy()
+
+    def close(self) -> None:
+        """Free the OpenGL objects."""
+        atexit.unregister(self.close)
+        self._gl.make_current()
+        self._context.free()
+        self._gl.free()
+
+
+def settable_model_fields(model: Any) -> list[str]:
+    """Model fields that simulations may differ in: the float ones that the model has and MuJoCo does not derive.
+
+    Integers are the model's structure or its options. Names that end in 0 and the subtree masses belong to the
+    reference pose, from which ``mj_setConst`` derives them. The physics time step is left out because the reward and
+    the frame rate rest on it.
+    """
+    names = []
+    for name in sorted(MODEL_FIELDS - {"opt.timestep", "body_subtreemass"}):
+        if name.endswith("0"):
+            continue
+        value = np.asarray(getattr(model.opt if name.startswith("opt.") else model, name.removeprefix("opt.")))
+        if value.dtype.kind == "f" and value.size:
+            names.append(name)
+    return names
+
+
+def _available_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gl_context(width: int, height: int) -> Any:
+    """First OpenGL context that can be made: the one ``MUJOCO_GL`` asks for, else EGL, OSMesa, GLFW in turn."""
+    wanted = os.environ.get("MUJOCO_GL", "").lower()
+    backends = (wanted,) if wanted in GL_BACKENDS else GL_BACKENDS
+    if platform.system() != "Linux":
+        backends = ("gl_context",)
+    failures = []
+    for backend in backends:
+        if backend == "glfw" and platform.system() == "Linux" and not os.environ.get("DISPLAY"):
+            failures.append("glfw: there is no display")
+            continue
+        try:
+            return importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
+        except Exception as error:  # each backend fails in its own way: ImportError, AttributeError, GLError ...
+            failures.append(f"{backend}: {type(error).__name__}: {error}")
+    raise EnvError(
+        "No OpenGL backend works, so nothing can be rendered. Install EGL (libegl1) or OSMesa (libosmesa6) and start "
+        f"with MUJOCO_GL=egl or MUJOCO_GL=osmesa, or switch videos off. Tried {'; '.join(failures)}."
+    )
+
+
+__all__ = ["BatchSimulation", "SimulationError", "settable_model_fields"]

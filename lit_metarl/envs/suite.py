@@ -1,0 +1,319 @@
+"""DeepMind Control Suite: every task of ``dm_control.suite``, stepped one environment after the other.
+
+The adapter follows dmc2gym, with which SAC's results on the suite were measured: the observation is the concatenation
+of all proprioceptive arrays in the suite's order as float32, actions are rescaled to [-1, 1], rewards are summed over
+the action repeat. Tassa et al. 2018, https://arxiv.org/abs/1801.00690.
+
+``pack``/``unpack`` and ``save_physics``/``load_physics`` are also used by the Gymnasium adapter.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lit_metarl.envs.base import Array, BatchedEnv, EnvError, EnvFactory, EnvSpec, StepResult, check_action
+from lit_metarl.envs.rendering import choose_backend
+
+# Compiled assets: megabytes that no task writes to (height fields, which tasks do write to, are saved).
+_ASSETS = ("tex_", "mesh_", "skin_", "bvh_", "oct_", "name", "paths", "text_")
+
+
+@dataclass(frozen=True)
+class DMControl(EnvFactory):
+    """A task of the DeepMind Control Suite.
+
+    Args:
+        task: ``domain/task``, for example ``cheetah/run``.
+        action_repeat: control steps in one agent step; rewards are summed, an episode's end cuts it short.
+    """
+
+    task: str = "cheetah/run"
+    action_repeat: int = 1
+
+    def make(self, num_envs: int, seed: int) -> SuiteEnv:
+        """Build the environments. Raises ``ValueError`` on an unknown task or a non-positive count."""
+        if num_envs < 1 or self.action_repeat < 1:
+            raise ValueError(f"num_envs ({num_envs}) and action_repeat ({self.action_repeat}) must be at least 1.")
+        choose_backend()
+        from dm_control import suite
+
+        known = ["/".join(names) for names in suite.ALL_TASKS]
+        if self.task not in known:
+            close = difflib.get_close_matches(self.task, known, n=5, cutoff=0.4)
+            hint = f"Did you mean {' or '.join(close)}?" if close else "Nothing is close to it."
+            raise ValueError(f"dm_control has no task {self.task!r}. {hint} Available: {', '.join(known)}.")
+        return SuiteEnv(self.task, self.action_repeat, num_envs, seed)
+
+
+class SuiteEnv(BatchedEnv):
+    """``E`` copies of a suite task; build it with :class:`DMControl`.
+
+    A step's ``truncated`` is the suite's time limit (last step, discount 1), ``terminated`` a last step of discount 0.
+    An actuator without limits (the lqr tasks) receives the action as it is.
+
+    Attributes:
+        needs_reset: ``[E]`` bool, environments whose next call has to be ``reset``.
+    """
+
+    def __init__(self, task: str, action_repeat: int, num_envs: int, seed: int) -> None:
+        from dm_control import suite
+
+        domain, name = task.split("/")
+        children = np.random.SeedSequence(seed).spawn(num_envs)
+        self._randoms = [np.random.RandomState(np.random.MT19937(child)) for child in children]
+        self._envs = [suite.load(domain, name, task_kwargs={"random": random}) for random in self._randoms]
+        self._action_repeat = action_repeat
+        self.num_envs = num_envs
+        self.needs_reset = np.ones(num_envs, dtype=bool)
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
+        first = self._envs[0]
+        bounds = first.action_spec()
+        limited = first.physics.model.actuator_ctrllimited.astype(bool)
+        self._middle = np.where(limited, (bounds.maximum + bounds.minimum) / 2, 0.0)
+        self._half = np.where(limited, (bounds.maximum - bounds.minimum) / 2, 1.0)
+        limit = first._step_limit  # no public reading; an episode ends at the first count that is not below it
+        self.spec = EnvSpec(
+            name=f"dm_control/{domain}_{name}",
+            obs_dim=sum(math.prod(part.shape) for part in first.observation_spec().values()),
+            action_dim=bounds.shape[0],
+            max_episode_steps=None if limit == math.inf else math.ceil(math.ceil(limit) / action_repeat),
+            frame_dt=first.control_timestep() * action_repeat,
+        )
+        self._obs = np.zeros((num_envs, self.spec.obs_dim), dtype=np.float32)
+        problems = [name for name, value in self._task_attributes(0).items() if not packable(value)]
+        self.resumes_exactly = not problems
+        self.resume_note = f"{task} keeps state that cannot be saved: {problems}." if problems else ""
+
+    def reset(self, mask: Array | None = None) -> Array:
+        for i in range(self.num_envs) if mask is None else np.flatnonzero(mask):
+            _flatten(self._envs[i].reset().observation, self._obs[i])
+            self.needs_reset[i] = False
+            self._elapsed[i] = 0
+        return self._obs.copy()
+
+    def step(self, action: Array) -> StepResult:
+        """See the base class. Raises ``EnvError`` for an ended episode and for diverging physics."""
+        check_action(action, self.spec, self.num_envs)
+        if self.needs_reset.any():
+            ended = np.flatnonzero(self.needs_reset).tolist()
+            raise EnvError(f"{self.spec.name}: environments {ended} have no running episode; reset them first.")
+        native = self._middle + self._half * action
+        reward = np.zeros(self.num_envs)
+        terminated = np.zeros(self.num_envs, dtype=bool)
+        for i in range(self.num_envs):
+            last = self._step_one(i, native[i], reward)
+            terminated[i] = last.last() and last.discount == 0.0
+            self.needs_reset[i] = last.last()
+            _flatten(last.observation, self._obs[i])
+        self._elapsed += 1
+        return StepResult(self._obs.copy(), reward, terminated, self.needs_reset & ~terminated)
+
+    def _step_one(self, index: int, native: Array, reward: Array) -> Any:
+        """``action_repeat`` control steps; adds to ``reward[index]`` and returns the last dm_env time step."""
+        from dm_control.rl.control import PhysicsError
+
+        env = self._envs[index]
+        try:
+            for _ in range(self._action_repeat):
+                time_step = env.step(native)
+                reward[index] += time_step.reward
+                if time_step.last():
+                    break
+        except PhysicsError as error:
+            where = f"environment {index}, step {self._elapsed[index]} of its episode"
+            raise EnvError(f"{self.spec.name}: the physics diverged in {where}: {error}") from error
+        return time_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """See the base class: physics, model arrays, task attributes, random streams and counters."""
+        return {"name": self.spec.name, "envs": [self._state_of(i) for i in range(self.num_envs)]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`. Raises ``EnvError`` if the state is of another task or number."""
+        if state["name"] != self.spec.name or len(state["envs"]) != self.num_envs:
+            raise EnvError(
+                f"The saved state is of {len(state['envs'])} x {state['name']}, "
+                f"but this is {self.num_envs} x {self.spec.name}."
+            )
+        for i, saved in enumerate(state["envs"]):
+            env = self._envs[i]
+            load_physics(env.physics.model.ptr, env.physics.data.ptr, saved["physics"])
+            for name, value in saved["task"].items():
+                setattr(env.task, name, unpack(value))
+            self._randoms[i].set_state(unpack(saved["random"]))
+            env._step_count, env._reset_next_step = saved["control_steps"], saved["needs_reset"]
+            self.needs_reset[i], self._elapsed[i] = saved["needs_reset"], saved["elapsed"]
+            self._obs[i] = unpack(saved["obs"])
+
+    def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
+        """See the base class; the task's first camera."""
+        return self._envs[index].physics.render(height=height, width=width, camera_id=0)
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.physics.free()
+
+    def _state_of(self, index: int) -> dict[str, Any]:
+        env = self._envs[index]
+        attributes = self._task_attributes(index)
+        return {
+            "physics": save_physics(env.physics.model.ptr, env.physics.data.ptr),
+            "task": {name: pack(value) for name, value in attributes.items() if packable(value)},
+            "random": pack(self._randoms[index].get_state(legacy=False)),
+            "control_steps": env._step_count,
+            "needs_reset": bool(self.needs_reset[index]),
+            "elapsed": int(self._elapsed[index]),
+            "obs": pack(self._obs[index]),
+        }
+
+    def _task_attributes(self, index: int) -> dict[str, Any]:
+        """What a task keeps in Python, such as the standing height that dog measures at the start of an episode."""
+        return {name: value for name, value in vars(self._envs[index].task).items() if name != "_random"}
+
+
+def _flatten(observation: Mapping[str, Any], out: Array) -> None:
+    np.concatenate([np.ravel(part) for part in observation.values()], out=out, casting="same_kind")
+
+
+def save_physics(model: Any, data: Any) -> dict[str, Any]:
+    """State of a MuJoCo simulation from which it goes on bit for bit.
+
+    Besides the integration state (time, positions, velocities, warm start) it holds every array of ``MjData`` outside
+    the arena, since after a step some are older than the positions and environments read them, and every array of
+    ``MjModel`` but compiled assets, since tasks move targets and raise terrain by writing to the model.
+
+    Args:
+        model, data: native ``mujoco.MjModel`` and ``mujoco.MjData``.
+    """
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    integration = np.empty(mujoco.mj_stateSize(model, kind))
+    mujoco.mj_getState(model, data, integration, kind)
+    persistent = _arrays(mujoco.MjData(model))  # the arrays of the arena are empty before the first step
+    derived = {name: pack(getattr(data, name)) for name, array in persistent.items() if array.size}
+    fields = {name: pack(array) for name, array in _arrays(model).items() if array.size}
+    return {"integration": pack(integration), "data": derived, "model": fields}
+
+
+def load_physics(model: Any, data: Any, state: Mapping[str, Any]) -> None:
+    """Inverse of :func:`save_physics`, in place. Raises ``EnvError`` if the state is of another model."""
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    integration = unpack(state["integration"])
+    if integration.size != mujoco.mj_stateSize(model, kind):
+        raise EnvError("The saved physics is of another model: the size of its state differs.")
+    _write(model, state["model"])
+    mujoco.mj_setState(model, data, integration, kind)
+    # Contacts and constraint rows live in the arena and have to be rebuilt. That overwrites the warm start and
+    # brings lagging arrays up to date, therefore the saved arrays are written last.
+    mujoco.mj_forward(model, data)
+    _write(data, state["data"])
+
+
+def _arrays(struct: Any) -> dict[str, Array]:
+    names = (name for name in dir(struct) if not name.startswith(("_", *_ASSETS)))
+    values = ((name, getattr(struct, name)) for name in names)
+    return {name: value for name, value in values if isinstance(value, np.ndarray)}
+
+
+def _write(struct: Any, saved: Mapping[str, Any]) -> None:
+    for name, packed in saved.items():
+        array, value = getattr(struct, name), unpack(packed)
+        if array.shape != value.shape:
+            raise EnvError(f"The saved physics is of another model: {name} is {value.shape}, here {array.shape}.")
+        array[...] = value
+
+
+def packable(value: Any) -> bool:
+    """Whether :func:`pack` can hold ``value`` so that :func:`unpack` gives it back, types included."""
+    if isinstance(value, np.ndarray | np.generic):
+        numeric = value.dtype.kind in "fiub" and value.dtype.itemsize <= 8
+        return numeric or (type(value) is np.ndarray and value.dtype.kind == "S")
+    if isinstance(value, np.random.Generator):
+        return True
+    if type(value) in (list, tuple):
+        return all(packable(item) for item in value)
+    if type(value) is dict:
+        return all(packable(item) for pair in value.items() for item in pair)
+    return value is None or type(value) in (bool, int, float, str, bytes)
+
+
+def pack(value: Any) -> Any:
+    """Numbers, strings, arrays, generators and containers of them as tensors and scalars (``weights_only=True``)."""
+    if isinstance(value, np.random.Generator):
+        return {"generator": pack(value.bit_generator.state)}
+    if isinstance(value, np.ndarray) and value.dtype.kind == "S":  # no tensor holds byte strings; FrozenLake's map
+        return {"bytes": (value.tolist(), value.dtype.str)}
+    if isinstance(value, np.ndarray):
+        return {"array": torch.from_numpy(value.copy())}
+    if isinstance(value, np.generic):
+        return {"scalar": torch.from_numpy(np.array(value))}
+    if isinstance(value, list | tuple):
+        return type(value)(pack(item) for item in value)
+    if isinstance(value, dict):
+        return {"dict": [(pack(key), pack(item)) for key, item in value.items()]}
+    return value
+
+
+def unpack(packed: Any) -> Any:
+    """Inverse of :func:`pack`; arrays and generators are new objects."""
+    if isinstance(packed, list | tuple):
+        return type(packed)(unpack(item) for item in packed)
+    if isinstance(packed, dict):
+        kind, content = next(iter(packed.items()))
+        if kind == "generator":
+            state = unpack(content)
+            generator = np.random.Generator(getattr(np.random, state["bit_generator"])(0))
+            generator.bit_generator.state = state
+            return generator
+        if kind == "bytes":
+            return np.array(content[0], dtype=content[1])
+        if kind == "dict":
+            return {unpack(key): unpack(item) for key, item in content}
+        return content.numpy().copy() if kind == "array" else content.numpy()[()]
+    return packed
+
+
+def shared(parts: list[tuple[str, Any]]) -> Iterator[str]:
+    """Attributes that are one object or view one memory: restored as copies, they would part."""
+    owners: dict[int, str] = {}
+    arrays: list[tuple[str, Array]] = []
+    for name, part in parts:
+        if id(part) in owners:
+            yield f"{owners[id(part)]} and {name} share one object"
+        owners[id(part)] = name
+        if isinstance(part, np.ndarray):
+            if _foreign(part):
+                yield f"{name} is a view of memory that is not NumPy's"
+            for other, array in arrays:
+                if np.may_share_memory(part, array):
+                    yield f"{other} and {name} share memory"
+            arrays.append((name, part))
+
+
+def mutable_parts(value: Any) -> Iterator[Any]:
+    """Objects inside ``value`` that two attributes could share."""
+    if isinstance(value, np.ndarray | list | dict | np.random.Generator):
+        yield value
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from mutable_parts(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from mutable_parts(item)
+
+
+def _foreign(array: Array) -> bool:
+    base = array.base
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base is not None

@@ -1,0 +1,49 @@
+"""Action-value networks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lit_metarl.nn.mlp import ensemble_mlp
+
+
+class CriticFactory(ABC):
+    """A critic as it is written in a config: a frozen dataclass with this one method."""
+
+    @abstractmethod
+    def build(self, obs_dim: int, action_dim: int) -> nn.Module:
+        """Module from ``(obs [M, O], action [M, A])`` to action values ``[E, M]`` of ``E`` independent members."""
+
+
+@dataclass(frozen=True)
+class EnsembleCriticMLP(CriticFactory):
+    """Independent MLP critics evaluated in one batched product.
+
+    Attributes:
+        hidden: widths of the hidden layers.
+        members: E; SAC takes the minimum over them.
+    """
+
+    hidden: Sequence[int] = (256, 256)
+    members: int = 2
+
+    def build(self, obs_dim: int, action_dim: int) -> nn.Module:
+        return EnsembleCritic(obs_dim, action_dim, self.hidden, self.members)
+
+
+class EnsembleCritic(nn.Module):
+    """Q_e(obs, action) for ``e = 1 … E``: ``[M, O], [M, A] → [E, M]``."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int], members: int) -> None:
+        super().__init__()
+        self.members = members
+        self.trunk = ensemble_mlp(members, [obs_dim + action_dim, *hidden, 1])
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        x = torch.cat([obs, action], dim=-1).expand(self.members, -1, -1)
+        return self.trunk(x).float().squeeze(-1)

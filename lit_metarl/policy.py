@@ -1,0 +1,71 @@
+"""A trained policy for use elsewhere."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from lit_metarl.types import ConfigError
+
+
+class TrainedPolicy:
+    """Callable from observations to actions in [-1, 1] (map them to the simulator's own bounds).
+
+    Args:
+        actor: network with the distribution interface of :class:`~lit_metarl.nn.ActorFactory`.
+        obs_dim: O.
+    """
+
+    def __init__(self, actor: nn.Module, obs_dim: int) -> None:
+        self.actor = actor.eval()
+        self.obs_dim = obs_dim
+
+    @torch.no_grad()
+    def __call__(self, obs: np.ndarray) -> np.ndarray:
+        """Deterministic action ``[A]`` or ``[E, A]`` float32 for observations ``[O]`` or ``[E, O]``.
+
+        Raises:
+            ValueError: the last axis of ``obs`` is not O.
+        """
+        batch = torch.as_tensor(np.asarray(obs), dtype=torch.float32)
+        if batch.ndim not in (1, 2) or batch.shape[-1] != self.obs_dim:
+            raise ValueError(
+                f"this policy takes observations [{self.obs_dim}] or [E, {self.obs_dim}], not {batch.shape}."
+            )
+        return self.actor(batch).mode_action.numpy()
+
+
+def load_policy(path_or_run: str | Path, root: str | Path = "mlruns", checkpoint: str = "best") -> TrainedPolicy:
+    """Load the policy of a checkpoint file, or of a run by its id.
+
+    Args:
+        path_or_run: a ``.ckpt`` file or an MLflow run id.
+        root: folder of the store that a run id is looked up in.
+        checkpoint: which checkpoint of a run, ``best`` or ``last``; ``last`` where there is no ``best``.
+
+    Raises:
+        CheckpointError: no such file or run, or a file that this package did not write.
+    """
+    from lit_metarl.checkpoint import CheckpointError, read_checkpoint
+
+    path = Path(path_or_run)
+    run_dir = Path(root) / "runs" / str(path_or_run)
+    if not path.is_file() and run_dir.is_dir():
+        path = next((p for p in (run_dir / f"{checkpoint}.ckpt", run_dir / "last.ckpt") if p.is_file()), run_dir)
+    if not path.is_file():
+        raise CheckpointError(f"{path_or_run}: neither a checkpoint file nor the id of a run in {root}.")
+    recipe = read_checkpoint(path)["algorithm"]["policy"]
+    module, _, name = recipe["class_path"].rpartition(".")
+    try:
+        factory = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} holds a policy of class {recipe['class_path']}, which cannot be imported."
+        ) from error
+    actor = factory(**recipe["init_args"]).build(recipe["obs_dim"], recipe["action_dim"])
+    actor.load_state_dict(recipe["state_dict"])
+    return TrainedPolicy(actor, recipe["obs_dim"])

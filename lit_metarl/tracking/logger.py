@@ -1,0 +1,319 @@
+"""The Lightning logger: one MLflow run, written by rank zero.
+
+Lightning's own ``MLFlowLogger`` opens its store when it is constructed, leaves a resumed run FINISHED, refuses a
+parameter that changed and waits for every write; this one does not.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.metadata
+import logging
+import os
+import platform
+import posixpath
+import re
+import subprocess
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_metarl.tracking.store import TrackingError, check_store, connect, ensure_experiment
+
+log = logging.getLogger(__name__)
+
+_POINTS_PER_WRITE = 1000  # MLflow's limits
+_PARAMS_PER_WRITE = 100
+_VALUE_LENGTH = 6000
+_KEY_LENGTH = 250
+_PACKAGES = ("lit_metarl", "torch", "lightning", "mujoco", "gymnasium", "dm_control", "mlflow")
+
+Point = tuple[str, float, int, int]  # name, value, time in ms, step
+
+
+class MetricWriter:
+    """Collects metric points and writes them from a background thread, ``period`` seconds after the first.
+
+    Points leave the buffer only once they are in the database, so a write that failed is tried again by the next one.
+    (MLflow's own asynchronous logging drops them with a line in the log.)
+    """
+
+    def __init__(self, client: Any, run_id: str, period: float = 1.0) -> None:
+        self._client, self._run_id, self._period = client, run_id, period
+        self._points: list[Point] = []
+        self._timer: threading.Timer | None = None
+        self._buffer_lock = threading.Lock()
+        self._write_lock = threading.Lock()
+
+    def add(self, points: list[Point]) -> None:
+        """Take ``points`` to be written soon."""
+        with self._buffer_lock:
+            self._points += points
+            if self._timer is None:
+                self._timer = threading.Timer(self._period, self._write_in_background)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def flush(self) -> None:
+        """Write all points and return when they are in the database.
+
+        Raises:
+            TrackingError: the database refuses them; they are kept for the next call.
+        """
+        from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
+
+        with self._write_lock:
+            while batch := self._points[:_POINTS_PER_WRITE]:
+                try:
+                    self._client.log_batch(self._run_id, metrics=[Metric(*point) for point in batch])
+                except MlflowException as error:
+                    raise TrackingError(
+                        f"{len(self._points)} metric points of run {self._run_id} cannot be written to "
+                        f"{self._client.tracking_uri}: {error}. Check the space on the disk, and who locks the file."
+                    ) from error
+                with self._buffer_lock:
+                    del self._points[: len(batch)]
+
+    def _write_in_background(self) -> None:
+        with self._buffer_lock:
+            self._timer = None
+        try:
+            self.flush()
+        except TrackingError as error:
+            log.warning("%s Trying again later.", error)
+
+
+class MLflowLogger(Logger):
+    """Logs to a run of the MLflow store in ``root``; the store is opened and the run created at first use.
+
+    Args:
+        root: folder of the store; its database, artifacts and checkpoints live there and nowhere else.
+        experiment_name: experiment that a new run belongs to.
+        run_name: name of a new run; MLflow invents one if None.
+        run_id: run to continue; a new one if None.
+    """
+
+    def __init__(
+        self,
+        root: str = "mlruns",
+        experiment_name: str = "lit_metarl",
+        run_name: str | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._root = Path(root)
+        self._experiment_name = experiment_name
+        self._run_name = run_name
+        self._run_id = run_id
+        self._client: Any = None
+        self._writer: MetricWriter | None = None
+        self._status = ""
+        self._pid = 0
+
+    def check(self) -> None:
+        """Raise ``TrackingError`` if the store cannot be used; costs milliseconds and does not create the run."""
+        check_store(self._root)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The ``MlflowClient`` of the store (a dummy on other ranks than zero); creates or reopens the run.
+
+        Raises:
+            TrackingError: the store cannot be used, or ``run_id`` is not in it.
+        """
+        if self._client is None:
+            client = connect(self._root)
+            if self._run_id is None:
+                experiment_id = ensure_experiment(client, self._root, self._experiment_name)
+                self._run_id = client.create_run(experiment_id, run_name=self._run_name).info.run_id
+            else:
+                self._reopen(client, self._run_id)
+            self._writer = MetricWriter(client, self._run_id)
+            self._client, self._status, self._pid = client, "RUNNING", os.getpid()
+            atexit.register(self._close_at_exit)
+        return self._client
+
+    def _reopen(self, client: Any, run_id: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise TrackingError(
+                f"There is no run {run_id} in {client.tracking_uri}. Drop run_id to start a new run."
+            ) from error
+        if run.info.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"Run {run_id} in {client.tracking_uri} was deleted. Drop run_id to start a new run, or restore it: "
+                f"`MLFLOW_TRACKING_URI={client.tracking_uri} mlflow runs restore --run-id {run_id}`."
+            )
+        client.update_run(run_id, status="RUNNING")
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the run, created if need be; on other ranks than zero None until ``share_run_id``."""
+        _ = self.experiment
+        return self._run_id
+
+    def share_run_id(self, broadcast: Callable[[str | None], str]) -> str:
+        """Give all ranks the run id of rank zero; every rank must call it, with ``trainer.strategy.broadcast``."""
+        self._run_id = broadcast(self.run_id)
+        return self._run_id
+
+    @property
+    def run_dir(self) -> Path:
+        """``<root>/runs/<run id>``, created: the place of the run's checkpoints.
+
+        Raises:
+            TrackingError: on another rank than zero, before ``share_run_id``.
+        """
+        run_id = self.run_id
+        if run_id is None:
+            raise TrackingError("This rank does not know the run yet. Call share_run_id on all ranks first.")
+        path = self._root / self.name / run_id
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def save_dir(self) -> str:
+        """The root of the store, so that what Lightning itself writes stays below it."""
+        return str(self._root)
+
+    @property
+    def name(self) -> str:
+        """``"runs"``: Lightning puts checkpoints in ``<save_dir>/<name>/<version>``, which thereby is ``run_dir``."""
+        return "runs"
+
+    @property
+    def version(self) -> str | None:
+        """The run id."""
+        return self.run_id
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Take ``metrics`` at ``step`` (0 if None) to be written within about a second; ``flush`` waits for it."""
+        _ = self.experiment
+        assert self._writer is not None
+        now_ms = int(time.time() * 1000)
+        self._writer.add([(clean_key(name), float(value), now_ms, step or 0) for name, value in metrics.items()])
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Return when all metrics are in the database. Raises ``TrackingError`` if they cannot be written."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Flush, so that the run holds all metrics up to the checkpoint it may be resumed from."""
+        self.flush()
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the configuration is logged whole, with ``log_text``, and a few values with ``log_params``."""
+
+    def log_params(self, params: Mapping[str, Any]) -> list[str]:
+        """Log ``params``; return the keys that the run already has with another value.
+
+        MLflow keeps the first value of a parameter for ever: a changed one becomes the tag ``changed/<key>``.
+        """
+        if rank_zero_only.rank > 0 or not params:
+            return []
+        from mlflow.entities import Param
+
+        client, run_id = self.experiment, self.run_id
+        data = client.get_run(run_id).data
+        given = {clean_key(key): str(value)[:_VALUE_LENGTH] for key, value in params.items()}
+        new = [Param(key, value) for key, value in given.items() if key not in data.params]
+        for start in range(0, len(new), _PARAMS_PER_WRITE):
+            client.log_batch(run_id, params=new[start : start + _PARAMS_PER_WRITE])
+        changed = [key for key, value in given.items() if data.params.get(key, value) != value]
+        self.set_tags({f"changed/{key}": given[key] for key in changed})
+        for key in given.keys() - set(changed):
+            if f"changed/{key}" in data.tags:
+                client.delete_tag(run_id, f"changed/{key}")
+        return changed
+
+    @rank_zero_only
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set ``tags`` of the run, over earlier ones of the same name."""
+        from mlflow.entities import RunTag
+
+        client, run_id = self.experiment, self.run_id
+        pairs = [RunTag(key, str(value)) for key, value in tags.items()]
+        for start in range(0, len(pairs), _PARAMS_PER_WRITE):
+            client.log_batch(run_id, tags=pairs[start : start + _PARAMS_PER_WRITE])
+
+    @rank_zero_only
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Store ``text`` as the run's artifact ``artifact_file``, over an earlier one."""
+        self.experiment.log_text(self.run_id, text, artifact_file)
+
+    @rank_zero_only
+    def log_artifact(self, path: Path | str, artifact_path: str | None = None) -> None:
+        """Copy the file at ``path`` into the run's artifact folder ``artifact_path``."""
+        self.experiment.log_artifact(self.run_id, str(path), artifact_path)
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """Flush, then mark the run FINISHED on success and FAILED else; nothing if the run was never created."""
+        if self._client is None or self._writer is None:
+            return
+        from mlflow.exceptions import MlflowException
+
+        succeeded = status in ("success", "finished")
+        try:
+            self._writer.flush()
+            self._client.set_terminated(self._run_id, "FINISHED" if succeeded else "FAILED")
+        except (TrackingError, MlflowException) as error:
+            if succeeded:
+                raise
+            log.error("%s", error)  # raised, it would hide what the run failed of
+        self._status = "FINISHED" if succeeded else "FAILED"
+
+    def _close_at_exit(self) -> None:
+        if os.getpid() != self._pid:  # a forked child leaves its parent's run alone
+            return
+        if self._status == "RUNNING":  # never finalized: the process ended before its work did
+            self.finalize("failed")
+        elif self._writer is not None:
+            self._writer.flush()
+
+
+@lru_cache(maxsize=4096)
+def clean_key(key: str) -> str:
+    """Return ``key`` as MLflow accepts it: other characters become ``_``, and it is a plain relative path."""
+    key = re.sub(r"[^\w/. -]", "_", key, flags=re.ASCII)[:_KEY_LENGTH]
+    key = posixpath.normpath(key).strip("/")
+    return "_" if key in ("", ".") else re.sub(r"^\.\.", "__", key)
+
+
+def environment_tags() -> dict[str, str]:
+    """Return what a result depends on beside its configuration: the commit of the current folder and the versions.
+
+    What cannot be found is ``"unknown"`` (commit) or ``"absent"`` (package).
+    """
+    tags = {"git_commit": _git_commit(), "version/python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            tags[f"version/{package}"] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            tags[f"version/{package}"] = "absent"
+    return tags
+
+
+def _git_commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,62 @@
+"""Networks: the batched ensemble equals separate MLPs, initialisation, shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
+from lit_metarl.nn.actors import LOG_STD_MAX, LOG_STD_MIN
+from lit_metarl.nn.mlp import EnsembleLinear, ensemble_mlp
+
+
+def test_ensemble_equals_separate_mlps() -> None:
+    torch.manual_seed(1)
+    ensemble = ensemble_mlp(3, [5, 8, 2])
+    for layer in (m for m in ensemble if isinstance(m, EnsembleLinear)):
+        nn.init.normal_(layer.bias)
+    x = torch.randn(3, 7, 5)
+    together = ensemble(x)
+    for e in range(3):
+        h = x[e]
+        layers = [m for m in ensemble if isinstance(m, EnsembleLinear)]
+        for index, layer in enumerate(layers):
+            h = h @ layer.weight[e] + layer.bias[e]
+            h = torch.relu(h) if index < len(layers) - 1 else h
+        torch.testing.assert_close(together[e], h)
+
+
+def test_members_differ_and_are_orthogonal() -> None:
+    torch.manual_seed(0)
+    layer = EnsembleLinear(2, 6, 4)
+    assert not torch.equal(layer.weight[0], layer.weight[1])
+    for weight in layer.weight:  # [in, out], tall: orthonormal columns
+        torch.testing.assert_close(weight.T @ weight, torch.eye(4), atol=1e-5, rtol=0)
+    assert not layer.bias.any()
+
+
+def test_a_critic_sees_only_its_own_gradient() -> None:
+    critic = EnsembleCriticMLP([8], members=2).build(3, 2)
+    value = critic(torch.randn(4, 3), torch.randn(4, 2))
+    assert value.shape == (2, 4)
+    value[0].sum().backward()
+    for parameter in critic.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad[0].any()
+        assert not parameter.grad[1].any()
+
+
+def test_parameter_count_at_quadruped_size() -> None:
+    # 90·1024 + 1024 + 1024·1024 + 1024 + 1024 + 1 for one Q function
+    critic = EnsembleCriticMLP([1024, 1024], members=2).build(78, 12)
+    assert sum(p.numel() for p in critic.parameters()) == 2 * 1_143_809
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_log_std_stays_within_its_bounds(scale: float) -> None:
+    actor = TanhGaussianMLP([8]).build(3, 2)
+    distribution = actor(scale * torch.randn(50, 3))
+    assert distribution.mean.shape == distribution.log_std.shape == (50, 2)
+    assert distribution.log_std.min() >= LOG_STD_MIN
+    assert distribution.log_std.max() <= LOG_STD_MAX

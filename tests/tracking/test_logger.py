@@ -1,0 +1,369 @@
+"""The logger: nothing lost, the status true, everything inside the root."""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonargparse
+import lightning
+import pytest
+import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers.logger import Logger
+
+import lit_metarl
+from lit_metarl.tracking import MLflowLogger, TrackingError, connect, environment_tags, open_store
+from lit_metarl.tracking.logger import clean_key
+
+# the package need not be installed: a process started elsewhere finds the one under test
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(lit_metarl.__file__).parents[1])}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh store; creating one costs seconds, copying it milliseconds."""
+    root = tmp_path_factory.mktemp("template") / "store"
+    open_store(root)
+    return root
+
+
+@pytest.fixture
+def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(template, tmp_path / "store")
+    return "store"
+
+
+def status(root: str, run_id: str | None) -> str:
+    return connect(root).get_run(run_id).info.status
+
+
+def history(root: str, run_id: str | None, name: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in connect(root).get_metric_history(run_id, name)]
+
+
+def trainer(root: str, **kwargs: object) -> lightning.Trainer:
+    return lightning.Trainer(
+        logger=MLflowLogger(root),
+        max_steps=3,
+        log_every_n_steps=1,
+        limit_val_batches=0,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **kwargs,
+    )
+
+
+class Logging(BoringModel):
+    """Logs its step; raises ``error`` at the last."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        super().__init__()
+        self.error = error
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        if self.error is not None and batch_idx == 2:
+            raise self.error
+        self.log("at", float(batch_idx))
+        return super().training_step(batch, batch_idx)["loss"]
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader:
+        return torch.utils.data.DataLoader(torch.ones(8, 32), num_workers=0)
+
+
+def test_construction_and_check_create_no_run_and_no_store(tmp_path: Path) -> None:
+    MLflowLogger(str(tmp_path / "a"))
+    assert not (tmp_path / "a").exists()
+    logger = MLflowLogger(str(tmp_path / "b"))
+    logger.check()
+    logger.finalize("success")
+    assert not (tmp_path / "b" / "mlflow.db").exists()
+
+
+def test_check_refuses_a_root_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_text("")
+    with pytest.raises(TrackingError, match="occupied"):
+        MLflowLogger(str(tmp_path / "occupied")).check()
+
+
+def test_flush_puts_metrics_in_the_database_with_their_steps(root: str) -> None:
+    logger = MLflowLogger(root)
+    logger.log_metrics({"return": 1.5, "loss": math.nan}, step=3)
+    logger.log_metrics({"return": 2.5}, step=4)
+    logger.flush()
+    assert history(root, logger.run_id, "return") == [(3, 1.5), (4, 2.5)]
+    assert math.isnan(history(root, logger.run_id, "loss")[0][1])
+
+
+def test_metrics_arrive_without_flush(root: str) -> None:
+    logger = MLflowLogger(root)
+    logger.log_metrics({"m": 1.0}, step=1)
+    deadline = time.monotonic() + 30
+    while not history(root, logger.run_id, "m"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_many_calls_then_finalize_are_all_stored(root: str) -> None:
+    logger = MLflowLogger(root)
+    for step in range(200):
+        logger.log_metrics({f"m{i}": float(step * i) for i in range(12)}, step=step)
+    logger.finalize("success")
+    for i in range(12):
+        assert history(root, logger.run_id, f"m{i}") == [(step, float(step * i)) for step in range(200)]
+
+
+def test_log_metrics_does_not_wait_for_the_database(root: str) -> None:
+    logger = MLflowLogger(root)
+    _ = logger.experiment
+    start = time.perf_counter()
+    for step in range(200):
+        logger.log_metrics({f"m{i}": 1.0 for i in range(10)}, step=step)
+    assert (time.perf_counter() - start) / 200 < 1e-3  # 0.03 ms here; a synchronous write takes 10
+
+
+def test_points_that_the_database_refused_are_kept(root: str) -> None:
+    logger = MLflowLogger(root)
+    logger.log_metrics({"m": 1.0}, step=1)
+    client = connect(root)
+    client.delete_run(logger.run_id)
+    with pytest.raises(TrackingError, match="1 metric points"):
+        logger.flush()
+    client.restore_run(logger.run_id)
+    logger.flush()
+    assert history(root, logger.run_id, "m") == [(1, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("key", "clean"),
+    [
+        ("eval/return mean", "eval/return mean"),
+        ("α=0.1", "__0.1"),
+        ("a//b/", "a/b"),
+        ("/a", "a"),
+        ("../a", "__/a"),
+        ("", "_"),
+        ("x" * 300, "x" * 250),
+    ],
+)
+def test_names_are_made_acceptable(root: str, key: str, clean: str) -> None:
+    assert clean_key(key) == clean
+    logger = MLflowLogger(root)
+    logger.log_metrics({key: 1.0})
+    logger.log_params({key: 1})
+    logger.flush()
+    assert connect(root).get_run(logger.run_id).data.metrics == {clean: 1.0}
+
+
+def test_status_follows_the_run_through_a_resume(root: str) -> None:
+    logger = MLflowLogger(root, run_name="named")
+    assert status(root, logger.run_id) == "RUNNING"
+    assert connect(root).get_run(logger.run_id).info.run_name == "named"
+    logger.finalize("success")
+    assert status(root, logger.run_id) == "FINISHED"
+
+    resumed = MLflowLogger(root, run_id=logger.run_id)
+    assert status(root, logger.run_id) == "FINISHED"  # not touched before use
+    _ = resumed.experiment
+    assert status(root, logger.run_id) == "RUNNING"
+    resumed.finalize("failed")
+    assert status(root, logger.run_id) == "FAILED"
+
+
+def test_resume_appends_to_the_metrics(root: str) -> None:
+    first = MLflowLogger(root)
+    first.log_metrics({"m": 1.0}, step=1)
+    first.finalize("success")
+    second = MLflowLogger(root, run_id=first.run_id)
+    second.log_metrics({"m": 2.0}, step=2)
+    second.finalize("success")
+    assert history(root, first.run_id, "m") == [(1, 1.0), (2, 2.0)]
+
+
+def test_unknown_run_is_refused_by_name(root: str) -> None:
+    for run_id in ("0" * 32, "no/run"):
+        with pytest.raises(TrackingError, match=rf"{run_id} in sqlite:.*store/mlflow\.db.*Drop run_id"):
+            _ = MLflowLogger(root, run_id=run_id).experiment
+
+
+def test_deleted_run_is_refused(root: str) -> None:
+    logger = MLflowLogger(root)
+    logger.finalize("success") if logger.run_id else None
+    connect(root).delete_run(logger.run_id)
+    with pytest.raises(TrackingError, match=r"deleted.*restore"):
+        _ = MLflowLogger(root, run_id=logger.run_id).experiment
+
+
+def test_changed_parameter_becomes_a_tag(root: str) -> None:
+    first = MLflowLogger(root)
+    assert first.log_params({"lr": 0.1, "seed": 1, "long": "x" * 9000}) == []
+    first.finalize("success")
+
+    second = MLflowLogger(root, run_id=first.run_id)
+    assert second.log_params({"lr": 0.2, "seed": 1, "long": "x" * 9000, "new": 5}) == ["lr"]
+    data = connect(root).get_run(first.run_id).data
+    assert (data.params["lr"], data.tags["changed/lr"], data.params["new"]) == ("0.1", "0.2", "5")
+
+    assert second.log_params({"lr": 0.1}) == []  # back at the first value
+    assert "changed/lr" not in connect(root).get_run(first.run_id).data.tags
+
+
+def test_more_entries_than_one_write_takes(root: str) -> None:
+    logger = MLflowLogger(root)
+    logger.log_params({f"p{i}": i for i in range(250)})
+    logger.set_tags({f"t{i}": i for i in range(250)})
+    data = connect(root).get_run(logger.run_id).data
+    assert data.params == {f"p{i}": str(i) for i in range(250)}
+    assert {key: value for key, value in data.tags.items() if key[0] == "t"} == {f"t{i}": str(i) for i in range(250)}
+
+
+def test_fit_writes_only_inside_the_root(root: str, tmp_path: Path) -> None:
+    fit = trainer(root)
+    fit.fit(Logging())
+    logger = fit.logger
+    logger.log_text("a: 1\n", "config.yaml")
+    (Path(root) / "kept.txt").write_text("kept")
+    logger.log_artifact(Path(root) / "kept.txt", "files")
+
+    assert status(root, logger.run_id) == "FINISHED"
+    assert history(root, logger.run_id, "at") == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert [path.name for path in tmp_path.iterdir()] == [root]
+    assert {path.name for path in Path(root).iterdir()} <= {
+        "mlflow.db",
+        ".mlflow.lock",
+        "artifacts",
+        "runs",
+        "kept.txt",
+    }
+    artifacts = Path(root) / "artifacts" / "lit_metarl" / logger.run_id / "artifacts"
+    assert (artifacts / "config.yaml").read_text() == "a: 1\n"
+    assert (artifacts / "files" / "kept.txt").read_text() == "kept"
+    assert list((logger.run_dir / "checkpoints").glob("*.ckpt"))
+    assert logger.run_dir == Path(root) / "runs" / logger.run_id
+
+
+@pytest.mark.parametrize("error", [ValueError("on purpose"), KeyboardInterrupt()])
+def test_failure_marks_the_run_and_keeps_its_metrics(root: str, error: BaseException) -> None:
+    fit = trainer(root, enable_checkpointing=False)
+    with pytest.raises((ValueError, SystemExit)):
+        fit.fit(Logging(error))
+    assert status(root, fit.logger.run_id) == "FAILED"
+    assert history(root, fit.logger.run_id, "at") == [(0, 0.0), (1, 1.0)]
+
+
+def test_checkpoint_flushes(root: str) -> None:
+    logger = MLflowLogger(root)
+    logger.log_metrics({"m": 1.0}, step=7)
+    logger.after_save_checkpoint(None)
+    assert history(root, logger.run_id, "m") == [(7, 1.0)]
+
+
+@pytest.mark.parametrize(("last_line", "expected"), [("", "FAILED"), ("logger.finalize('success')", "FINISHED")])
+def test_process_that_ends_loses_nothing(root: str, last_line: str, expected: str) -> None:
+    code = f"""
+from lit_metarl.tracking import MLflowLogger
+logger = MLflowLogger({root!r})
+logger.log_metrics({{"m": 1.0}}, step=1)
+{last_line}
+logger.log_metrics({{"m": 2.0}}, step=2)
+print(logger.run_id)
+"""
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=True)
+    assert process.stderr == ""  # neither MLflow nor alembic chatters
+    run_id = process.stdout.strip()
+    assert status(root, run_id) == expected
+    assert history(root, run_id, "m") == [(1, 1.0), (2, 2.0)]
+
+
+RANK_OF_TWO = """
+import sys, torch.distributed as dist
+from lit_metarl.tracking import MLflowLogger, TrackingError
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
+def broadcast(value):
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+logger = MLflowLogger("store")
+if rank:
+    try:
+        logger.run_dir
+        raise SystemExit("rank 1 named a folder of its own")
+    except TrackingError:
+        pass
+logger.share_run_id(broadcast)
+logger.log_metrics({"m": float(rank)}, step=rank)
+logger.set_tags({"rank": rank})
+logger.finalize("success")
+assert rank == 0 or "mlflow" not in sys.modules
+print(logger.run_dir)
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_share_one_run_that_rank_zero_writes(root: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    meeting = tmp_path_factory.mktemp("ranks") / "meeting"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK_OF_TWO, str(rank), str(meeting)],
+            env=ENVIRONMENT | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
+    run_id = Path(outputs[0][0].strip()).name
+    assert history(root, run_id, "m") == [(0, 0.0)]
+    assert connect(root).get_run(run_id).data.tags["rank"] == "0"
+
+
+def test_yaml_builds_the_logger_and_unknown_keys_are_refused() -> None:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Logger, "logger")
+    config = {"class_path": "lit_metarl.tracking.MLflowLogger", "init_args": {"root": "there", "run_name": "n"}}
+    built = parser.instantiate_classes(parser.parse_object({"logger": config})).logger
+    assert isinstance(built, MLflowLogger)
+    assert built.save_dir == "there"
+    config["init_args"]["rot"] = "typo"
+    with pytest.raises(jsonargparse.ArgumentError, match="rot"):
+        parser.parse_object({"logger": config})
+
+
+def test_environment_tags_without_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    tags = environment_tags()
+    packages = ["lit_metarl", "torch", "lightning", "mujoco", "gymnasium", "dm_control", "mlflow"]
+    assert tags["git_commit"] == "unknown"
+    assert tags["version/torch"] == torch.__version__
+    assert list(tags) == ["git_commit", "version/python", *(f"version/{name}" for name in packages)]
+    monkeypatch.setenv("PATH", str(tmp_path))  # git itself is absent
+    assert environment_tags()["git_commit"] == "unknown"
+
+
+def test_environment_tags_name_the_commit_and_whether_it_is_dirty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*args: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        return subprocess.run(["git", *identity, *args], check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.chdir(tmp_path)
+    git("init")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "--short", "HEAD")
+    assert environment_tags()["git_commit"] == commit
+    (tmp_path / "file").write_text("2")
+    assert environment_tags()["git_commit"] == f"{commit}-dirty"

@@ -1,0 +1,193 @@
+"""The store: created once by any number of processes, never left half made, never outside its root."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import lit_metarl
+from lit_metarl.tracking import TrackingError, check_store, connect, find_runs, open_store
+from lit_metarl.tracking.store import ensure_experiment
+
+WRITE_A_RUN = """
+import sys, time
+from mlflow.entities import Metric
+from lit_metarl.tracking.store import connect, ensure_experiment
+rank = int(sys.argv[1])
+client = connect("runs_of_all")
+run_id = client.create_run(ensure_experiment(client, "runs_of_all", "together"), tags={"rank": str(rank)}).info.run_id
+client.log_batch(run_id, metrics=[Metric("m", rank + step, 1, step) for step in range(20)])
+"""
+
+
+# the package need not be installed: a process started elsewhere finds the one under test
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(lit_metarl.__file__).parents[1])}
+
+
+def start(code: str, *args: str, cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *args]
+    return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh store; creating one costs seconds, copying it milliseconds."""
+    root = tmp_path_factory.mktemp("template") / "store"
+    open_store(root)
+    return root
+
+
+@pytest.fixture
+def root(template: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(template, tmp_path / "store")
+
+
+def set_revision(root: Path, revision: str) -> None:
+    connection = sqlite3.connect(root / "mlflow.db")
+    with connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    connection.close()
+
+
+def test_eight_processes_on_a_fresh_root_all_get_their_run(tmp_path: Path) -> None:
+    processes = [start(WRITE_A_RUN, str(rank), cwd=tmp_path) for rank in range(8)]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, "\n".join(errors)
+
+    root = tmp_path / "runs_of_all"
+    client = connect(root)
+    assert len(client.search_experiments()) == 2  # the default one and ours, created once
+    for rank in range(8):
+        (run_id,) = find_runs(root, "together", {"rank": str(rank)})
+        history = client.get_metric_history(run_id, "m")
+        assert [(point.step, point.value) for point in history] == [(step, rank + step) for step in range(20)]
+
+
+def test_a_crash_while_the_store_is_made_leaves_no_broken_store(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    process = start(
+        "import sys; from lit_metarl.tracking import open_store; open_store(sys.argv[1])", "store", cwd=tmp_path
+    )
+    deadline = time.monotonic() + 120
+    while not any(file.stat().st_size for file in root.glob(".mlflow.db.*")):
+        assert process.poll() is None, "the store was complete before the test could interrupt"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (root / "mlflow.db").exists()
+    assert list(root.glob(".mlflow.db.*")), "killed too late to test anything"
+
+    open_store(root)
+    assert check_store(root) is not None
+    assert not list(root.glob(".mlflow.db.*"))
+    assert connect(root).search_experiments()
+
+
+def test_uri_is_relative_if_the_root_is(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root.parent)
+    assert open_store("store") == "sqlite:///store/mlflow.db"
+    assert open_store(root) == f"sqlite:///{root}/mlflow.db"
+
+
+def test_opening_an_existing_store_is_fast(root: Path) -> None:
+    open_store(root)
+    start_time = time.perf_counter()
+    for _ in range(10):
+        open_store(root)
+    assert (time.perf_counter() - start_time) / 10 < 0.02
+
+
+@pytest.mark.parametrize("place", ["occupied", "occupied/below"])
+def test_root_that_is_a_file_is_refused_by_name(tmp_path: Path, place: str) -> None:
+    (tmp_path / "occupied").write_text("")
+    with pytest.raises(TrackingError, match=rf"{place}.*(writable folder|another root)"):
+        check_store(tmp_path / place)
+    assert (tmp_path / "occupied").is_file()
+
+
+def test_root_that_a_uri_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrackingError, match="another root"):
+        open_store(tmp_path / "100%")
+    assert not list(tmp_path.iterdir())
+
+
+def test_older_schema_names_the_upgrade(root: Path) -> None:
+    set_revision(root, "0c779009ac13")  # of 2022
+    with pytest.raises(TrackingError, match=r"older schema.*mlflow db upgrade sqlite:///"):
+        open_store(root)
+
+
+def test_newer_schema_is_refused(root: Path) -> None:
+    set_revision(root, "ffffffffffff")
+    with pytest.raises(TrackingError, match=r"newer .*schema \(ffffffffffff\).*newer one"):
+        open_store(root)
+
+
+def test_known_schema_is_the_one_that_mlflow_writes(root: Path) -> None:
+    from lit_metarl.tracking.store import _schema_revisions
+
+    state = check_store(root)
+    assert state is not None
+    assert _schema_revisions()[1] == (state.revision,)
+
+
+def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("no database at all, but of some length" * 10)
+    with pytest.raises(TrackingError, match=r"mlflow\.db.*move it away"):
+        open_store(tmp_path)
+
+
+def test_store_that_was_moved_writes_artifacts_at_its_new_place(root: Path, tmp_path: Path) -> None:
+    client = connect(root)
+    run_id = client.create_run(ensure_experiment(client, root, "e")).info.run_id
+    client.log_text(run_id, "before", "note.txt")
+    moved = root.rename(tmp_path / "elsewhere")
+
+    client = connect(moved)
+    assert client.get_run(run_id).info.artifact_uri == f"{moved}/artifacts/e/{run_id}/artifacts"
+    assert client.get_experiment_by_name("e").artifact_location == f"{moved}/artifacts/e"
+    assert [item.path for item in client.list_artifacts(run_id)] == ["note.txt"]
+    assert not root.exists()
+
+
+def test_deleted_experiment_is_refused(root: Path) -> None:
+    client = connect(root)
+    client.delete_experiment(ensure_experiment(client, root, "gone"))
+    with pytest.raises(TrackingError, match=r"'gone'.*deleted.*restore"):
+        ensure_experiment(client, root, "gone")
+
+
+def test_find_runs_by_tags_newest_first(root: Path) -> None:
+    client = connect(root)
+    experiment = ensure_experiment(client, root, "e")
+    tags = [{"seed": "0", "env": 'it\'s "a"'}, {"seed": "1"}, {"seed": "0", "env": "b"}]
+    ids = [client.create_run(experiment, start_time=at, tags=tag).info.run_id for at, tag in enumerate(tags, 1)]
+    assert find_runs(root, "e") == ids[::-1]
+    assert find_runs(root, "e", {"seed": "0"}) == [ids[2], ids[0]]
+    assert find_runs(root, "e", {"seed": "0", "env": 'it\'s "a"'}) == [ids[0]]
+    assert find_runs(root, "unheard of") == []
+
+
+def test_find_runs_does_not_create_a_store(tmp_path: Path) -> None:
+    assert find_runs(tmp_path / "none", "e") == []
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import lit_metarl.tracking",
+        "from lit_metarl.tracking import MLflowLogger, environment_tags; MLflowLogger().check(); environment_tags()",
+    ],
+)
+def test_mlflow_is_imported_only_when_used(tmp_path: Path, code: str) -> None:
+    process = start(f"{code}\nimport sys; assert 'mlflow' not in sys.modules", cwd=tmp_path)
+    assert process.communicate(timeout=120)[1] == ""
+    assert process.returncode == 0
