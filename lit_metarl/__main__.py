@@ -66,13 +66,17 @@ def _train(arguments: list[str]) -> int:
     from lit_metarl.checkpoint import CheckpointError
     from lit_metarl.cli import run
     from lit_metarl.envs.base import EnvError
+    from lit_metarl.errors import cause_of, one_line
     from lit_metarl.tracking import TrackingError
     from lit_metarl.types import ConfigError
 
     try:
         run(arguments)
-    except (ConfigError, CheckpointError, EnvError, TrackingError) as error:
-        print(f"lit-metarl: error: {error}", file=sys.stderr)
+    except Exception as error:
+        expected = cause_of(error, (ConfigError, CheckpointError, EnvError, TrackingError))
+        if expected is None and not str(error).startswith("Does not validate"):
+            raise
+        print(f"lit-metarl: error: {expected or one_line(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import lit_metarl.algorithms
 import lit_metarl.callbacks
 import lit_metarl.data  # noqa: F401 - imported classes can be named without their module path
+from lit_metarl.algorithms.base import FP16_REFUSED
 from lit_metarl.callbacks.tracking import RunRecord
 from lit_metarl.checkpoint import CheckpointError, read_checkpoint
 from lit_metarl.config import compose_arguments
+from lit_metarl.errors import one_line
 from lit_metarl.tracking import MLflowLogger, find_runs
+from lit_metarl.types import require
 
 RESUMABLE = ("last", "best")
+
+
+class Parser(LightningArgumentParser):
+    """The stock parser with one-line errors."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong and exit with 2 (within another parser: leave it to that one)."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        sys.stderr.write(f"lit-metarl: error: {one_line(message)}\n")
+        sys.stderr.write("`lit-metarl COMMAND --help` lists the options, `--model.help CLASS` those of a class.\n")
+        sys.exit(2)
 
 
 class CLI(LightningCLI):
@@ -36,6 +53,7 @@ class CLI(LightningCLI):
             save_config_callback=None,  # it asserts a log_dir that an SQLite store has not; RunRecord logs the config
             seed_everything_default=0,
             load_from_checkpoint_support=False,
+            parser_class=Parser,
             trainer_defaults={
                 "inference_mode": False,  # adaptation at test time needs gradients
                 "num_sanity_val_steps": 0,
@@ -60,6 +78,9 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Resolve and check ``ckpt_path``, so that a bad one fails before a simulator is built."""
+        precision = str(self.settings.trainer.precision)
+        # Also in Algorithm.setup; but on a CPU the Trainer turns fp16 into bf16 without a word.
+        require(not precision.startswith("16"), "trainer.precision", precision, FP16_REFUSED)
         self.run_id: str | None = None
         if not self.settings.get("ckpt_path"):
             return
@@ -101,8 +122,8 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Check the store before anything is trained, go on in the checkpoint's run, record the config."""
         trainer = super().instantiate_trainer(**kwargs)
-        self._dump_config()
-        trainer.callbacks.append(RunRecord(self.config_dump, str(self.subcommand)))  # type: ignore[attr-defined]
+        text = self.parser.dump(self.config, format="yaml", skip_link_targets=False, skip_unset=False)
+        trainer.callbacks.append(RunRecord(yaml.safe_load(text)[self.subcommand], str(self.subcommand)))
         for logger in trainer.loggers:
             if isinstance(logger, MLflowLogger):
                 logger.check()
@@ -131,6 +152,7 @@ def quieten() -> None:
         "LightningCLI's args parameter is intended",
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # deprecated attributes of dm_control's own model files
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
     os.environ.setdefault("PYTHONWARNINGS", "")
 

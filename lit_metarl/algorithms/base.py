@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from lit_metarl.types import ConfigError, Episodes, State, require
 
 SCHEMA = "lit_metarl.algorithm/1"
+FP16_REFUSED = (
+    "float16 gradients underflow without a loss scaler, and the gradients here are set by hand; "
+    "use 32-true or bf16-mixed"
+)
 
 
 class Algorithm(LightningModule):
@@ -38,8 +42,7 @@ class Algorithm(LightningModule):
             not precision.startswith("16-") and precision != "transformer-engine-float16",
             "trainer.precision",
             precision,
-            "float16 gradients underflow without a loss scaler, and the gradients here are set by hand; "
-            "use 32-true or bf16-mixed",
+            FP16_REFUSED,
         )
 
     # Optimization --------------------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ class GymEnv(BatchedEnv):
 
     def reset(self, mask: Array | None = None) -> Array:
         """See the base class. Raises ``EnvError`` if an environment returns something else than its space says."""
-        for i in range(self.num_envs) if mask is None else np.flatnonzero(mask):
+        for i in range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist():
             # Gymnasium's protocol: one seed at the first reset, the environment's own generator afterwards.
             seed = None if self._seeded[i] else int(self._streams[i].integers(2**31))
             self._elapsed[i] = 0
@@ -181,11 +181,7 @@ class GymEnv(BatchedEnv):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`; where it is not exact, every environment ``needs_reset`` afterwards.
-
-        Raises:
-            EnvError: the state is of another environment or number of environments.
-        """
+        """Inverse of :meth:`state_dict`. Raises ``EnvError`` if the state is of another environment or number."""
         if state["name"] != self.spec.name or state["num_envs"] != self.num_envs:
             raise EnvError(
                 f"The saved state is of {state['num_envs']} x {state['name']}, "
@@ -325,16 +321,11 @@ def _shown(value: Any) -> str:
 def _layers(env: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Every wrapper and the environment itself, outermost first, each with the attributes that may be state."""
     while True:
-        base = env.unwrapped
         skipped = _STATELESS | ({"model", "data"} if _has_physics(env) else set())
-        drawing = ("pygame",)  # surfaces and clocks of the pictures
-        attributes = {
-            name: value
-            for name, value in vars(env).items()
-            if name not in skipped and type(value).__module__.partition(".")[0] not in drawing
-        }
-        yield env, attributes
-        if env is base:
+        attributes = {name: value for name, value in vars(env).items() if name not in skipped}
+        # Surfaces and clocks of pygame belong to the pictures.
+        yield env, {name: v for name, v in attributes.items() if not type(v).__module__.startswith("pygame")}
+        if env is env.unwrapped:
             return
         env = env.env
 
@@ -352,7 +343,7 @@ def _obstacles(env: Any) -> Iterator[str]:
     """Why the state of ``env`` cannot be saved and restored; nothing if it can."""
     parts: list[tuple[str, Any]] = []
     for layer, attributes in _layers(env):
-        if layer is env.unwrapped and _own_state(layer):
+        if _own_state(layer):
             continue
         label = type(layer).__name__
         if any(base.__dict__.get("__slots__") for base in type(layer).__mro__):
@@ -361,6 +352,9 @@ def _obstacles(env: Any) -> Iterator[str]:
             if not (packable(value) or _is_space(value)):
                 yield f"{label}.{name} is of type {type(value).__name__}, which cannot be saved"
             parts += [(f"{label}.{name}", part) for part in mutable_parts(value)]
+        shared_spaces = [value for base in type(layer).__mro__ for value in vars(base).values() if _is_space(value)]
+        if any(space._np_random is not None for space in shared_spaces):
+            yield f"{label} draws from a space of its class, which all environments share"
     yield from shared(parts)
 
 
@@ -371,24 +365,26 @@ def _is_space(value: Any) -> bool:
 
 
 def _env_state(env: Any) -> list[dict[str, Any]]:
-    """State of every layer of one environment, see :func:`_layers`."""
-    return [_layer_state(layer, attributes, layer is env.unwrapped) for layer, attributes in _layers(env)]
+    return [_layer_state(layer, attributes) for layer, attributes in _layers(env)]
 
 
-def _layer_state(layer: Any, attributes: dict[str, Any], innermost: bool) -> dict[str, Any]:
+def _layer_state(layer: Any, attributes: dict[str, Any]) -> dict[str, Any]:
     spaces = {name: value._np_random for name, value in attributes.items() if _is_space(value)}
     state = {"spaces": pack({name: rng for name, rng in spaces.items() if rng is not None})}
     values = {name: value for name, value in attributes.items() if packable(value)}
-    if innermost and _own_state(layer):  # it answers for everything but Gymnasium's generator
+    if _own_state(layer):  # it answers for everything but Gymnasium's generator
         generator = {name: value for name, value in values.items() if name == "_np_random"}
-        return state | {"values": pack(generator), "own": pack(layer.state_dict())}
-    if innermost and _has_physics(layer):
+        own = layer.state_dict()
+        if not packable(own):
+            raise EnvError(f"{type(layer).__name__}.state_dict() must return numbers, strings, arrays and containers.")
+        return state | {"values": pack(generator), "own": pack(own)}
+    if _has_physics(layer):
         state["physics"] = save_physics(layer.model, layer.data)
     return state | {"values": pack(values)}
 
 
 def _load_env(env: Any, saved: list[dict[str, Any]]) -> None:
-    """Inverse of :func:`_env_state`, in place."""
+    """Inverse of :func:`_env_state`."""
     for (layer, attributes), state in zip(_layers(env), saved, strict=True):
         for name, generator in unpack(state["spaces"]).items():
             attributes[name]._np_random = generator

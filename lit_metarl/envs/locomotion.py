@@ -309,6 +309,7 @@ class Locomotion(BatchedEnv):
     def state_dict(self) -> dict[str, Any]:
         """Physics, streams, tasks, episode steps and what the next step needs of the last one."""
         return {
+            "name": self.spec.name,
             "physics": self._sim.state(),
             "obs": torch.from_numpy(self._obs.copy()),
             "position": torch.from_numpy(self._position.copy()),
@@ -321,6 +322,9 @@ class Locomotion(BatchedEnv):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; the next steps are bit-identical."""
+        # Half-cheetah and walker2d have states of one size, so the shape alone would not tell them apart.
+        if state["name"] != self.spec.name:
+            raise EnvError(f"The saved state is of {state['name']} and cannot be loaded into {self.spec.name}.")
         self._sim.load_state(state["physics"])
         # A parameter that only this environment has goes back to its default.
         for key in {*self._tasks, *state["tasks"]}:

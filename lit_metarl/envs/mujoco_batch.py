@@ -21,6 +21,7 @@ from mujoco.batch import DATA_FIELDS, MODEL_FIELDS, Batch, SimulationError
 from .base import Array, EnvError
 
 GL_BACKENDS = ("egl", "osmesa", "glfw")
+GL_DISABLED = ("off", "disable", "disabled", "false", "0")
 
 
 class BatchSimulation:
@@ -127,7 +128,6 @@ class BatchSimulation:
         """
         rows = slice(None) if ids is None else ids
         self._batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE.value)
-        self._batch.warning[rows] = 0
         self.field("qpos")[rows] = qpos
         self.field("qvel")[rows] = qvel
         self._batch.forward(ids)
@@ -185,10 +185,10 @@ class _Renderer:
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
         model.vis.global_.offheight = max(model.vis.global_.offheight, height)
         self._gl = _gl_context(width, height)
-        # EGL shuts itself down at exit; contexts freed later fail noisily. Exit handlers run last in, first out.
-        atexit.register(self.close)
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
+        # EGL shuts itself down at exit; contexts freed later fail noisily. Exit handlers run last in, first out.
+        atexit.register(self.close)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
 
@@ -241,10 +241,12 @@ def _available_cpus() -> int:
 
 def _gl_context(width: int, height: int) -> Any:
     """First OpenGL context that can be made: the one ``MUJOCO_GL`` asks for, else EGL, OSMesa, GLFW in turn."""
-    wanted = os.environ.get("MUJOCO_GL", "").lower()
+    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if wanted in GL_DISABLED:
+        raise EnvError(f"Rendering is switched off by MUJOCO_GL={wanted}; start with MUJOCO_GL=egl to have pictures.")
     backends = (wanted,) if wanted in GL_BACKENDS else GL_BACKENDS
     if platform.system() != "Linux":
-        backends = ("gl_context",)
+        backends = ("gl_context",)  # MuJoCo's own choice, which needs no display there
     failures = []
     for backend in backends:
         if backend == "glfw" and platform.system() == "Linux" and not os.environ.get("DISPLAY"):

@@ -64,7 +64,9 @@ class SuiteEnv(BatchedEnv):
 
     def __init__(self, task: str, action_repeat: int, num_envs: int, seed: int) -> None:
         from dm_control import suite
+        from dm_control.rl.control import PhysicsError
 
+        self._physics_error = PhysicsError
         domain, name = task.split("/")
         children = np.random.SeedSequence(seed).spawn(num_envs)
         self._randoms = [np.random.RandomState(np.random.MT19937(child)) for child in children]
@@ -92,7 +94,7 @@ class SuiteEnv(BatchedEnv):
         self.resume_note = f"{task} keeps state that cannot be saved: {problems}." if problems else ""
 
     def reset(self, mask: Array | None = None) -> Array:
-        for i in range(self.num_envs) if mask is None else np.flatnonzero(mask):
+        for i in range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist():
             _flatten(self._envs[i].reset().observation, self._obs[i])
             self.needs_reset[i] = False
             self._elapsed[i] = 0
@@ -117,8 +119,6 @@ class SuiteEnv(BatchedEnv):
 
     def _step_one(self, index: int, native: Array, reward: Array) -> Any:
         """``action_repeat`` control steps; adds to ``reward[index]`` and returns the last dm_env time step."""
-        from dm_control.rl.control import PhysicsError
-
         env = self._envs[index]
         try:
             for _ in range(self._action_repeat):
@@ -126,7 +126,7 @@ class SuiteEnv(BatchedEnv):
                 reward[index] += time_step.reward
                 if time_step.last():
                     break
-        except PhysicsError as error:
+        except self._physics_error as error:
             where = f"environment {index}, step {self._elapsed[index]} of its episode"
             raise EnvError(f"{self.spec.name}: the physics diverged in {where}: {error}") from error
         return time_step
@@ -179,7 +179,11 @@ class SuiteEnv(BatchedEnv):
 
 
 def _flatten(observation: Mapping[str, Any], out: Array) -> None:
-    np.concatenate([np.ravel(part) for part in observation.values()], out=out, casting="same_kind")
+    start = 0
+    for part in observation.values():  # half the time of np.concatenate over np.ravel
+        end = start + np.size(part)
+        out[start:end] = part if np.ndim(part) < 2 else part.ravel()
+        start = end
 
 
 def save_physics(model: Any, data: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lit_metarl.envs.base import EnvError, make_streams
-from lit_metarl.envs.locomotion import ROBOTS, MuJoCo
+from lit_metarl.envs.locomotion import ROBOTS, MuJoCo, all_inside, contact_cost, contact_forces, inside
 
 GYMNASIUM_IDS = {
     "half_cheetah": "HalfCheetah-v5",
@@ -205,6 +205,14 @@ def test_state_of_another_size_is_refused():
         MuJoCo("swimmer").make(3, seed=0).load_state_dict(state)
 
 
+def test_state_of_another_robot_is_refused():
+    state = MuJoCo("walker2d").make(2, seed=0).state_dict()
+    env = MuJoCo("half_cheetah").make(2, seed=0)
+    assert state["physics"].shape == env.state_dict()["physics"].shape
+    with pytest.raises(EnvError, match="walker2d"):
+        env.load_state_dict(state)
+
+
 def test_direction_turns_the_forward_reward_at_the_next_reset():
     env, twin = (MuJoCo("half_cheetah").make(2, seed=0) for _ in range(2))
     env.reset()
@@ -219,6 +227,42 @@ def test_direction_turns_the_forward_reward_at_the_next_reset():
     assert abs(plain[0] + control[0]) > 1e-3
     assert reward[0] + control[0] == pytest.approx(-(plain[0] + control[0]), abs=1e-12)
     assert reward[1] == plain[1]
+
+
+def test_tasks_wait_for_the_reset_of_their_own_environment():
+    env = MuJoCo("swimmer").make(2, seed=0)
+    env.reset()
+    env.set_tasks({"direction": np.array([0.0, 0.0])})
+    env.reset(np.array([True, False]))
+    reward = env.step(np.zeros((2, 2))).reward
+    assert reward[0] == 0.0 != reward[1]
+    env.reset(np.array([False, True]))
+    assert env.step(np.zeros((2, 2))).reward.tolist() == [0.0, 0.0]
+
+
+def test_bounds_of_health():
+    env = MuJoCo("swimmer").make(3, seed=0)
+    env.reset()
+    sim = env._sim
+    sim.field("qpos")[:, 1] = 0.2, 0.6, 1.0
+    assert inside(sim, 0.2, 1.0, index=1, closed=True).tolist() == [True, True, True]
+    assert inside(sim, 0.2, 1.0, index=1).tolist() == [False, True, False]
+    sim.motion[:, 2:] = 0.0
+    sim.motion[1, -1] = -3.0
+    sim.motion[2, 2] = 2.9
+    assert all_inside(sim, -3.0, 3.0, skip=2).tolist() == [True, False, True]
+
+
+def test_contact_terms_by_hand():
+    sim = MuJoCo("ant").make(2, seed=0)._sim
+    sim.contact_forces[0, 1, :3] = 3.0, -0.5, 0.0
+    sim.contact_forces[1, 2, :2] = -4.0, 2.0
+    assert contact_forces(sim, 1.0)[0, :3].tolist() == [1.0, -0.5, 0.0]
+    assert contact_forces(sim)[0, 0] == 3.0
+    # 9 + 1/4 and 16 + 4; clipped to 1: 1 + 1/4 and 1 + 1
+    assert contact_cost(sim, 0.5).tolist() == [4.625, 10.0]
+    assert contact_cost(sim, 0.5, ceiling=5.0).tolist() == [4.625, 5.0]
+    assert contact_cost(sim, 0.5, limit=1.0).tolist() == [0.625, 1.0]
 
 
 def test_body_mass_of_one_environment():

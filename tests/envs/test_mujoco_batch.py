@@ -226,7 +226,11 @@ def test_render():
     assert red[0].sum() > 4
     # The ball of simulation 1 is further to the right.
     assert np.argwhere(red[1])[:, 1].mean() > np.argwhere(red[0])[:, 1].mean() + 2
-    assert sim.render(0, 800, 700).shape == (700, 800, 3)  # beyond the model's own frame buffer
+    large = sim.render(0, 800, 700)  # beyond the model's own frame buffer
+    assert large.shape == (700, 800, 3)
+    floor = large[650:, 700:].reshape(-1, 3).mean(axis=0)
+    assert floor[1] > 2 * floor[0]
+    assert floor[1] > 30
     assert torch.equal(sim.state(), before)
     sim.close()
     sim.close()
@@ -234,8 +238,9 @@ def test_render():
         sim.render(2, 80, 60)
 
 
-def test_render_without_gl_names_the_remedy(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", "glfw")
+@pytest.mark.parametrize("backend", ["glfw", "off"])
+def test_render_without_gl_names_the_remedy(monkeypatch, backend):
+    monkeypatch.setenv("MUJOCO_GL", backend)
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setattr("platform.system", lambda: "Linux")
     model = make_model()

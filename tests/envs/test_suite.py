@@ -167,10 +167,10 @@ def test_reset_touches_only_the_masked():
 
 def test_results_are_not_overwritten_by_the_next_step():
     env = DMControl("cheetah/run").make(1, seed=0)
-    obs = env.reset()
-    kept = obs.copy()
+    results = [env.reset(), env.step(np.ones((1, 6))).obs]
+    kept = [obs.copy() for obs in results]
     env.step(np.ones((1, 6)))
-    np.testing.assert_array_equal(obs, kept)
+    np.testing.assert_array_equal(results, kept)
 
 
 @pytest.mark.parametrize("task", ALL_TASKS)
@@ -220,9 +220,22 @@ def test_resumes_before_the_first_and_after_the_last_step():
     np.testing.assert_array_equal(env.reset(), other.reset())
 
 
+def test_time_limit_counter_and_task_attributes_are_restored():
+    """Into environments that were never reset, as after a restart; dog measures its standing height at a reset."""
+    env, other = DMControl("dog/stand", 250).make(1, seed=1), DMControl("dog/stand", 250).make(1, seed=2)
+    env.reset()
+    actions = np.zeros((4, 1, env.spec.action_dim))
+    with env._envs[0].physics.suppress_physics_errors(), other._envs[0].physics.suppress_physics_errors():
+        rollout(env, actions[:3])
+        other.load_state_dict(through_file(env.state_dict()))
+        left, right = env.step(actions[3]), other.step(actions[3])
+    assert_identical(left, right)
+    assert right.truncated[0]
+
+
 def test_state_of_another_task_is_refused():
     state = DMControl("cheetah/run").make(2, seed=0).state_dict()
-    with pytest.raises(EnvError, match="2 x dm_control/cheetah_run.*1 x dm_control/cheetah_run"):
+    with pytest.raises(EnvError, match=r"2 x dm_control/cheetah_run.*1 x dm_control/cheetah_run"):
         DMControl("cheetah/run").make(1, seed=0).load_state_dict(state)
     with pytest.raises(EnvError, match="walker_run"):
         DMControl("walker/run").make(2, seed=0).load_state_dict(state)

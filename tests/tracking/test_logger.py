@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -250,8 +251,12 @@ def test_fit_writes_only_inside_the_root(root: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ValueError("on purpose"), KeyboardInterrupt()])
 def test_failure_marks_the_run_and_keeps_its_metrics(root: str, error: BaseException) -> None:
     fit = trainer(root, enable_checkpointing=False)
-    with pytest.raises((ValueError, SystemExit)):
-        fit.fit(Logging(error))
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises((ValueError, SystemExit)):
+            fit.fit(Logging(error))
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores it from the first interrupt on
     assert status(root, fit.logger.run_id) == "FAILED"
     assert history(root, fit.logger.run_id, "at") == [(0, 0.0), (1, 1.0)]
 
@@ -279,6 +284,43 @@ print(logger.run_id)
     run_id = process.stdout.strip()
     assert status(root, run_id) == expected
     assert history(root, run_id, "m") == [(1, 1.0), (2, 2.0)]
+
+
+FIT_UNTIL_KILLED = """
+import pathlib, time
+import lightning, torch
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lit_metarl.tracking import MLflowLogger
+class Endless(BoringModel):
+    def training_step(self, batch, batch_idx):
+        time.sleep(0.01)
+        self.log("at", float(batch_idx))
+        if batch_idx == 2:
+            pathlib.Path("run_id").write_text(self.logger.run_id)
+        return super().training_step(batch, batch_idx)["loss"]
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.ones(100000, 32))
+lightning.Trainer(
+    logger=MLflowLogger("store"), max_epochs=1, log_every_n_steps=1, limit_val_batches=0, accelerator="cpu",
+    enable_checkpointing=False,
+).fit(Endless())
+"""
+
+
+def test_sigterm_marks_the_run_and_keeps_its_metrics(root: str) -> None:
+    command = [sys.executable, "-c", FIT_UNTIL_KILLED]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (Path("run_id").exists() and Path("run_id").read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    run_id = Path("run_id").read_text()
+    assert status(root, run_id) == "RUNNING"
+    process.terminate()
+    process.wait(timeout=60)
+    assert status(root, run_id) == "FAILED"
+    assert history(root, run_id, "at")[:3] == [(0, 0.0), (1, 1.0), (2, 2.0)]
 
 
 RANK_OF_TWO = """
@@ -331,7 +373,7 @@ def test_yaml_builds_the_logger_and_unknown_keys_are_refused() -> None:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Logger, "logger")
     config = {"class_path": "lit_metarl.tracking.MLflowLogger", "init_args": {"root": "there", "run_name": "n"}}
-    built = parser.instantiate_classes(parser.parse_object({"logger": config})).logger
+    built = parser.instantiate(parser.parse_object({"logger": config})).logger
     assert isinstance(built, MLflowLogger)
     assert built.save_dir == "there"
     config["init_args"]["rot"] = "typo"

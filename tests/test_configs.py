@@ -1,0 +1,90 @@
+"""Every shipped yaml parses, and every experiment runs two iterations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lit_metarl.cli import run
+from lit_metarl.config import compose_arguments, load_config, merge
+from lit_metarl.tracking import connect
+from lit_metarl.types import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+EXPERIMENTS = sorted(CONFIGS.glob("experiment/*.yaml"))
+SMOKE = CONFIGS / "overlay" / "smoke.yaml"
+
+
+def test_there_are_experiments() -> None:
+    names = {path.stem for path in EXPERIMENTS}
+    tasks = ("cheetah_run", "walker_walk", "quadruped_walk", "reacher_easy", "finger_spin", "cartpole_swingup")
+    assert {"quickstart", *(f"sac_dmc_{task}" for task in tasks)} <= names
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_experiment_runs_two_iterations(path: Path, tmp_path: Path) -> None:
+    run(["fit", f"--config={path}", "--config", str(SMOKE), "--trainer.accelerator=cpu"])
+    (directory,) = (tmp_path / "mlruns" / "runs").iterdir()
+    checkpoint = torch.load(directory / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 1
+    metrics = connect("mlruns").get_run(directory.name)
+    assert metrics.info.status == "FINISHED"
+    assert {"eval/return", "train/critic_loss"} <= metrics.data.metrics.keys()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_every_file_is_a_config(path: Path) -> None:
+    content = load_config(path)
+    assert content
+    assert content.keys() <= {"seed_everything", "trainer", "model", "data"}
+
+
+def write(path: Path, content: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_includes_are_relative_and_merge_in_order(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "one.yaml", {"x": {"p": 1, "q": 1}, "list": [1, 2]})
+    write(tmp_path / "a" / "two.yaml", {"include": ["one.yaml"], "x": {"q": 2}, "list": [3]})
+    top = write(tmp_path / "b" / "top.yaml", {"include": ["../a/two.yaml"], "x": {"r": 3}})
+    assert load_config(top) == {"x": {"p": 1, "q": 2, "r": 3}, "list": [3]}
+
+
+def test_another_class_takes_no_argument_of_the_old_one() -> None:
+    base = {"model": {"class_path": "A", "init_args": {"lr": 1, "tau": 2}}}
+    assert merge(base, {"model": {"class_path": "B", "init_args": {"lr": 3}}})["model"]["init_args"] == {"lr": 3}
+    assert merge(base, {"model": {"init_args": {"lr": 3}}})["model"]["init_args"] == {"lr": 3, "tau": 2}
+    assert base["model"]["init_args"] == {"lr": 1, "tau": 2}  # not changed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"include": ["nowhere.yaml"]}, r"nowhere.yaml \(included by .*top.yaml\) cannot be read"),
+        ({"include": ["top.yaml"]}, "is a circle"),
+        ({"include": "top.yaml"}, "must be a list of files"),
+        ([1, 2], "must be a mapping"),
+    ],
+)
+def test_bad_files_are_named(content: object, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path / "top.yaml", content))
+
+
+def test_broken_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("a: [1, 2")
+    with pytest.raises(ConfigError, match=r"broken\.yaml is no valid yaml"):
+        load_config(tmp_path / "broken.yaml")
+
+
+def test_flags_after_configs_win(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "1.yaml", {"a": 1, "b": 1}), write(tmp_path / "2.yaml", {"b": 2})
+    arguments = compose_arguments(["fit", "--a", "9", "--config", str(one), f"-c={two}"])
+    assert arguments[:2] == ["fit", "--config"]
+    assert yaml.safe_load(arguments[2]) == {"a": 1, "b": 2}
+    assert arguments[3:] == ["--a", "9"]
