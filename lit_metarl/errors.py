@@ -12,7 +12,7 @@ _NOISE = re.compile(
 def one_line(message: str) -> str:
     """Shorten a parser's nested message to the path of keys and the last reason.
 
-    jsonargparse explains every type of a union in turn, the absent value ``None`` included; what helps is one line of it.
+    jsonargparse explains every type of a union in turn, the absent ``None`` included; what helps is one line of it.
     """
     lines = [line.strip().removeprefix("- ") for line in message.splitlines() if not _NOISE.match(line.strip())]
     keys: list[str] = []

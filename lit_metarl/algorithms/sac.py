@@ -94,7 +94,7 @@ class SAC(Algorithm):
 
     def training_step(self, batch: ReplayBlock, batch_idx: int) -> None:
         """``U`` updates, one for each minibatch of the block."""
-        # Autocast keeps its bf16 copies of the weights until it is left: the second update would use those of the first.
+        # Autocast keeps its bf16 copies of the weights: without this, update 2 would use those of update 1.
         torch.set_autocast_cache_enabled(False)
         metrics: dict[str, Tensor] = {}
         for update in range(batch.transitions.reward.shape[0]):

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class TestTable(Callback):
-    """Stores return and length of every test episode of process 0 as the artifact ``test/episodes.csv``."""
+    """Prints the results of ``test``; stores every episode of process 0 as the artifact ``test/episodes.csv``."""
 
     __test__ = False  # not a test case, whatever its name
 
@@ -40,6 +40,18 @@ class TestTable(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, MLflowLogger):
                 logger.log_text(text.getvalue(), "test/episodes.csv")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table."""
+        if not trainer.is_global_zero:
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("metric", "value")
+        for name, value in sorted(trainer.callback_metrics.items()):
+            table.add_row(name, f"{float(value):.2f}")
+        Console().print(table)
 
 
 class EpisodeVideo(Callback):

@@ -30,8 +30,8 @@ class ReplayDataModule(ExperienceDataModule):
         capacity: transitions kept by each process.
         warmup_steps: environment steps of each process with uniform random actions before the first update.
         updates_per_block: U.
-        steps_per_block: steps of every environment in a block; ``steps_per_block · num_envs / updates_per_block`` is the
-            number of environment steps per update.
+        steps_per_block: steps of every environment in a block; an update then takes
+            ``steps_per_block · num_envs / updates_per_block`` environment steps.
         epoch_steps: environment steps of each process in an epoch (evaluation and checkpoint follow each epoch).
         seed: root of every random stream.
         eval_episodes: episodes of one evaluation, all processes together.
@@ -106,7 +106,7 @@ class ReplayDataModule(ExperienceDataModule):
             shape = (self.num_envs, self.action_dim)
             choose = lambda obs: 2.0 * torch.rand(shape, generator=self.generator) - 1.0  # noqa: E731
         else:
-            choose = partial(self._explore, device=self.trainer.lightning_module.device)  # type: ignore[union-attr]
+            choose = partial(self._explore, device=self.trainer.lightning_module.device)
         with torch.no_grad():
             for _ in range(steps):
                 self.replay.insert(self.collector.step(choose))

@@ -1,0 +1,1 @@
+"""Simulators behind one protocol, :class:`~lit_metarl.envs.base.BatchedEnv`."""

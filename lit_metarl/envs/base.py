@@ -67,14 +67,14 @@ class BatchedEnv(ABC):
 
     @abstractmethod
     def reset(self, mask: Array | None = None) -> Array:
-        """Start a new episode where ``mask`` ``[E]`` is True (everywhere if None); returns the observations ``[E, O]``."""
+        """Start a new episode where ``mask`` ``[E]`` is True (everywhere if None); returns observations ``[E, O]``."""
 
     @abstractmethod
     def step(self, action: Array) -> StepResult:
         """Advance every environment by one agent step; ``action`` is ``[E, A]`` in [-1, 1] or integers ``[E]``."""
 
     def set_tasks(self, tasks: Tasks) -> None:
-        """Give every environment its own task; applies from the next ``reset``. Raises ``EnvError`` on an unknown parameter."""
+        """Give every environment its own task, from its next ``reset``. Raises ``EnvError`` on an unknown parameter."""
         if tasks:
             raise EnvError(f"{self.spec.name} has no task parameters, but was given {sorted(tasks)}.")
 
@@ -90,7 +90,7 @@ class BatchedEnv(ABC):
     def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
         """Picture of one environment, ``[height, width, 3]`` uint8."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most simulators have nothing to release
         """Release the simulator; the environment is not used afterwards."""
 
 

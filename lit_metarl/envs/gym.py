@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,14 +26,9 @@ from lit_metarl.envs.base import (
     make_streams,
     streams_state,
 )
+from lit_metarl.envs.gym_state import env_state, load_env, obstacles
 from lit_metarl.envs.rendering import choose_backend, fit_frame, picture_kwargs
-from lit_metarl.envs.suite import load_physics, mutable_parts, pack, packable, save_physics, shared, unpack
-
-# Set at construction and constant, or concerning pictures only.
-_STATELESS = {
-    "env", "spec", "mujoco_renderer", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs",
-    "_action_space", "_observation_space", "_metadata",
-}  # fmt: skip
+from lit_metarl.envs.saved_state import pack, unpack
 
 
 @dataclass(frozen=True)
@@ -172,7 +166,7 @@ class GymEnv(BatchedEnv):
         return {
             "name": self.spec.name,
             "streams": streams_state(self._streams),
-            "envs": [_env_state(env) for env in self._envs] if self.resumes_exactly else None,
+            "envs": [env_state(env) for env in self._envs] if self.resumes_exactly else None,
             "seeded": self._seeded.tolist(),
             "elapsed": self._elapsed.tolist(),
             "needs_reset": self.needs_reset.tolist(),
@@ -194,7 +188,7 @@ class GymEnv(BatchedEnv):
         self.needs_reset[:] = state["needs_reset"] if exact else True
         self._obs[:] = unpack(state["obs"])
         for env, saved in zip(self._envs, state["envs"] or [], strict=False):
-            _load_env(env, saved)
+            load_env(env, saved)
 
     def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
         """See the base class; a picture of another shape is scaled and padded. Raises ``EnvError`` without pictures."""
@@ -211,7 +205,7 @@ class GymEnv(BatchedEnv):
             env.close()
 
     def _judge_resume(self) -> None:
-        obstacle = next((obstacle for env in self._envs for obstacle in _obstacles(env)), None)
+        obstacle = next((obstacle for env in self._envs for obstacle in obstacles(env)), None)
         self.resumes_exactly = obstacle is None
         self.resume_note = "" if obstacle is None else (
             f"{self.spec.name} resumes at the next episode: {obstacle}. "
@@ -316,85 +310,3 @@ def _shown(value: Any) -> str:
         return f"an array of shape {value.shape} and type {value.dtype}"
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"
-
-
-def _layers(env: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Every wrapper and the environment itself, outermost first, each with the attributes that may be state."""
-    while True:
-        skipped = _STATELESS | ({"model", "data"} if _has_physics(env) else set())
-        attributes = {name: value for name, value in vars(env).items() if name not in skipped}
-        # Surfaces and clocks of pygame belong to the pictures.
-        yield env, {name: v for name, v in attributes.items() if not type(v).__module__.startswith("pygame")}
-        if env is env.unwrapped:
-            return
-        env = env.env
-
-
-def _has_physics(env: Any) -> bool:
-    mujoco = sys.modules.get("mujoco")
-    return mujoco is not None and isinstance(getattr(env, "data", None), mujoco.MjData)
-
-
-def _own_state(env: Any) -> bool:
-    return callable(getattr(env, "state_dict", None)) and callable(getattr(env, "load_state_dict", None))
-
-
-def _obstacles(env: Any) -> Iterator[str]:
-    """Why the state of ``env`` cannot be saved and restored; nothing if it can."""
-    parts: list[tuple[str, Any]] = []
-    for layer, attributes in _layers(env):
-        if _own_state(layer):
-            continue
-        label = type(layer).__name__
-        if any(base.__dict__.get("__slots__") for base in type(layer).__mro__):
-            yield f"{label} has __slots__"
-        for name, value in attributes.items():
-            if not (packable(value) or _is_space(value)):
-                yield f"{label}.{name} is of type {type(value).__name__}, which cannot be saved"
-            parts += [(f"{label}.{name}", part) for part in mutable_parts(value)]
-        shared_spaces = [value for base in type(layer).__mro__ for value in vars(base).values() if _is_space(value)]
-        if any(space._np_random is not None for space in shared_spaces):
-            yield f"{label} draws from a space of its class, which all environments share"
-    yield from shared(parts)
-
-
-def _is_space(value: Any) -> bool:
-    from gymnasium import Space
-
-    return isinstance(value, Space)
-
-
-def _env_state(env: Any) -> list[dict[str, Any]]:
-    return [_layer_state(layer, attributes) for layer, attributes in _layers(env)]
-
-
-def _layer_state(layer: Any, attributes: dict[str, Any]) -> dict[str, Any]:
-    spaces = {name: value._np_random for name, value in attributes.items() if _is_space(value)}
-    state = {"spaces": pack({name: rng for name, rng in spaces.items() if rng is not None})}
-    values = {name: value for name, value in attributes.items() if packable(value)}
-    if _own_state(layer):  # it answers for everything but Gymnasium's generator
-        generator = {name: value for name, value in values.items() if name == "_np_random"}
-        own = layer.state_dict()
-        if not packable(own):
-            raise EnvError(f"{type(layer).__name__}.state_dict() must return numbers, strings, arrays and containers.")
-        return state | {"values": pack(generator), "own": pack(own)}
-    if _has_physics(layer):
-        state["physics"] = save_physics(layer.model, layer.data)
-    return state | {"values": pack(values)}
-
-
-def _load_env(env: Any, saved: list[dict[str, Any]]) -> None:
-    """Inverse of :func:`_env_state`."""
-    for (layer, attributes), state in zip(_layers(env), saved, strict=True):
-        for name, generator in unpack(state["spaces"]).items():
-            attributes[name]._np_random = generator
-        values = unpack(state["values"])
-        if "physics" in state:
-            load_physics(layer.model, layer.data, state["physics"])
-        if "own" not in state:
-            for name in [name for name, value in attributes.items() if packable(value) and name not in values]:
-                delattr(layer, name)  # it appeared after the saved moment
-        for name, value in values.items():
-            setattr(layer, name, value)
-        if "own" in state:
-            layer.load_state_dict(unpack(state["own"]))

@@ -1,24 +1,22 @@
 """Gymnasium's MuJoCo robots, vectorised: observation and reward as terms over the environment axis ``E``.
 
 Models, observations, rewards, reset noise and terminations are those of Gymnasium's ``-v5`` environments (to the last
-bit of the physics); :data:`ROBOTS` is the table of their differences.
+bit of the physics); :data:`~lit_metarl.envs.robots.ROBOTS` is the table of their differences.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import mujoco
 import numpy as np
 import torch
 
-from .base import (
+from lit_metarl.envs.base import (
     Array,
     BatchedEnv,
     EnvError,
@@ -31,194 +29,8 @@ from .base import (
     make_streams,
     streams_state,
 )
-from .mujoco_batch import BatchSimulation, SimulationError, settable_model_fields
-
-Term = Callable[[BatchSimulation], Array]
-"""A quantity of every simulation, ``[E]`` or ``[E, k]``."""
-
-
-def joint_state(sim: BatchSimulation, skip: int = 0) -> Array:
-    """Joint positions after the first ``skip``, then all velocities; ``[E, nq - skip + nv]``."""
-    return sim.motion[:, skip:]
-
-
-def joint_positions(sim: BatchSimulation, skip: int = 0) -> Array:
-    """Joint positions after the first ``skip``, m and rad; ``[E, nq - skip]``."""
-    return sim.field("qpos")[:, skip:]
-
-
-def clipped_joint_velocities(sim: BatchSimulation, limit: float) -> Array:
-    """Joint velocities clipped to ``±limit``, m/s and rad/s; ``[E, nv]``."""
-    return np.clip(sim.field("qvel"), -limit, limit)
-
-
-def body_inertias(sim: BatchSimulation) -> Array:
-    """Inertia and mass of each body but the world, about the centre of mass; ``[E, 10 (nbody - 1)]``."""
-    return sim.field("cinert")[:, 1:].reshape(sim.num_sims, -1)
-
-
-def body_velocities(sim: BatchSimulation) -> Array:
-    """Angular and linear velocity of each body but the world, about the centre of mass; ``[E, 6 (nbody - 1)]``."""
-    return sim.field("cvel")[:, 1:].reshape(sim.num_sims, -1)
-
-
-def actuator_forces(sim: BatchSimulation, skip: int = 6) -> Array:
-    """Generalised actuator forces after the free joint's ``skip``, N m; ``[E, nv - skip]``."""
-    return sim.field("qfrc_actuator")[:, skip:]
-
-
-def contact_forces(sim: BatchSimulation, limit: float = np.inf) -> Array:
-    """Contact torques and forces on each body but the world, clipped to ``±limit``; ``[E, 6 (nbody - 1)]``."""
-    assert sim.contact_forces is not None
-    forces = sim.contact_forces[:, 1:].reshape(sim.num_sims, -1)
-    return forces if np.isinf(limit) else np.clip(forces, -limit, limit)
-
-
-def contact_cost(sim: BatchSimulation, weight: float, limit: float = np.inf, ceiling: float = np.inf) -> Array:
-    """``min(weight · Σ clip(f, ±limit)², ceiling)`` over all contact torques and forces f; ``[E]``."""
-    forces = contact_forces(sim, limit)
-    return np.minimum(weight * np.vecdot(forces, forces), ceiling)
-
-
-def root_position(sim: BatchSimulation) -> Array:
-    """First joint coordinate, the x of planar robots, m; ``[E]``."""
-    return sim.field("qpos")[:, 0]
-
-
-def body_position(sim: BatchSimulation, body: int) -> Array:
-    """x of a body's frame, m; ``[E]``."""
-    return sim.field("xpos")[:, body, 0]
-
-
-def mass_center(sim: BatchSimulation) -> Array:
-    """x of the centre of mass, ``Σ m_b x_b / Σ m_b`` over bodies b, m; ``[E]``."""
-    mass = sim.model_field("body_mass")
-    return np.vecdot(sim.field("xipos")[:, :, 0], mass) / mass.sum(axis=-1)
-
-
-def inside(sim: BatchSimulation, low: float, high: float, index: int, closed: bool = False) -> Array:
-    """Whether joint position ``index`` lies in (low, high), or in [low, high] if ``closed``; ``[E]`` bool."""
-    value = sim.motion[:, index]
-    return (low <= value) & (value <= high) if closed else (low < value) & (value < high)
-
-
-def all_inside(sim: BatchSimulation, low: float, high: float, skip: int) -> Array:
-    """Whether all of :func:`joint_state` after ``skip`` lies in (low, high); ``[E]`` bool."""
-    values = sim.motion[:, skip:]
-    return np.all((low < values) & (values < high), axis=1, keepdims=True)[:, 0]
-
-
-@dataclass(frozen=True)
-class Robot:
-    """How one robot observes, is paid, fails and starts.
-
-    reward = forward_weight · direction · Δposition/Δt + healthy_reward · healthy − control_weight · ‖ctrl‖²
-    − contact_cost
-
-    Attributes:
-        model_file: MJCF file, relative to Gymnasium's assets or absolute.
-        frame_skip: physics steps per agent step.
-        observation: terms concatenated to the observation.
-        reset_noise: half-width of the uniform noise on the initial joint positions (and velocities), m and rad.
-        position: the coordinate whose mean velocity over a step is paid; None if motion is not.
-        healthy: conditions that all have to hold or the episode terminates; empty if it never does.
-        contact_cost: cost of contact forces; a robot with one has its contact forces computed.
-        normal_velocity_noise: initial velocities are ``reset_noise · N(0, 1)`` rather than uniform.
-    """
-
-    model_file: str
-    frame_skip: int
-    observation: tuple[Term, ...]
-    reset_noise: float
-    position: Term | None = root_position
-    healthy: tuple[Term, ...] = ()
-    forward_weight: float = 1.0
-    healthy_reward: float = 0.0
-    control_weight: float = 0.0
-    contact_cost: Term | None = None
-    normal_velocity_noise: bool = False
-
-
-ROBOTS: Mapping[str, Robot] = MappingProxyType(
-    {
-        "half_cheetah": Robot(
-            model_file="half_cheetah.xml",
-            frame_skip=5,
-            observation=(partial(joint_state, skip=1),),
-            reset_noise=0.1,
-            control_weight=0.1,
-            normal_velocity_noise=True,
-        ),
-        "ant": Robot(
-            model_file="ant.xml",
-            frame_skip=5,
-            observation=(partial(joint_state, skip=2), partial(contact_forces, limit=1.0)),
-            reset_noise=0.1,
-            position=partial(body_position, body=1),
-            healthy=(partial(inside, low=0.2, high=1.0, index=2, closed=True),),
-            healthy_reward=1.0,
-            control_weight=0.5,
-            contact_cost=partial(contact_cost, weight=5e-4, limit=1.0),
-            normal_velocity_noise=True,
-        ),
-        "walker2d": Robot(
-            model_file="walker2d_v5.xml",
-            frame_skip=4,
-            observation=(partial(joint_positions, skip=1), partial(clipped_joint_velocities, limit=10.0)),
-            reset_noise=5e-3,
-            healthy=(partial(inside, low=0.8, high=2.0, index=1), partial(inside, low=-1.0, high=1.0, index=2)),
-            healthy_reward=1.0,
-            control_weight=1e-3,
-        ),
-        "hopper": Robot(
-            model_file="hopper.xml",
-            frame_skip=4,
-            observation=(partial(joint_positions, skip=1), partial(clipped_joint_velocities, limit=10.0)),
-            reset_noise=5e-3,
-            healthy=(
-                partial(all_inside, low=-100.0, high=100.0, skip=2),
-                partial(inside, low=0.7, high=np.inf, index=1),
-                partial(inside, low=-0.2, high=0.2, index=2),
-            ),
-            healthy_reward=1.0,
-            control_weight=1e-3,
-        ),
-        "humanoid": Robot(
-            model_file="humanoid.xml",
-            frame_skip=5,
-            observation=(
-                partial(joint_state, skip=2),
-                body_inertias,
-                body_velocities,
-                actuator_forces,
-                contact_forces,
-            ),
-            reset_noise=1e-2,
-            position=mass_center,
-            healthy=(partial(inside, low=1.0, high=2.0, index=2),),
-            forward_weight=1.25,
-            healthy_reward=5.0,
-            control_weight=0.1,
-            contact_cost=partial(contact_cost, weight=5e-7, ceiling=10.0),
-        ),
-        "swimmer": Robot(
-            model_file="swimmer.xml",
-            frame_skip=4,
-            observation=(partial(joint_state, skip=2),),
-            reset_noise=0.1,
-            control_weight=1e-4,
-        ),
-        "inverted_pendulum": Robot(
-            model_file="inverted_pendulum.xml",
-            frame_skip=2,
-            observation=(joint_state,),
-            reset_noise=0.01,
-            position=None,
-            healthy=(partial(inside, low=-0.2, high=0.2, index=1, closed=True),),
-            healthy_reward=1.0,
-        ),
-    }
-)
+from lit_metarl.envs.mujoco_batch import BatchSimulation, SimulationError, settable_model_fields
+from lit_metarl.envs.robots import ROBOTS, Robot
 
 
 class Locomotion(BatchedEnv):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import logging
 import os
 import platform
 from collections.abc import Mapping
@@ -18,7 +19,12 @@ import numpy as np
 import torch
 from mujoco.batch import DATA_FIELDS, MODEL_FIELDS, Batch, SimulationError
 
-from .base import Array, EnvError
+from lit_metarl.envs.base import Array, EnvError
+
+log = logging.getLogger(__name__)
+if mujoco.get_mju_user_warning() is None:
+    # Otherwise MuJoCo appends its warnings to MUJOCO_LOG.TXT in the working directory. Divergence is reported by us.
+    mujoco.set_mju_user_warning(log.debug)
 
 GL_BACKENDS = ("egl", "osmesa", "glfw")
 GL_DISABLED = ("off", "disable", "disabled", "false", "0")

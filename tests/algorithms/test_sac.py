@@ -232,7 +232,7 @@ def test_learns_the_value_of_a_known_world() -> None:
 def test_bf16_uses_the_weights_of_this_update() -> None:
     """Autocast's cached bf16 weights would make the second update of a block repeat the first's forward pass."""
     losses = {}
-    for blocks in ([random_batch_of_two()], [b for b in split(random_batch_of_two())]):
+    for blocks in ([random_batch_of_two()], split(random_batch_of_two())):
         sac = make()
         torch.manual_seed(2)
         quiet_trainer(precision="bf16-mixed").fit(sac, Batches(blocks))

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lit_metarl.envs.base import EnvError, make_streams
-from lit_metarl.envs.locomotion import ROBOTS, MuJoCo, all_inside, contact_cost, contact_forces, inside
+from lit_metarl.envs.locomotion import MuJoCo
+from lit_metarl.envs.robots import ROBOTS, all_inside, contact_cost, contact_forces, inside
 
 GYMNASIUM_IDS = {
     "half_cheetah": "HalfCheetah-v5",
@@ -367,10 +368,16 @@ def test_divergence_names_the_environment_and_its_step(value):
     env = MuJoCo("half_cheetah").make(3, seed=0)
     env.reset()
     run(env, 4)
+    good = env.state_dict()
     env._sim.field("qvel")[1, 3] = value  # MuJoCo would replace this state by its default, silently
     with pytest.raises(EnvError, match="environment 1 diverged at its step 5"):
         env.step(np.zeros((3, 6)))
     env.reset(np.array([False, True, False]))
+    assert np.isfinite(env.step(np.zeros((3, 6))).obs).all()
+    env._sim.field("qvel")[1, 3] = value
+    with pytest.raises(EnvError, match="environment 1 diverged at its step 2"):
+        env.step(np.zeros((3, 6)))
+    env.load_state_dict(good)
     assert np.isfinite(env.step(np.zeros((3, 6))).obs).all()
 
 

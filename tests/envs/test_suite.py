@@ -8,7 +8,8 @@ import torch
 
 from lit_metarl.envs.base import EnvError
 from lit_metarl.envs.rendering import choose_backend, rendering_available
-from lit_metarl.envs.suite import DMControl, pack, packable, unpack
+from lit_metarl.envs.saved_state import pack, packable, unpack
+from lit_metarl.envs.suite import DMControl
 
 choose_backend()
 from dm_control import suite  # noqa: E402

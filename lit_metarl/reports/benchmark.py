@@ -1,0 +1,375 @@
+"""``lit-metarl benchmark``: the speed of the whole SAC training loop, part by part, and of the simulator alone.
+
+Machines are noisy, so what is compared is measured in alternating rounds of one process. The timers of the parts sit
+here, around public methods of the training code, and only in every other round: the headline speed is untimed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial, wraps
+from pathlib import Path
+from statistics import median
+from typing import Any, NoReturn
+
+SCHEMA = "lit_metarl.benchmark/1"
+OTHER = "Lightning"
+PARTS = ("simulator", "acting", "replay", "collector", "updates", "logging", OTHER)
+SIMULATOR_STEPS = 20_000  # environment steps in one round of the simulator alone; fewer steps would be all noise
+LOG_EVERY = 100  # training steps, as in configs/base.yaml
+
+
+def positive(text: str) -> int:
+    """Parser type: an integer of at least 1."""
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+    return int(text)
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, Callable[[str], NoReturn]]:
+    """The settings, and how to refuse those that only turn out later not to work (exit code 2)."""
+    parser = argparse.ArgumentParser("lit-metarl benchmark", description="Time SAC's training loop, part by part.")
+    add = parser.add_argument
+    add("--env", default="mujoco/half_cheetah", help="mujoco/ROBOT, dm_control/DOMAIN/TASK or gymnasium/ID")
+    add("--hidden", type=positive, nargs="+", default=[256, 256], help="widths of actor and critics")
+    add("--batch-size", type=positive, default=256, help="transitions of one update")
+    add("--num-envs", type=positive, default=1, help="environments stepped together")
+    add("--updates-per-block", type=positive, default=1, help="updates after each step of all environments")
+    add("--steps", type=positive, default=1000, help="environment steps (or updates) of a round")
+    add("--rounds", type=positive, default=5, help="rounds of each kind")
+    add("--threads", type=positive, help="threads of torch and of the simulator; all CPUs if not given")
+    add("--accelerator", choices=("auto", "cpu", "cuda"), default="auto", help="where the networks are")
+    add("--sim-envs", type=positive, nargs="+", default=[1, 32, 1000], help="environments of the simulator alone")
+    add("--updates-only", action="store_true", help="only time SAC's update, on one fixed minibatch")
+    add("--json", type=Path, metavar="FILE", help="also write the numbers there")
+    args = parser.parse_args(arguments)
+    if args.steps % args.num_envs:
+        parser.error(f"argument --steps: {args.steps} is not a multiple of --num-envs {args.num_envs}")
+    if args.json and (args.json.is_dir() or not os.access(args.json.absolute().parent, os.W_OK)):
+        parser.error(f"argument --json: {args.json} cannot be written; name a file in a writable folder")
+    return args, parser.error
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print a table and return 0; bad values exit with code 2 and say which."""
+    args, refuse = parse(arguments)
+    import torch
+
+    from lit_metarl.cli import quieten
+    from lit_metarl.envs.base import EnvError
+    from lit_metarl.types import ConfigError
+
+    quieten()
+    if args.accelerator == "cuda" and not torch.cuda.is_available():
+        refuse("argument --accelerator: torch finds no CUDA device")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(args.threads or threads)
+    try:
+        result = describe(args) | measure(args)
+    except (ConfigError, EnvError) as error:
+        refuse(str(error))
+    finally:
+        torch.set_num_threads(threads)
+    sys.stdout.write(table(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def describe(args: argparse.Namespace) -> dict[str, Any]:
+    """What the numbers depend on: settings, machine and versions."""
+    import torch
+
+    from lit_metarl.tracking import environment_tags
+
+    cuda = args.accelerator != "cpu" and torch.cuda.is_available()
+    machine = {
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "platform": platform.platform(),
+        "load": os.getloadavg()[0],  # processes that wanted a CPU in the minute before, so who else was measured
+    }
+    settings = {key: value for key, value in vars(args).items() if key != "json"}
+    return {"schema": SCHEMA, "settings": settings, "machine": machine, "versions": environment_tags()}
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that ``args`` asks for.
+
+    Raises:
+        ConfigError, EnvError: the environment cannot be built or SAC cannot be trained in it.
+    """
+    from lightning.pytorch import seed_everything
+
+    from lit_metarl.algorithms import SAC
+    from lit_metarl.data import ReplayDataModule
+    from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
+
+    seed_everything(0, verbose=False)
+    factory = make_factory(args.env, args.threads or 0)
+    warmup = min(5000, max(args.batch_size, args.steps))
+    data = ReplayDataModule(
+        factory,
+        args.num_envs,
+        args.batch_size,
+        warmup_steps=warmup,
+        updates_per_block=args.updates_per_block,
+        epoch_steps=args.steps,
+    )
+    sac = SAC(data.obs_dim, data.action_dim, TanhGaussianMLP(args.hidden), EnsembleCriticMLP(args.hidden))
+    if args.updates_only:
+        return {"updates": time_updates(args, sac)}
+    simulator = [time_simulator(factory, n, args.rounds) for n in args.sim_envs] if args.env[:7] == "mujoco/" else []
+    return {"training": time_training(args, sac, data), "simulator": simulator}
+
+
+def make_factory(name: str, threads: int) -> Any:
+    """The simulator that ``--env`` names; raises ``ConfigError`` if there is none of that name."""
+    from lit_metarl.envs.gym import Gymnasium
+    from lit_metarl.envs.locomotion import MuJoCo
+    from lit_metarl.envs.suite import DMControl
+    from lit_metarl.types import ConfigError
+
+    suite, _, rest = name.partition("/")
+    suites = {"mujoco": partial(MuJoCo, threads=threads), "dm_control": DMControl, "gymnasium": Gymnasium}
+    if suite not in suites or not rest:
+        raise ConfigError(f"argument --env: {name!r} is none of mujoco/ROBOT, dm_control/DOMAIN/TASK, gymnasium/ID")
+    try:
+        return suites[suite](rest)
+    except ValueError as error:
+        raise ConfigError(f"argument --env: {error}") from error
+
+
+class Clock:
+    """Wall time by part; a call within another counts for its own part only, so the parts add up to the whole.
+
+    Args:
+        synchronise: wait for the GPU at every switch: what a part launched is its own.
+    """
+
+    def __init__(self, synchronise: Callable[[], None]) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._synchronise = synchronise
+        self._wrapped: list[tuple[Any, str]] = []
+        self._part, self._since = OTHER, time.perf_counter()
+
+    def switch(self, part: str) -> str:
+        """Time from now on is that of ``part``; returns the part before."""
+        self._synchronise()
+        now = time.perf_counter()
+        self.seconds[self._part] += now - self._since
+        previous, self._part, self._since = self._part, part, now
+        return previous
+
+    def wrap(self, owner: Any, name: str, part: str) -> None:
+        """Count the calls of ``owner.name`` for ``part`` until :meth:`unwrap`."""
+        method = getattr(owner, name)
+
+        @wraps(method)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            previous = self.switch(part)
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self.switch(previous)
+
+        setattr(owner, name, timed)
+        self._wrapped.append((owner, name))
+
+    def unwrap(self) -> None:
+        """Leave every object as it was."""
+        self.switch(OTHER)
+        while self._wrapped:
+            delattr(*self._wrapped.pop())
+
+
+def time_training(args: argparse.Namespace, sac: Any, data: Any) -> dict[str, Any]:
+    """Train; epoch 0 warms up, then epochs without and with timers alternate."""
+    plain: list[float] = []
+    timed: list[tuple[float, dict[str, float]]] = []  # seconds of the epoch, and of each part
+    clock, began = Clock(_nothing), 0.0
+
+    def start(trainer: Any, *_: Any) -> None:
+        nonlocal clock, began
+        clock = Clock(_synchronise(trainer))
+        if trainer.current_epoch and trainer.current_epoch % 2 == 0:
+            for part, owner, *names in (
+                ("collector", data, "next_batch"),
+                ("simulator", data.collector.env, "step", "reset"),
+                ("acting", sac, "explore"),
+                ("replay", data.replay, "insert", "sample"),
+                ("updates", sac, "training_step"),
+                ("logging", sac, "record"),  # sums the metrics, and calls log_points
+            ):
+                for name in names:
+                    clock.wrap(owner, name, part)
+        began = time.perf_counter()
+
+    def end(trainer: Any, *_: Any) -> None:
+        clock.unwrap()
+        seconds = time.perf_counter() - began
+        if trainer.current_epoch % 2:
+            plain.append(seconds)
+        elif trainer.current_epoch:
+            timed.append((seconds, clock.seconds))
+
+    fit(args, sac, 2 * args.rounds + 1, {"on_train_epoch_start": start, "on_train_epoch_end": end}, datamodule=data)
+    # The parts of one real round, that of the median time: medians part by part would not add up to 100 %.
+    total, parts = sorted(timed, key=lambda item: item[0])[(len(timed) - 1) // 2]
+    speed = args.steps / median(plain)
+    return {
+        "env_steps_per_s": speed,
+        "updates_per_s": speed * args.updates_per_block / args.num_envs,
+        "env_steps_per_s_of_rounds": [args.steps / seconds for seconds in plain],
+        "env_steps_per_s_with_timers": args.steps / total,
+        "shares_percent": {part: 100 * seconds / total for part, seconds in parts.items()},
+        "ms_per_env_step": {part: 1e3 * seconds / args.steps for part, seconds in parts.items()},
+    }
+
+
+def time_updates(args: argparse.Namespace, sac: Any) -> dict[str, Any]:
+    """Milliseconds of one update (critics in one batched product, actor, temperature, target) on a fixed minibatch."""
+    import torch
+
+    from lit_metarl.data.experience import Loader
+    from lit_metarl.types import ReplayBlock, Transition
+
+    size, none = args.batch_size, torch.zeros(0)
+    obs, next_obs = torch.randn(2, size, sac.obs_dim)
+    action, flags = torch.rand(size, sac.action_dim) * 2 - 1, torch.zeros(size, dtype=torch.bool)
+    minibatch = Transition(obs, action, torch.randn(size), next_obs, flags, flags)
+    block = ReplayBlock(Transition(*(field.expand(args.steps, *field.shape) for field in minibatch)), 0, none, none)
+    times: list[float] = []
+    began = 0.0
+
+    def start(trainer: Any, *_: Any) -> None:
+        nonlocal began
+        _synchronise(trainer)()
+        began = time.perf_counter()
+
+    def end(trainer: Any, *_: Any) -> None:
+        _synchronise(trainer)()
+        times.append(1e3 * (time.perf_counter() - began) / args.steps)
+
+    hooks = {"on_train_batch_start": start, "on_train_batch_end": end}
+    fit(args, sac, args.rounds + 1, hooks, train_dataloaders=Loader(1, lambda: block))
+    return {"ms_per_update": median(times[1:]), "ms_per_update_of_rounds": times[1:]}  # the first warms up
+
+
+def fit(args: argparse.Namespace, sac: Any, epochs: int, hooks: dict[str, Any], **data: Any) -> None:
+    """A training run as the command line makes it, logger included, without evaluation and checkpoints."""
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    from lit_metarl.tracking import MLflowLogger
+
+    with tempfile.TemporaryDirectory() as root:
+        trainer = Trainer(
+            accelerator=args.accelerator,
+            devices=1,
+            max_epochs=epochs,
+            logger=MLflowLogger(root),
+            callbacks=[LambdaCallback(**hooks)],
+            log_every_n_steps=LOG_EVERY,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=root,
+        )
+        trainer.fit(sac, **data)
+
+
+def time_simulator(factory: Any, num_envs: int, rounds: int) -> dict[str, Any]:
+    """Whole steps (observation, reward, checks) against the bare physics, from the same states under the same actions."""
+    import numpy as np
+    from mujoco.batch import Batch
+
+    env = factory.make(num_envs, 0)
+    bare = Batch(env._sim.model, num_envs, env._sim.threads)
+    ctrl, frame_skip = bare.bind("ctrl"), env.robot.frame_skip
+    low, high = env._sim.model.actuator_ctrlrange.T
+    steps = min(2000, max(10, SIMULATOR_STEPS // num_envs))
+    actions = np.random.default_rng(0).uniform(-1, 1, (steps, num_envs, env.spec.action_dim))
+    native = (high + low) / 2 + (high - low) / 2 * actions
+
+    def step_env() -> None:
+        for action in actions:
+            env.step(action)
+
+    def step_bare() -> None:
+        for action in native:
+            ctrl[...] = action
+            bare.step(nstep=frame_skip)
+
+    times: dict[Any, list[float]] = {step_env: [], step_bare: []}
+    for number in range(rounds + 1):
+        env.reset()
+        bare.state[...] = env._sim.state().numpy()
+        for run in (step_env, step_bare) if number % 2 else (step_bare, step_env):
+            began = time.perf_counter()
+            run()
+            times[run].append(1e6 * (time.perf_counter() - began) / (steps * num_envs))
+    whole, physics = times[step_env][1:], times[step_bare][1:]  # the first round warms up
+    env.close()
+    return {
+        "num_envs": num_envs,
+        "threads": env._sim.threads,
+        "us_per_env_step": median(whole),
+        "us_per_env_step_bare": median(physics),
+        "ratio": median(a / b for a, b in zip(whole, physics, strict=True)),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The numbers for people."""
+    settings, machine = result["settings"], result["machine"]
+    networks = "-".join(map(str, settings["hidden"]))
+    lines = [
+        f"{settings['env']} · SAC {networks} · batch {settings['batch_size']} · {settings['num_envs']} environments · "
+        f"{settings['updates_per_block']} updates a block",
+        f"{machine['device']} · {machine['threads']} threads of {machine['cpus']} CPUs · load {machine['load']:.1f} · "
+        f"medians of {settings['rounds']} rounds of {settings['steps']} steps",
+        "",
+    ]
+    if "updates" in result:
+        times = result["updates"]["ms_per_update_of_rounds"]
+        median_ms = result["updates"]["ms_per_update"]
+        lines.append(f"one update {median_ms:.3f} ms   (rounds {min(times):.3f} to {max(times):.3f})")
+    if "training" in result:
+        training = result["training"]
+        rounds = training["env_steps_per_s_of_rounds"]
+        lines += [
+            f"training   {training['env_steps_per_s']:10.1f} env steps/s   (rounds {min(rounds):.1f} to {max(rounds):.1f})",
+            f"           {training['updates_per_s']:10.1f} updates/s",
+            f"           {training['env_steps_per_s_with_timers']:10.1f} env steps/s with the timers of the parts below",
+            "",
+            f"{'part':<12}{'share':>8}{'ms per env step':>18}",
+        ]
+        for part, share in training["shares_percent"].items():
+            lines.append(f"{part:<12}{share:>6.1f} %{training['ms_per_env_step'][part]:>18.4f}")
+    if result.get("simulator"):
+        lines += ["", f"{'simulator':<12}{'threads':>8}{'whole µs':>12}{'bare µs':>12}{'ratio':>8}   per env step"]
+        for row in result["simulator"]:
+            whole, bare = row["us_per_env_step"], row["us_per_env_step_bare"]
+            lines.append(f"{row['num_envs']:<12}{row['threads']:>8}{whole:>12.2f}{bare:>12.2f}{row['ratio']:>8.2f}")
+    return "\n".join(lines) + "\n"
+
+
+def _synchronise(trainer: Any) -> Callable[[], None]:
+    """How to wait for what was launched on the Trainer's device."""
+    import torch
+
+    return torch.cuda.synchronize if trainer.strategy.root_device.type == "cuda" else _nothing
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,185 @@
+"""The replay DataModule: no policy lag, warm-up, streams, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from lit_metarl.data import ReplayDataModule
+from lit_metarl.data.collector import Collector, run_episodes
+from lit_metarl.envs.base import EnvError
+from lit_metarl.envs.gym import Gymnasium
+from lit_metarl.envs.locomotion import MuJoCo
+from lit_metarl.types import ConfigError, ReplayBlock
+
+CHEETAH = MuJoCo("half_cheetah", max_episode_steps=20, threads=1)
+
+
+class Counting(LightningModule):
+    """A policy whose action tells how many updates it has had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.updates = 0
+        self.blocks: list[ReplayBlock] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([self.weight], lr=0.1)
+
+    def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.full((len(obs), 6), self.updates / 1000)
+
+    def act(self, obs: Tensor) -> Tensor:
+        return torch.zeros(len(obs), 6)
+
+    def training_step(self, batch: ReplayBlock, batch_idx: int) -> None:
+        self.blocks.append(batch)
+        self.updates += 1
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("eval/return", batch.returns.mean(), batch_size=1)
+
+
+def train(**settings: Any) -> tuple[Counting, ReplayDataModule]:
+    data = {"num_envs": 1, "batch_size": 4, "capacity": 200, "warmup_steps": 5, "epoch_steps": 10, "eval_episodes": 2}
+    module, datamodule = Counting(), ReplayDataModule(CHEETAH, **(data | settings))
+    Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    ).fit(module, datamodule)
+    return module, datamodule
+
+
+def test_every_step_is_taken_by_the_newest_policy() -> None:
+    _, datamodule = train()
+    actions = datamodule.replay.storage.action[: datamodule.replay.size, 0]
+    assert torch.equal(actions[5:], torch.arange(20) / 1000)  # a lag of one would start 0, 0, 1, …
+
+
+def test_warm_up_acts_uniformly_and_once() -> None:
+    module, datamodule = train(warmup_steps=100, epoch_steps=10)
+    warm = datamodule.replay.storage.action[:100]
+    assert datamodule.env_steps == 120
+    assert warm.min() >= -1
+    assert warm.max() <= 1
+    assert warm.mean().abs() < 0.1
+    assert warm.std() == pytest.approx(1 / 3**0.5, abs=0.05)
+    assert module.blocks[0].env_steps == 101
+
+
+def test_blocks_have_the_asked_shape_and_account_for_every_step() -> None:
+    module, _ = train(num_envs=2, updates_per_block=3, steps_per_block=5, epoch_steps=20)
+    block = module.blocks[-1].transitions
+    assert block.obs.shape == (3, 4, 17)
+    assert block.action.shape == (3, 4, 6)
+    assert block.reward.shape == block.terminated.shape == block.truncated.shape == (3, 4)
+    assert [b.env_steps for b in module.blocks] == [6 + 10, 6 + 20, 6 + 30, 6 + 40]
+    lengths = torch.cat([b.episode_lengths for b in module.blocks])
+    assert lengths.tolist() == [20, 20]  # both environments, once each, in 23 steps
+
+
+def test_truncated_steps_keep_their_true_successor() -> None:
+    _, datamodule = train(epoch_steps=30)
+    stored = datamodule.replay.storage
+    (ends,) = torch.nonzero(stored.truncated, as_tuple=True)
+    assert ends.tolist() == [19, 39, 59]
+    assert not stored.terminated.any()
+    inside = torch.arange(1, 60)[~torch.isin(torch.arange(1, 60), ends + 1)]
+    assert torch.equal(stored.next_obs[inside - 1], stored.obs[inside])
+    assert not torch.isclose(stored.next_obs[ends[:2]], stored.obs[ends[:2] + 1]).all(dim=1).any()
+
+
+def test_the_seed_fixes_everything_collected() -> None:
+    a, b, c = (train(seed=seed)[1].replay.storage.obs for seed in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_episode_returns_are_sums_of_rewards() -> None:
+    module, datamodule = train(epoch_steps=30)
+    returns = torch.cat([b.episode_returns for b in module.blocks])
+    rewards = datamodule.replay.storage.reward[:60].view(3, 20).sum(dim=1)
+    torch.testing.assert_close(returns, rewards)
+
+
+def test_evaluation_leaves_training_alone() -> None:
+    with_evaluation = train()[1].replay.storage.obs
+    torch.manual_seed(99)
+    without = train(eval_episodes=1)[1].replay.storage.obs
+    assert torch.equal(with_evaluation, without)
+
+
+def test_run_episodes_counts_each_environment_once() -> None:
+    env = MuJoCo("hopper", max_episode_steps=50, threads=1).make(4, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    actions: list[Tensor] = []
+
+    def act(obs: Tensor) -> Tensor:
+        actions.append(2 * torch.rand(len(obs), 3, generator=generator) - 1)
+        return actions[-1]
+
+    episodes = run_episodes(env, act)
+    assert len(set(episodes.lengths.tolist())) > 1  # they fall at different times
+    again = MuJoCo("hopper", max_episode_steps=50, threads=1).make(4, seed=3)
+    again.reset()
+    total, alive = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.bool)
+    for action in actions:
+        result = again.step(action.numpy())
+        total += torch.from_numpy(result.reward) * alive
+        ended = result.terminated | result.truncated
+        alive &= ~torch.from_numpy(ended)
+        if ended.any():
+            again.reset(ended)
+    torch.testing.assert_close(episodes.returns, total.float())
+
+
+def test_a_value_that_is_not_finite_names_environment_and_step() -> None:
+    env = CHEETAH.make(3, seed=0)
+    collector = Collector(env)
+    zero = lambda obs: torch.zeros(len(obs), 6)  # noqa: E731
+    collector.step(zero)
+    good_step = env.step
+
+    def broken(action: Any) -> Any:
+        result = good_step(action)
+        result.reward[1] = float("nan")
+        return result
+
+    env.step = broken  # type: ignore[method-assign]
+    with pytest.raises(EnvError, match=r"mujoco/half_cheetah: environment 1 .* at step 2 of its episode"):
+        collector.step(zero)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_envs": 0}, "data.num_envs = 0"),
+        ({"batch_size": 0}, "data.batch_size = 0"),
+        ({"warmup_steps": 0}, "data.warmup_steps = 0"),
+        ({"updates_per_block": 0}, "data.updates_per_block = 0"),
+        ({"steps_per_block": -1}, "data.steps_per_block = -1"),
+        ({"batch_size": 300, "capacity": 200}, "data.capacity = 200 .* lower batch_size"),
+        ({"num_envs": 3, "epoch_steps": 10}, "data.epoch_steps = 10 .* whole number of blocks"),
+        ({"eval_episodes": 0}, "data.eval_episodes = 0"),
+        ({"seed": -1}, "data.seed = -1"),
+    ],
+)
+def test_impossible_values_name_the_key(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ReplayDataModule(CHEETAH, **settings)
+
+
+def test_discrete_actions_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="CartPole-v1 has 2 discrete actions"):
+        _ = ReplayDataModule(Gymnasium("CartPole-v1")).action_dim

@@ -1,0 +1,195 @@
+"""The command line as a user meets it: sub-commands, resume by name, and one clear error for each kind of bad input."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lit_metarl
+from lit_metarl.__main__ import main
+from lit_metarl.checkpoint import CheckpointError
+from lit_metarl.envs.rendering import rendering_available
+from lit_metarl.tracking import connect
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+PENDULUM = [f"--config={CONFIGS / 'experiment' / 'sac_small_pendulum.yaml'}"]
+SMOKE = [*PENDULUM, f"--config={CONFIGS / 'overlay' / 'smoke.yaml'}", "--trainer.accelerator=cpu"]
+
+
+def runs() -> list[Path]:
+    return sorted(Path("mlruns/runs").iterdir())
+
+
+def test_fit_resume_validate_test_and_load(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *SMOKE, "--trainer.max_epochs=1"]) == 0
+    assert main(["fit", *SMOKE, "--ckpt_path=last"]) == 0
+    (run,) = runs()  # resumed in the same run
+    client = connect("mlruns")
+    info = client.get_run(run.name)
+    assert info.info.status == "FINISHED"
+    assert info.data.tags["algorithm"] == "SAC"
+    assert info.data.tags["environment"] == "gym/Pendulum-v1"
+    assert info.data.tags["resumed/trainer.max_epochs"] == "1 -> 2"
+    assert {"git_commit", "seed", "version/torch"} <= info.data.tags.keys()
+    assert "config/fit.yaml" in [a.path for a in client.list_artifacts(run.name, "config")]
+    assert [m.step for m in client.get_metric_history(run.name, "eval/return")] == [28, 36]  # environment steps
+
+    assert main(["validate", *SMOKE, "--ckpt_path=last"]) == 0
+    assert main(["test", *SMOKE, f"--ckpt_path={run.name}"]) == 0
+    assert "test/return" in capsys.readouterr().out
+    assert "test/return" in client.get_run(run.name).data.metrics
+    table = Path(client.download_artifacts(run.name, "test/episodes.csv")).read_text().splitlines()
+    assert table[0] == "episode,return,length"
+    assert table[1].endswith(",200")
+    assert len(runs()) == 1
+
+    policy = lit_metarl.load_policy(run.name)
+    weights = torch.load(run / "best.ckpt", weights_only=True)["state_dict"]
+    obs = np.array([[0.1, -0.2, 0.3], [1.0, 0.0, 2.0]])
+    x = torch.tensor(obs, dtype=torch.float32)
+    hidden = torch.relu(x @ weights["actor.trunk.0.weight"].T + weights["actor.trunk.0.bias"])
+    hidden = torch.relu(hidden @ weights["actor.trunk.2.weight"].T + weights["actor.trunk.2.bias"])
+    mean = (hidden @ weights["actor.trunk.4.weight"].T + weights["actor.trunk.4.bias"])[:, :1]
+    np.testing.assert_allclose(policy(obs), torch.tanh(mean).numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(lit_metarl.load_policy(run / "best.ckpt")(obs[0]), policy(obs)[0], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"takes observations \[3\]"):
+        policy(np.zeros(4))
+
+
+def test_predict_films_an_episode() -> None:
+    if reason := rendering_available():
+        pytest.skip(reason)
+    robot = [f"--config={CONFIGS / 'experiment' / 'sac_small_half_cheetah.yaml'}", *SMOKE[1:],
+             "--data.env.max_episode_steps=20", "--data.video_size=[64,48]"]  # fmt: skip
+    assert main(["fit", *robot]) == 0
+    assert main(["predict", *robot, "--ckpt_path=best"]) == 0
+    (run,) = runs()
+    assert (run / "episode.mp4").stat().st_size > 500
+    assert [a.path for a in connect("mlruns").list_artifacts(run.name, "predict")] == ["predict/episode.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model.bad=3"], "model(SAC): Option 'bad' is not accepted"),
+        (["--model.actor_lr=abc"], "model(SAC).actor_lr: Expected a float. Got value: abc"),
+        (["--model.actor_lr=-1"], "model.actor_lr = -1.0 cannot be used: it must be a positive number."),
+        (["--data.batch_size=9999"], "data.capacity = 2000 cannot be used: the replay must hold one minibatch"),
+        (["--data.epoch_steps=7", "--data.num_envs=2"], "data.epoch_steps = 7 cannot be used"),
+        (["--data.env.env=Nowhere-v0"], "Nowhere-v0"),
+        (["--data.env.env=CartPole-v1"], "discrete actions"),
+        (["--trainer.bad=1"], "unrecognized arguments: --trainer.bad=1"),
+        (["--trainer.precision=16-mixed"], "trainer.precision = '16-mixed' cannot be used"),
+        (["--config=nowhere.yaml"], "config file nowhere.yaml cannot be read"),
+        (["--ckpt_path=nowhere.ckpt"], "ckpt_path = nowhere.ckpt: there is no such file"),
+        (["--ckpt_path=last"], "has a last.ckpt. Drop --ckpt_path to start a new run"),
+        (["--trainer.logger.root=a_file"], "a_file"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_clear_error(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a_file").write_text("in the way")
+    try:
+        code = main(["fit", *SMOKE, *flags])
+    except SystemExit as stopped:  # the parser's own way out
+        code = stopped.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert not list(Path(".").glob("mlruns/runs/*"))  # nothing was trained
+
+
+def test_unknown_commands_and_missing_configs(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in ((["fut"], "invalid choice: 'fut'"), (["fit"], "required")):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a short run."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert main(["fit", *SMOKE, f"--trainer.logger.root={folder}"]) == 0
+    (path,) = folder.glob("runs/*/last.ckpt")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("damage", "flags", "message"),
+    [
+        ("truncate", [], "it is truncated or no checkpoint"),
+        ("foreign", [], "was not written by lit_metarl"),
+        ("rename", [], "it is a checkpoint of PEARL, this run trains SAC"),
+        (None, ["--data.env.env=MountainCarContinuous-v0"], "the networks or the environment differ"),
+        (None, ["--model.actor.hidden=[7]"], "the networks or the environment differ from the checkpoint's"),
+        (None, ["--data.capacity=3000"], "set data.init_args.capacity to the checkpoint's value"),
+        ("env", [], "checkpoint environment = 'gym/Other-v0' cannot be used"),
+    ],
+)
+def test_unfit_checkpoints_are_refused(
+    damage: str | None, flags: list[str], message: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path("damaged.ckpt")
+    content = finished.read_bytes()
+    checkpoint = torch.load(finished, weights_only=True)
+    if damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "foreign":
+        torch.save({"state_dict": {}}, path)
+    else:
+        if damage == "rename":
+            checkpoint["algorithm"]["name"] = "PEARL"
+        if damage == "env":
+            checkpoint["ReplayDataModule"]["env"] = "gym/Other-v0"
+        checkpoint["run"]["run_id"] = None
+        torch.save(checkpoint, path)
+    assert main(["fit", *SMOKE, f"--ckpt_path={path}", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+
+
+def test_a_policy_needs_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="neither a checkpoint file nor the id of a run"):
+        lit_metarl.load_policy("nowhere")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_run_resumes(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "lit_metarl", "fit", *SMOKE, "--trainer.max_epochs=100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(Path("mlruns").glob("runs/*/last.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    (path,) = Path("mlruns").glob("runs/*/last.ckpt")
+    stopped = torch.load(path, weights_only=True)
+    client = connect("mlruns")
+    if number != signal.SIGKILL:  # the latter leaves nobody to say that the run failed
+        assert client.get_run(path.parent.name).info.status == "FAILED"
+    epochs = stopped["epoch"] + 3
+    assert main(["fit", *SMOKE, f"--trainer.max_epochs={epochs}", "--ckpt_path=last"]) == 0
+    (path,) = Path("mlruns").glob("runs/*/last.ckpt")
+    resumed = torch.load(path, weights_only=True)
+    assert resumed["epoch"] == epochs - 1
+    assert resumed["algorithm"]["counters"]["updates"] == 8 * epochs
+    assert client.get_run(path.parent.name).info.status == "FINISHED"
+
+
+def test_help_is_fast_and_light() -> None:
+    code = (
+        "import sys; from lit_metarl.__main__ import main; main(['--help']); "
+        "assert not {'torch', 'lightning', 'mlflow', 'mujoco', 'numpy'} & sys.modules.keys(), sorted(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: lit-metarl" in done.stdout
