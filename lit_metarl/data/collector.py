@@ -129,7 +129,7 @@ def run_episodes(
     limit = env.spec.max_episode_steps or 100_000
     for step in range(limit):
         if frame_period and alive[0] and step % frame_period == 0:
-            frames.append(torch.tensor(env.render(0, *frame_size)))
+            frames.append(torch.from_numpy(env.render(0, *frame_size).copy()))
         result = env.step(act(as_float(obs)).numpy())
         running = torch.from_numpy(alive)
         returns += torch.from_numpy(np.asarray(result.reward, dtype=np.float64)) * running

@@ -225,10 +225,7 @@ def _check_revision(database: Path, revision: str) -> None:
         remedy = f"Take a copy of it, then run `mlflow db upgrade sqlite:///{database.as_posix()}`."
     else:
         age = "a newer (or unknown)"
-        remedy = (
-            "Use the MLflow that wrote it or a newer one (`mlflow db upgrade` of this one cannot go back), "
-            "or use another root."
-        )
+        remedy = "Use the MLflow that wrote it or a newer one (`mlflow db upgrade` cannot go back), or another root."
     raise TrackingError(f"{database} has {age} schema ({revision}) than the installed MLflow ({heads[0]}). {remedy}")
 
 

@@ -1,0 +1,119 @@
+"""Every command and every snippet of the README is run, on the smoke overlay where it would take long."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lit_metarl.__main__ import main
+from lit_metarl.envs.rendering import rendering_available
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BASH = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SET_UP = [line for line in BASH if line.startswith("python3 -m venv")]
+SMOKE = ["--config", "configs/overlay/smoke.yaml", "--trainer.accelerator", "cpu"]
+
+
+def words(line: str) -> list[str]:
+    return shlex.split(line.removeprefix("PYTHONPATH=. "))
+
+
+def is_training(line: str) -> bool:
+    return words(line)[:1] == ["lit-metarl"] and words(line)[1] in ("fit", "test", "predict", "validate")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """An empty folder with the configs in it, as a user's checkout has them."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "mlruns").mkdir()
+    return tmp_path
+
+
+def test_set_up_is_two_commands_and_ci_runs_the_test_command() -> None:
+    assert len(SET_UP) == 2
+    command = SET_UP[1].rpartition(".venv/bin/")[2]
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == command
+    assert "pip install ." in SET_UP[0]
+
+
+def test_every_training_command_runs(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkout / "my_env.py").write_text(next(code for code in PYTHON if "my_env.py" in code))
+    monkeypatch.syspath_prepend(str(checkout))
+    quickstart = SET_UP[0].rpartition(".venv/bin/")[2]
+    lines = [quickstart, *(line for line in BASH if is_training(line))]
+    assert len(lines) == 8
+    for line in lines:
+        command = words(line)[1:]
+        if command[0] == "predict" and rendering_available():
+            continue
+        if "--print_config" in command:
+            with pytest.raises(SystemExit, match="0"):
+                main(command)
+        else:
+            assert main([*command, *SMOKE]) == 0, line
+
+
+def test_the_policy_snippet(checkout: Path) -> None:
+    code = next(code for code in PYTHON if "load_policy" in code)
+    assert main(["fit", "--config", "configs/experiment/quickstart.yaml", *SMOKE]) == 0
+    (run,) = (checkout / "mlruns" / "runs").iterdir()
+    scope = {"obs": np.zeros((2, 5))}
+    exec(code.replace("<run id>", run.name), scope)
+    assert scope["action"].shape == (2, 1)
+
+
+def test_all_other_commands_are_known() -> None:
+    rest = [line for line in BASH if line not in SET_UP and not is_training(line)]
+    assert rest == ["lit-metarl doctor", "mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db"]
+
+
+def test_doctor(checkout: Path) -> None:
+    assert main(["doctor"]) == 0
+
+
+def test_mlflow_serves_the_store(checkout: Path) -> None:
+    from lit_metarl.tracking import connect
+
+    connect("mlruns")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    line = next(line for line in BASH if line.startswith("mlflow ui"))
+    command = [sys.executable, "-m", *shlex.split(line), "--port", str(port), "--workers", "1"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        assert wait_for(f"http://127.0.0.1:{port}/health") == b"OK"
+    finally:
+        import os
+        import signal
+
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def wait_for(url: str, seconds: float = 90.0) -> bytes:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                return answer.read()
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError(url)
+
+
+def test_torch_is_of_the_tested_range() -> None:
+    assert (2, 11) <= tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 14)
