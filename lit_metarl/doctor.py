@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
         failures += line.status == FAIL
         sys.stdout.write(f"{line.status:<6}{line.name:<{NAME_WIDTH}}{line.text}\n")
         sys.stdout.flush()  # the next check may take seconds
-    verdict = f"{failures} of the checks failed: a training run would not work." if failures else "Ready to train."
+    verdict = f"{failures} checks failed: a training run would not work." if failures else "Ready to train."
     sys.stdout.write(f"\n{verdict}\n")
     return 1 if failures else 0
 

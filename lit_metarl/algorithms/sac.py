@@ -80,11 +80,14 @@ class SAC(Algorithm):
         self.updates = 0
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam for critics, actor and temperature, in this order."""
+        """Adam for the critics, and one for actor and temperature, which are updated together."""
+        policy = [
+            {"params": list(self.actor.parameters()), "lr": self.actor_lr},
+            {"params": [self.log_temperature], "lr": self.temperature_lr},
+        ]
         return [
             torch.optim.Adam(self.critic.parameters(), lr=self.critic_lr, fused=True),
-            torch.optim.Adam(self.actor.parameters(), lr=self.actor_lr, fused=True),
-            torch.optim.Adam([self.log_temperature], lr=self.temperature_lr, fused=True),
+            torch.optim.Adam(policy, fused=True),
         ]
 
     def copy_target(self) -> None:
@@ -105,9 +108,9 @@ class SAC(Algorithm):
 
     def update(self, batch: Transition) -> dict[str, Tensor]:
         """One update on a minibatch, fields ``[M, ...]``; returns detached scalars."""
-        critic_optimizer, actor_optimizer, temperature_optimizer = cast(list[LightningOptimizer], self.optimizers())
+        critic_optimizer, policy_optimizer = cast(list[LightningOptimizer], self.optimizers())
         metrics = self.update_critic(batch, critic_optimizer)
-        metrics |= self.update_actor_and_temperature(batch.obs, actor_optimizer, temperature_optimizer)
+        metrics |= self.update_actor_and_temperature(batch.obs, policy_optimizer)
         self.updates += 1
         if self.updates % self.target_update_every == 0:
             self.update_target()
@@ -126,17 +129,14 @@ class SAC(Algorithm):
         self.minimise(loss, optimizer)
         return {"critic_loss": loss.detach(), "value": value.detach().mean()}
 
-    def update_actor_and_temperature(
-        self, obs: Tensor, actor_optimizer: LightningOptimizer, temperature_optimizer: LightningOptimizer
-    ) -> dict[str, Tensor]:
-        """Raise the soft value of fresh actions, then move α towards the target entropy."""
+    def update_actor_and_temperature(self, obs: Tensor, optimizer: LightningOptimizer) -> dict[str, Tensor]:
+        """Raise the soft value of fresh actions, and move α towards the target entropy of the same actions."""
         temperature = self.log_temperature.exp().detach()
         action, log_prob = self.sample_action(obs)
         loss = actor_loss(self.critic(obs, action), log_prob, temperature)
-        self.minimise(loss, actor_optimizer)
-        log_prob = log_prob.detach()
-        self.minimise(temperature_loss(self.log_temperature, log_prob, self.target_entropy), temperature_optimizer)
-        return {"actor_loss": loss.detach(), "entropy": -log_prob.mean(), "temperature": temperature}
+        # The two losses share no parameter, so the gradient of their sum is each one's own.
+        self.minimise(loss + temperature_loss(self.log_temperature, log_prob.detach(), self.target_entropy), optimizer)
+        return {"actor_loss": loss.detach(), "entropy": -log_prob.detach().mean(), "temperature": temperature}
 
     @torch.no_grad()
     def update_target(self) -> None:
@@ -152,8 +152,7 @@ class SAC(Algorithm):
         """A sample of the policy, ``[E, A]``."""
         distribution = self.actor(obs)
         noise = torch.randn(distribution.mean.shape, generator=generator)
-        action, _ = distribution.sample(noise.to(obs.device))
-        return action
+        return distribution.sample_action(noise.to(obs.device))
 
     def act(self, obs: Tensor) -> Tensor:
         """tanh(mean), ``[E, A]``."""

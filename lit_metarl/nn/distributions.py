@@ -32,6 +32,10 @@ class TanhGaussian(NamedTuple):
         """tanh(mean), ``[..., A]``: the deterministic action of evaluation."""
         return torch.tanh(self.mean)
 
+    def sample_action(self, noise: Tensor) -> Tensor:
+        """The action of :meth:`sample` alone, ``[..., A]``."""
+        return torch.tanh(self.mean + self.log_std.exp() * noise)
+
     def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Reparametrised action and its log-density.
 

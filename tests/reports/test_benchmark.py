@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_metarl.reports.benchmark import OTHER, PARTS, Clock, main, make_factory
+
+TINY = ["--steps", "20", "--rounds", "1", "--hidden", "16", "--batch-size", "8", "--threads", "1"]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The number of training batches"),  # fewer than between two points of a curve
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),  # nothing is evaluated
+]
+
+
+def run(path: Path, *arguments: str) -> dict[str, Any]:
+    assert main([*TINY, "--accelerator", "cpu", "--json", str(path), *arguments]) == 0
+    return json.loads(path.read_text())
+
+
+def test_whole_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    result = run(tmp_path / "b.json", "--sim-envs", "1", "3", "--num-envs", "2", "--updates-per-block", "3")
+    assert torch.get_num_threads() == threads
+    assert result.keys() == {"schema", "settings", "machine", "versions", "training", "simulator"}
+    assert result["machine"]["threads"] == 1
+    assert result["machine"]["cpus"] >= 1
+    assert result["versions"]["version/torch"] == torch.__version__
+
+    training = result["training"]
+    assert tuple(training["shares_percent"]) == PARTS
+    assert sum(training["shares_percent"].values()) == pytest.approx(100, abs=1)
+    assert min(training["shares_percent"].values()) > 0
+    assert training["shares_percent"]["updates"] > 20  # 30 updates of three networks against 10 steps
+    assert training["updates_per_s"] == pytest.approx(1.5 * training["env_steps_per_s"])
+    total_ms = sum(training["ms_per_env_step"].values())
+    assert total_ms == pytest.approx(1e3 / training["env_steps_per_s_with_timers"], rel=0.01)
+
+    assert [row["num_envs"] for row in result["simulator"]] == [1, 3]
+    assert all(row["threads"] == 1 and 0.5 < row["ratio"] < 5 for row in result["simulator"])
+    output = capsys.readouterr().out
+    assert all(part in output for part in PARTS)
+
+
+@pytest.mark.parametrize("env", ["dm_control/cheetah/run", "gymnasium/Pendulum-v1"])
+def test_other_simulators(env: str, tmp_path: Path) -> None:
+    result = run(tmp_path / "b.json", "--env", env)
+    assert result["simulator"] == []
+    assert sum(result["training"]["shares_percent"].values()) == pytest.approx(100, abs=1)
+
+
+def test_updates_only(tmp_path: Path) -> None:
+    small = run(tmp_path / "a.json", "--updates-only", "--rounds", "3")
+    assert small.keys() == {"schema", "settings", "machine", "versions", "updates"}
+    assert len(small["updates"]["ms_per_update_of_rounds"]) == 3
+    large = run(tmp_path / "b.json", "--updates-only", "--rounds", "3", "--hidden", "512", "--batch-size", "512")
+    # Some 2000 times the arithmetic; a time that were not of the update would hardly change.
+    assert large["updates"]["ms_per_update"] > 2 * small["updates"]["ms_per_update"] > 0
+
+
+class Nested:
+    def outer(self) -> str:
+        time.sleep(0.02)
+        return self.inner()
+
+    def inner(self) -> str:
+        time.sleep(0.06)
+        return "result"
+
+
+def test_clock_counts_a_nested_call_once() -> None:
+    synchronised, nested = [], Nested()
+    began = time.perf_counter()
+    clock = Clock(lambda: synchronised.append(1))
+    clock.wrap(nested, "outer", "collector")
+    clock.wrap(nested, "inner", "simulator")
+    assert nested.outer() == "result"
+    clock.unwrap()
+    elapsed = time.perf_counter() - began
+    assert len(synchronised) == 5  # in and out of both, and the end
+    assert clock.seconds["collector"] >= 0.02
+    assert clock.seconds["simulator"] >= 0.06
+    assert sum(clock.seconds.values()) <= elapsed  # counted twice, the inner call would exceed it
+    assert sum(clock.seconds.values()) == pytest.approx(elapsed, abs=0.01)
+    assert not vars(nested)  # nothing is left on it
+    counted = dict(clock.seconds)
+    nested.outer()
+    assert clock.seconds == counted
+
+
+def test_clock_goes_on_after_an_error() -> None:
+    class Broken:
+        def step(self) -> None:
+            raise ValueError("diverged")
+
+    broken, clock = Broken(), Clock(lambda: None)
+    clock.wrap(broken, "step", "simulator")
+    with pytest.raises(ValueError, match="diverged"):
+        broken.step()
+    assert clock.switch(OTHER) == OTHER
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size: '0' is not an integer of at least 1"),
+        (["--hidden", "64", "x"], "--hidden: 'x' is not an integer"),
+        (["--rounds", "-1"], "--rounds"),
+        (["--steps", "10", "--num-envs", "3"], "--steps: 10 is not a multiple of --num-envs 3"),
+        (["--env", "half_cheetah"], "--env: 'half_cheetah' is none of mujoco/ROBOT"),
+        (["--env", "mujoco/half_cheeta"], "unknown robot 'half_cheeta'"),
+        (["--env", "dm_control/cheetah/fly"], "no task 'cheetah/fly'"),
+        (["--env", "gymnasium/CartPole-v1"], "discrete actions"),
+        (["--json", "no/such/folder/b.json"], "--json"),
+        (["--frames", "3"], "--frames"),
+    ],
+)
+def test_bad_values_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*TINY, *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_threads_reach_the_simulator() -> None:
+    assert make_factory("mujoco/hopper", 3).threads == 3
