@@ -18,6 +18,9 @@ def as_float(array: np.ndarray) -> Tensor:
     return torch.tensor(array, dtype=torch.float32)
 
 
+NOTHING = torch.zeros(0), torch.zeros(0, dtype=torch.long)
+
+
 class Collector:
     """Steps ``E`` environments, resets those that end, and counts.
 
@@ -51,12 +54,14 @@ class Collector:
         reward = as_float(result.reward)
         self._check_finite(next_obs, reward)
         self.obs = self._count_and_reset(result, next_obs)
-        return Transition(
-            obs, action, reward, next_obs, torch.tensor(result.terminated), torch.tensor(result.truncated)
-        )
+        # The flags are copied by whoever stores the transition; observations outlive the simulator's next step.
+        ends = torch.from_numpy(result.terminated), torch.from_numpy(result.truncated)
+        return Transition(obs, action, reward, next_obs, *ends)
 
     def pop_finished(self) -> tuple[Tensor, Tensor]:
         """Returns ``[n]`` and lengths ``[n]`` of the episodes that ended since the last call."""
+        if not self.finished:
+            return NOTHING
         returns = torch.tensor([episode[0] for episode in self.finished])
         lengths = torch.tensor([episode[1] for episode in self.finished], dtype=torch.long)
         self.finished.clear()

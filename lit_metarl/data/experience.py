@@ -164,6 +164,10 @@ class ExperienceDataModule(LightningDataModule):
         """Batches of experience, ``batches_per_epoch`` an epoch."""
         return Loader(self.batches_per_epoch, self._next_train_batch)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Nothing to do on the CPU, where walking through the batch would cost as much as acting."""
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def val_dataloader(self) -> Loader:
         """One batch: the evaluation episodes of this process."""
         return Loader(1, self._evaluate)

@@ -33,7 +33,9 @@ class Replay:
     def insert(self, transition: Transition) -> None:
         """Append ``E ≤ capacity`` transitions, each field ``[E, ...]``."""
         count = transition.reward.shape[0]
-        rows = (self.position + torch.arange(count)) % self.capacity
+        rows: slice | Tensor = slice(self.position, self.position + count)
+        if self.position + count > self.capacity:
+            rows = (self.position + torch.arange(count)) % self.capacity
         for stored, new in zip(self.storage, transition, strict=True):
             stored[rows] = new
         self.position = (self.position + count) % self.capacity
