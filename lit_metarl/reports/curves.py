@@ -1,4 +1,4 @@
-"""Learning curves of runs, and the published scores beside them.
+"""Learning curves: read from the runs in the tracking store, drawn with the published scores beside them.
 
 Published: mean evaluation return of SAC over the 100,000 environment steps before the named one, then mean, lowest and
 highest over seeds; computed from ``data/sac.csv`` of https://github.com/denisyarats/pytorch_sac (dm_control tasks,
@@ -8,19 +8,154 @@ highest over seeds; computed from ``data/sac.csv`` of https://github.com/denisya
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from lit_metarl.reports.results import Run
-    from lit_metarl.reports.statistics import Array
+from lit_metarl.reports.statistics import Array
+from lit_metarl.tracking import connect
+from lit_metarl.tracking.store import DATABASE
 
 PUBLISHED_WINDOW = 100_000  # environment steps that each published score is a mean over
+WINDOW = 0.1  # share of the steps so far over which evaluations are averaged
+_TAGS = ("algorithm", "environment", "seed")
+# neither the seed nor where a run is stored or went on from is a setting of the experiment
+_NOT_SETTINGS = ("seed", "seed_everything", "ckpt_path", "weights_only", "logger", "default_root_dir")
+
+
+class ReportError(ValueError):
+    """There is nothing to report as asked; the message says what there is."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: its tags and its evaluations, by increasing environment steps."""
+
+    experiment: str
+    algorithm: str
+    environment: str
+    seed: str
+    commit: str
+    config: str  # short hash; runs of equal settings share it
+    status: str  # FINISHED, RUNNING, FAILED or KILLED
+    start: int  # ms since 1970
+    steps: Array  # [T] environment steps
+    returns: Array  # [T] mean of the evaluation episodes
+    times: Array  # [T] ms since 1970
+
+    @property
+    def group(self) -> tuple[str, str, str, str]:
+        """What runs that differ only by their seed have in common."""
+        return self.experiment, self.environment, self.algorithm, self.config
+
+    def reached(self, step: int) -> bool:
+        """Whether it was evaluated in the window before ``step``, and would next have been only after ``step``."""
+        interval = np.diff(self.steps).max() if len(self.steps) > 1 else 0
+        evaluated = (self.steps > step * (1 - WINDOW)) & (self.steps <= step)
+        return bool(evaluated.any() and (self.steps[-1] >= step or self.steps[-1] + interval > step))
+
+    def mean_return(self, after: float, until: float) -> float:
+        """Mean evaluation return over ``after < step ≤ until``; NaN without an evaluation there."""
+        counted = self.returns[(self.steps > after) & (self.steps <= until)]
+        return float(counted.mean()) if len(counted) else math.nan
+
+    def minutes(self, step: int) -> float:
+        """Minutes from the start of the run to its last evaluation up to ``step``."""
+        return float(self.times[self.steps <= step][-1] - self.start) / 60_000
+
+
+def read_runs(root: Path | str, experiments: Sequence[str] = (), unfinished: bool = False) -> tuple[list[Run], int]:
+    """Read the training runs of ``experiments`` (all if empty) from the store in ``root``, the oldest first.
+
+    Returns:
+        The runs, and how many were left out because they have no evaluation or not the tags of a training run.
+
+    Raises:
+        ReportError: there is no store, an experiment is unknown, or no run is finished (or there is none at all).
+        TrackingError: the store cannot be opened.
+    """
+    if not (Path(root) / DATABASE).is_file():
+        raise ReportError(
+            f"There is no store in {root}: {Path(root) / DATABASE} is missing. Train first, or use --root."
+        )
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    client = connect(root)
+    names = {item.name: item.experiment_id for item in client.search_experiments()}
+    if unknown := [name for name in experiments if name not in names]:
+        raise ReportError(
+            f"No experiment {', '.join(map(repr, unknown))} in {root}. Known: {', '.join(sorted(names))}."
+        )
+    chosen = {names[name]: name for name in experiments or names}
+    found = sorted(_all_runs(client, list(chosen)), key=lambda run: run.info.start_time)
+    wanted = [run for run in found if unfinished or run.info.status == "FINISHED"]
+    if not wanted:
+        counts = Counter(run.info.status for run in found)
+        statuses = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none at all"
+        raise ReportError(f"No finished run in {', '.join(chosen.values())} of {root}: {statuses}. See --all.")
+    runs = [_read_run(client, run, chosen[run.info.experiment_id]) for run in wanted]
+    read = [run for run in runs if run is not None]
+    if not read:
+        raise ReportError(f"None of {len(runs)} runs in {root} has eval/return and the tags {', '.join(_TAGS)}.")
+    return read, len(runs) - len(read)
+
+
+def _all_runs(client: Any, experiment_ids: list[str]) -> Iterator[Any]:
+    token = None
+    while True:
+        page = client.search_runs(experiment_ids, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _read_run(client: Any, run: Any, experiment: str) -> Run | None:
+    points = client.get_metric_history(run.info.run_id, "eval/return")
+    tags = run.data.tags
+    if not points or any(tag not in tags for tag in _TAGS):
+        return None
+    # A resumed run goes over some steps again, and its later points count. Their first time does: `validate` adds a
+    # point at an old step days afterwards.
+    ordered = sorted(points, key=lambda point: point.timestamp)
+    values = {point.step: point.value for point in ordered}
+    times = {point.step: point.timestamp for point in reversed(ordered)}
+    steps = sorted(values)
+    return Run(
+        experiment=experiment,
+        **{tag: tags[tag] for tag in _TAGS},
+        commit=tags.get("git_commit", "unknown"),
+        config=_config_hash(client, run.info.run_id),
+        status=run.info.status,
+        start=run.info.start_time,
+        steps=np.array(steps, dtype=np.float64),
+        returns=np.array([values[step] for step in steps]),
+        times=np.array([times[step] for step in steps], dtype=np.float64),
+    )
+
+
+def _config_hash(client: Any, run_id: str) -> str:
+    import yaml
+
+    if not any(item.path == "config/fit.yaml" for item in client.list_artifacts(run_id, "config")):
+        return "unknown"
+    config = yaml.safe_load(Path(client.download_artifacts(run_id, "config/fit.yaml")).read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps(_settings(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _settings(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {str(key): _settings(value) for key, value in tree.items() if key not in _NOT_SETTINGS}
+    return [_settings(item) for item in tree] if isinstance(tree, list) else tree
 
 
 class Published(NamedTuple):
@@ -61,11 +196,11 @@ def common_curve(runs: Sequence[Run]) -> tuple[Array, Array]:
     return steps, np.stack([np.interp(steps, run.steps, run.returns) for run in runs])
 
 
-def draw_curves(groups: Mapping[str, Sequence[Run]], folder: Path | str) -> list[Path]:
+def draw_curves(groups: Sequence[tuple[str, Sequence[Run]]], folder: Path | str) -> list[Path]:
     """Draw one PNG per environment: mean over seeds, band from the lowest to the highest seed, published scores.
 
     Args:
-        groups: label → runs of one environment, one a seed; every label has its colour, the same in all pictures.
+        groups: label and runs of one environment, one a seed; an experiment has the same colour in all pictures.
         folder: created if need be.
 
     Returns:
@@ -73,16 +208,16 @@ def draw_curves(groups: Mapping[str, Sequence[Run]], folder: Path | str) -> list
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    experiments = list(dict.fromkeys(runs[0].experiment for runs in groups.values()))
+    experiments = list(dict.fromkeys(runs[0].experiment for _, runs in groups))
     paths = []
-    for environment in sorted({runs[0].environment for runs in groups.values()}):
-        here = {label: runs for label, runs in groups.items() if runs[0].environment == environment}
+    for environment in sorted({runs[0].environment for _, runs in groups}):
+        here = [(label, runs) for label, runs in groups if runs[0].environment == environment]
         paths.append(folder / f"{environment.replace('/', '_')}.png")
         _figure(environment, here, experiments).savefig(paths[-1], dpi=150)
     return paths
 
 
-def _figure(environment: str, groups: Mapping[str, Sequence[Run]], experiments: Sequence[str]) -> Any:
+def _figure(environment: str, groups: Sequence[tuple[str, Sequence[Run]]], experiments: Sequence[str]) -> Any:
     # not pyplot: it would choose a window system, and keep every figure alive
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -91,14 +226,14 @@ def _figure(environment: str, groups: Mapping[str, Sequence[Run]], experiments: 
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     styles: dict[str, int] = {}
-    for label, runs in groups.items():
+    for label, runs in groups:
         experiment = runs[0].experiment
         repeat = styles[experiment] = styles.get(experiment, -1) + 1  # other settings under the same name
         colour, style = f"C{experiments.index(experiment) % 10}", ("-", "--", ":", "-.")[repeat % 4]
         steps, returns = common_curve(runs)
         axes.plot(steps, returns.mean(axis=0), color=colour, linestyle=style, label=f"{label} (n={len(runs)})")
         axes.fill_between(steps, returns.min(axis=0), returns.max(axis=0), color=colour, alpha=0.2, linewidth=0)
-    _add_published(axes, environment, max(run.steps[-1] for runs in groups.values() for run in runs))
+    _add_published(axes, environment, max(run.steps[-1] for _, runs in groups for run in runs))
     axes.set(title=environment, xlabel="environment steps", ylabel="evaluation return", xlim=(0, None))
     axes.legend(fontsize="small")
     return figure
@@ -108,9 +243,7 @@ def _add_published(axes: Any, environment: str, last: float) -> None:
     scores = {steps: score for steps, score in published_scores(environment).items() if steps <= last}
     if not scores:
         return
-    mean = np.array([score.mean for score in scores.values()])
-    low = np.array([score.minimum for score in scores.values()])
-    high = np.array([score.maximum for score in scores.values()])
+    mean, low, high, _ = np.array(list(scores.values())).T
     bars = [mean - low, high - mean]
     label = "SAC, published (mean of the last 100k steps)"
     axes.errorbar(list(scores), mean, yerr=bars, fmt="o", color="black", capsize=3, markersize=4, label=label)

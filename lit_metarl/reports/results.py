@@ -3,76 +3,39 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lit_metarl.reports.curves import PUBLISHED_WINDOW, Published, draw_curves, published_scores
-from lit_metarl.reports.statistics import Array, bootstrap_interval, interquartile_mean
-from lit_metarl.tracking import TrackingError, connect
-from lit_metarl.tracking.store import DATABASE
+from lit_metarl.reports.curves import (
+    PUBLISHED_WINDOW,
+    WINDOW,
+    Published,
+    ReportError,
+    Run,
+    draw_curves,
+    published_scores,
+    read_runs,
+)
+from lit_metarl.reports.statistics import bootstrap_interval, interquartile_mean
+from lit_metarl.tracking import TrackingError
+
+Group = tuple[str, str, str, str]  # experiment, environment, algorithm, config: `Run.group`
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-WINDOW = 0.1  # share of the steps so far over which evaluations are averaged
-_TAGS = ("algorithm", "environment", "seed")
-# neither the seed nor where a run is stored or went on from is a setting of the experiment
-_NOT_SETTINGS = ("seed", "seed_everything", "ckpt_path", "weights_only", "logger", "default_root_dir")
 _NOTE = f"""\
-Return at a step s: mean of `eval/return` over the evaluations in the last {WINDOW:.0%} of the steps before it \
+Return at a step s: mean of `eval/return` over the evaluations in the last {100 * WINDOW:.0f} % of the steps before it \
 (0.9 s < step ≤ s), then the interquartile mean (IQM) over seeds, or the mean below 4 seeds. 95 % interval: percentile \
 bootstrap over seeds, 10,000 resamples; none for one seed, and too narrow for few. Minutes: from the start of a run to \
 its last evaluation counted, pauses included, mean over seeds. Config: hash of the configuration without seed, logger \
 and checkpoint. Published SAC: mean (min–max; seeds) over the last {PUBLISHED_WINDOW:,} steps, from `data/sac.csv` of \
 [pytorch_sac](https://github.com/denisyarats/pytorch_sac); beside it the mean over our seeds of the same window."""
-
-
-class ReportError(ValueError):
-    """There is nothing to report as asked; the message says what there is."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run: its tags and its evaluations, by increasing environment steps."""
-
-    experiment: str
-    algorithm: str
-    environment: str
-    seed: str
-    commit: str
-    config: str  # short hash; runs of equal settings share it
-    status: str  # FINISHED, RUNNING, FAILED or KILLED
-    start: int  # ms since 1970
-    steps: Array  # [T] environment steps
-    returns: Array  # [T] mean of the evaluation episodes
-    times: Array  # [T] ms since 1970
-
-    @property
-    def group(self) -> tuple[str, str, str, str]:
-        """What runs that differ only by their seed have in common."""
-        return self.experiment, self.environment, self.algorithm, self.config
-
-    def reached(self, step: int) -> bool:
-        """Whether it was evaluated in the window before ``step``, and would next have been only after ``step``."""
-        interval = np.diff(self.steps).max() if len(self.steps) > 1 else 0
-        last = self.steps[-1]
-        evaluated = (self.steps > step * (1 - WINDOW)) & (self.steps <= step)
-        return bool(evaluated.any() and (last >= step or last + interval > step))
-
-    def mean_return(self, after: float, until: float) -> float:
-        """Mean evaluation return over ``after < step ≤ until``; NaN without an evaluation there."""
-        counted = self.returns[(self.steps > after) & (self.steps <= until)]
-        return float(counted.mean()) if len(counted) else math.nan
-
-    def minutes(self, step: int) -> float:
-        """Minutes from the start of the run to its last evaluation up to ``step``."""
-        return float(self.times[self.steps <= step][-1] - self.start) / 60_000
 
 
 @dataclass(frozen=True)
@@ -95,85 +58,9 @@ class Row:
     config: str
 
 
-def read_runs(root: Path | str, experiments: Sequence[str] = (), unfinished: bool = False) -> tuple[list[Run], int]:
-    """Read the training runs of ``experiments`` (all if empty) from the store in ``root``, the oldest first.
-
-    Returns:
-        The runs, and how many were left out because they have no evaluation or not the tags of a training run.
-
-    Raises:
-        ReportError: there is no store, an experiment is unknown, or no run is finished (or there is none at all).
-        TrackingError: the store cannot be opened.
-    """
-    if not (Path(root) / DATABASE).is_file():
-        raise ReportError(f"There is no store in {root}: {Path(root) / DATABASE} is missing. Train first, or use --root.")
-    client = connect(root)
-    names = {item.name: item.experiment_id for item in client.search_experiments()}
-    if unknown := [name for name in experiments if name not in names]:
-        raise ReportError(f"No experiment {', '.join(map(repr, unknown))} in {root}. Known: {', '.join(sorted(names))}.")
-    chosen = {names[name]: name for name in experiments or names}
-    found = sorted(_all_runs(client, list(chosen)), key=lambda run: run.info.start_time)
-    wanted = [run for run in found if unfinished or run.info.status == "FINISHED"]
-    if not wanted:
-        statuses = ", ".join(sorted(run.info.status for run in found)) or "none at all"
-        raise ReportError(f"No finished run in {', '.join(chosen.values())} of {root}: {statuses}. See --all.")
-    runs = [_read_run(client, run, chosen[run.info.experiment_id]) for run in wanted]
-    read = [run for run in runs if run is not None]
-    return read, len(runs) - len(read)
-
-
-def _all_runs(client: Any, experiment_ids: list[str]) -> Iterator[Any]:
-    token = None
-    while True:
-        page = client.search_runs(experiment_ids, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _read_run(client: Any, run: Any, experiment: str) -> Run | None:
-    points = client.get_metric_history(run.info.run_id, "eval/return")
-    tags = run.data.tags
-    if not points or any(tag not in tags for tag in _TAGS):
-        return None
-    # A resumed run goes over some steps again, and its later points count. Their first time does: `validate` adds a
-    # point at an old step days afterwards.
-    ordered = sorted(points, key=lambda point: point.timestamp)
-    values = {point.step: point.value for point in ordered}
-    times = {point.step: point.timestamp for point in reversed(ordered)}
-    steps = sorted(values)
-    return Run(
-        experiment=experiment,
-        **{tag: tags[tag] for tag in _TAGS},
-        commit=tags.get("git_commit", "unknown"),
-        config=_config_hash(client, run.info.run_id),
-        status=run.info.status,
-        start=run.info.start_time,
-        steps=np.array(steps, dtype=np.float64),
-        returns=np.array([values[step] for step in steps]),
-        times=np.array([times[step] for step in steps], dtype=np.float64),
-    )
-
-
-def _config_hash(client: Any, run_id: str) -> str:
-    import yaml
-
-    if not any(item.path == "config/fit.yaml" for item in client.list_artifacts(run_id, "config")):
-        return "unknown"
-    config = yaml.safe_load(Path(client.download_artifacts(run_id, "config/fit.yaml")).read_text(encoding="utf-8"))
-    return hashlib.sha256(json.dumps(_settings(config), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _settings(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {str(key): _settings(value) for key, value in tree.items() if key not in _NOT_SETTINGS}
-    return [_settings(item) for item in tree] if isinstance(tree, list) else tree
-
-
-def by_group(runs: Sequence[Run]) -> dict[tuple[str, ...], list[Run]]:
+def by_group(runs: Sequence[Run]) -> dict[Group, list[Run]]:
     """Sort runs into groups that differ only by the seed; of one seed the newest finished run, else the newest."""
-    groups: dict[tuple[str, ...], dict[str, Run]] = {}
+    groups: dict[Group, dict[str, Run]] = {}
     for run in sorted(runs, key=lambda run: (run.status == "FINISHED", run.start)):
         groups.setdefault(run.group, {})[run.seed] = run
     return {
@@ -182,20 +69,26 @@ def by_group(runs: Sequence[Run]) -> dict[tuple[str, ...], list[Run]]:
     }
 
 
-def make_rows(groups: Mapping[tuple[str, ...], Sequence[Run]], at: Sequence[int] = ()) -> list[Row]:
+def make_rows(groups: Mapping[Group, Sequence[Run]], at: Sequence[int] = ()) -> tuple[list[Row], list[str]]:
     """Make one row for each group and each step of ``at`` that a seed of it reached; by default the last common step.
+
+    Returns:
+        The rows, and a sentence about each group some of whose seeds did not reach a step.
 
     Raises:
         ReportError: no run reached any of the steps.
     """
-    rows = []
-    for runs in groups.values():
+    rows, left_out = [], []
+    for (experiment, environment, _, config), runs in groups.items():
         for step in at or [int(min(run.steps[-1] for run in runs))]:
             if reached := [run for run in runs if run.reached(step)]:
                 rows.append(_make_row(reached, step))
+            if missing := [run.seed for run in runs if not run.reached(step)]:
+                where = f"{experiment} ({config}) on {environment}"
+                left_out.append(f"Not evaluated shortly before {step:,} steps: {where}, seed {', '.join(missing)}.")
     if not rows:
-        raise ReportError(f"No run was evaluated shortly before {' or '.join(f'{step:,}' for step in at)} steps. Drop --at.")
-    return rows
+        raise ReportError("There is no row for the table. " + " ".join(left_out))
+    return rows, left_out
 
 
 def _make_row(runs: Sequence[Run], step: int) -> Row:
@@ -219,3 +112,125 @@ def _make_row(runs: Sequence[Run], step: int) -> Row:
         commits=sorted({run.commit for run in runs}),
         config=runs[0].config,
     )
+
+
+def markdown(rows: Sequence[Row], remarks: Sequence[str] = ()) -> str:
+    """Return the table with its reading directions below, and ``remarks``."""
+    lines = [list(_cells(rows[0])), ["---"] * len(_cells(rows[0])), *(list(_cells(row).values()) for row in rows)]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n\n".join([table, _NOTE, *remarks]) + "\n"
+
+
+def _cells(row: Row) -> dict[str, str]:
+    unfinished = sorted(status for status in row.statuses.values() if status != "FINISHED")
+    scores, published = list(row.returns.values()), row.published
+    return {
+        "experiment": row.experiment,
+        "algorithm": row.algorithm,
+        "environment": row.environment,
+        "environment steps": f"{row.steps:,}",
+        "return": f"{row.score:.4g} ({row.statistic})",
+        "95 % interval": "–" if row.interval is None else f"{row.interval[0]:.4g} to {row.interval[1]:.4g}",
+        "min–max": f"{np.min(scores):.4g} to {np.max(scores):.4g}",
+        "seeds": f"{len(scores)}" + (f" ({', '.join(unfinished)})" if unfinished else ""),
+        "published SAC": "–"
+        if published is None
+        else f"{published.mean:.4g} ({published.minimum:.4g}–{published.maximum:.4g}; {published.seeds})",
+        "ours, same window": "–" if row.same_window is None else f"{row.same_window:.4g}",
+        "minutes": f"{row.minutes:.1f}",
+        "commit": ", ".join(row.commits),
+        "config": row.config,
+    }
+
+
+def write_block(file: Path | str, text: str) -> None:
+    """Replace what stands between the lines ``<!-- results:begin -->`` and ``<!-- results:end -->`` of ``file``.
+
+    Raises:
+        ReportError: ``file`` cannot be read or written, or has not each marker once, in this order.
+    """
+    try:
+        old = Path(file).read_text(encoding="utf-8")
+        if (old.count(BEGIN), old.count(END)) != (1, 1) or old.index(BEGIN) > old.index(END):
+            raise ReportError(f"{file} needs the markers {BEGIN} and {END}, each once and in this order.")
+        before, rest = old.split(BEGIN)
+        new = f"{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}"
+        if new != old:
+            Path(file).write_text(new, encoding="utf-8")
+    except OSError as error:
+        raise ReportError(f"Cannot use {file}: {error.strerror}.") from error
+
+
+def to_json(rows: Sequence[Row], remarks: Sequence[str] = ()) -> str:
+    """Return the rows as JSON, with the return of each seed; what is not finite is null."""
+    table = [asdict(row) | {"published": row.published and row.published._asdict()} for row in rows]
+    return json.dumps(_finite({"rows": table, "remarks": list(remarks)}), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(item) for item in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("lit-metarl report", description="Results table of the runs in the store.")
+    parser.add_argument("--root", default="mlruns", help="folder of the store (default: %(default)s)")
+    parser.add_argument("--experiment", nargs="+", default=[], metavar="NAME", help="experiments (default: all)")
+    parser.add_argument(
+        "--at", nargs="+", type=_steps, default=[], metavar="STEPS", help="environment steps (default: last common)"
+    )
+    parser.add_argument("--all", action="store_true", help="also runs that are running or failed")
+    parser.add_argument("--write", metavar="FILE", help=f"put the table between {BEGIN} and {END} of FILE")
+    parser.add_argument("--json", metavar="FILE", help="write the rows, with every seed, as JSON")
+    parser.add_argument("--curves", metavar="DIR", help="draw the learning curves, one PNG per environment")
+    return parser
+
+
+def _steps(text: str) -> int:
+    number = float(text)  # argparse names the option if this raises
+    if not number.is_integer() or number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number of steps")
+    return int(number)
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``lit-metarl report``; the table goes to standard output. Returns the exit code (2 for bad input)."""
+    options = _parser().parse_args(arguments)
+    try:
+        _report(options)
+    except (ReportError, TrackingError) as error:
+        sys.stderr.write(f"lit-metarl: error: {error}\n")
+        return 2
+    return 0
+
+
+def _report(options: argparse.Namespace) -> None:
+    runs, left_out = read_runs(options.root, options.experiment, options.all)
+    groups = by_group(runs)
+    rows, remarks = make_rows(groups, options.at)
+    if left_out:
+        remarks.append(f"{left_out} runs without evaluations or the tags of a training run are left out.")
+    text = markdown(rows, remarks)
+    sys.stdout.write(text)
+    if options.write:
+        write_block(options.write, text)
+    try:
+        if options.json:
+            Path(options.json).write_text(to_json(rows, remarks), encoding="utf-8")
+        if options.curves:
+            for path in draw_curves(_labelled(groups), options.curves):
+                sys.stderr.write(f"{path}\n")
+    except OSError as error:
+        raise ReportError(f"Cannot write {error.filename}: {error.strerror}.") from error
+
+
+def _labelled(groups: Mapping[Group, list[Run]]) -> list[tuple[str, list[Run]]]:
+    """Give each group a name for its legend: experiment, algorithm and, where these are ambiguous, settings."""
+    names = [group[:3] for group in groups]
+    return [
+        (f"{group[0]}, {group[2]}" + (f", {group[3]}" if names.count(group[:3]) > 1 else ""), runs)
+        for group, runs in groups.items()
+    ]

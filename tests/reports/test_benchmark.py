@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_metarl.reports.benchmark import OTHER, PARTS, Clock, main, make_factory
+from lit_metarl.reports.benchmark import main, make_factory
+from lit_metarl.reports.timing import OTHER, PARTS, Clock
 
 TINY = ["--steps", "20", "--rounds", "1", "--hidden", "16", "--batch-size", "8", "--threads", "1"]
 pytestmark = [

@@ -1,0 +1,133 @@
+"""Statistics: hand-computed values, scipy, a loop implementation, and the coverage that an interval promises."""
+
+import numpy as np
+import pytest
+from scipy.stats import mannwhitneyu, trim_mean
+
+from lit_metarl.reports.statistics import (
+    bootstrap_interval,
+    interquartile_mean,
+    learning_curve_area,
+    normalised,
+    probability_of_improvement,
+)
+
+
+def matrix() -> np.ndarray:
+    """Ten seeds of eight tasks, some harder than others. ``[10, 8]``."""
+    rng = np.random.default_rng(7)
+    return rng.beta(2, 2, size=(10, 8)) * np.linspace(0.6, 1.4, 8)
+
+
+def test_interquartile_mean_by_hand() -> None:
+    assert interquartile_mean([100, 1, 2, 3, -50, 4, 5, 0]) == 2.5  # 8 scores: -50, 0 and 5, 100 dropped; 1 2 3 4
+    assert interquartile_mean([9, 1, 2]) == 4  # below four nothing is dropped
+    assert interquartile_mean([9, 1, 2, 100]) == 5.5  # of four one at each end
+
+
+@pytest.mark.parametrize("count", range(1, 14))
+def test_interquartile_mean_is_scipys_trimmed_mean(count: int) -> None:
+    scores = np.random.default_rng(count).normal(size=(3, count, 2))
+    np.testing.assert_allclose(interquartile_mean(scores, axis=1), trim_mean(scores, 0.25, axis=1), rtol=1e-13)
+    np.testing.assert_allclose(interquartile_mean(scores), trim_mean(scores, 0.25, axis=None), rtol=1e-13)
+
+
+def test_a_diverged_seed_is_not_trimmed_away() -> None:
+    assert np.isnan(interquartile_mean([1, 2, 3, np.nan]))
+    result = interquartile_mean([[1, 2, 3, np.nan], [1, 2, 3, 4]], axis=1)
+    np.testing.assert_array_equal(result, [np.nan, 2.5])
+
+
+def test_no_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match="no scores"):
+        interquartile_mean([])
+    with pytest.raises(ValueError, match="at least one seed"):
+        bootstrap_interval([[1.0], []])
+    with pytest.raises(ValueError, match="confidence = 95"):
+        bootstrap_interval([1.0, 2.0], confidence=95)
+
+
+def test_bootstrap_agrees_with_an_independent_loop() -> None:
+    scores = matrix()
+    rng = np.random.default_rng(123)
+    values = []
+    for _ in range(4000):
+        drawn = [scores[rng.integers(10), task] for task in range(8) for _ in range(10)]
+        values.append(trim_mean(drawn, 0.25))
+    # a quantile of 4000 resamples has a standard error of about 0.001 here
+    np.testing.assert_allclose(
+        bootstrap_interval(scores, resamples=20_000), np.quantile(values, [0.025, 0.975]), atol=4e-3
+    )
+
+
+def test_bootstrap_stays_within_tasks() -> None:
+    # each task's seeds agree: whatever is drawn, the pooled mean is (1 + 2 + 9)/3; unstratified it would vary
+    constant = np.tile([1.0, 2.0, 9.0], (5, 1))
+    assert bootstrap_interval(constant, lambda pooled: pooled.mean(-1)) == pytest.approx((4, 4))
+
+
+def test_bootstrap_draws_tasks_independently() -> None:
+    # opposite tasks: drawn together (whole rows) every mean is 0; drawn apart, seeds of one task do not cancel
+    low, high = bootstrap_interval(np.array([[1.0, -1.0], [-1.0, 1.0], [3.0, -3.0]]), lambda pooled: pooled.mean(-1))
+    assert low < -0.5
+    assert high > 0.5
+
+
+def test_bootstrap_of_unequal_numbers_of_seeds() -> None:
+    columns = list(matrix().T)
+    assert bootstrap_interval(columns) == bootstrap_interval(matrix())
+    low, high = bootstrap_interval([[1.0, 1.0], [4.0]], lambda pooled: pooled.mean(-1))
+    assert (low, high) == (2, 2)  # (1 + 1 + 4)/3
+
+
+def test_three_seeds_give_their_range() -> None:
+    assert bootstrap_interval([5.0, 1.0, 2.0]) == (1, 5)  # each end has probability 1/27 > 0.025
+
+
+def test_bootstrap_is_reproducible_and_narrows_with_confidence() -> None:
+    scores = matrix()
+    assert bootstrap_interval(scores, seed=3) == bootstrap_interval(scores, seed=3)
+    assert bootstrap_interval(scores, seed=3) != bootstrap_interval(scores, seed=4)
+    wide, narrow = bootstrap_interval(scores, confidence=0.99), bootstrap_interval(scores, confidence=0.5)
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(300):
+        scores = rng.normal(loc=[0.0, 5.0, -5.0, 0.0], size=(20, 4))
+        low, high = bootstrap_interval(scores, lambda pooled: pooled.mean(-1), resamples=500)
+        hits += low <= 0 <= high
+    # 0.95 less the percentile bootstrap's shortfall of about 0.02 at 20 seeds; standard error 0.015
+    assert 0.88 < hits / 300 < 0.98
+
+
+def test_probability_of_improvement_by_hand() -> None:
+    # task 1: pairs (1,0)> (1,3)< (2,0)> (2,3)< = 2/4; task 2: (5,5)= (5,4)> (6,5)> (6,4)> = 3.5/4
+    assert probability_of_improvement([[1, 5], [2, 6]], [[0, 5], [3, 4]]) == pytest.approx((0.5 + 0.875) / 2)
+
+
+def test_probability_of_improvement_is_mann_whitney_and_antisymmetric() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(0, 9, 12).astype(float), rng.integers(2, 11, 7).astype(float)
+    assert probability_of_improvement(x, y) == pytest.approx(mannwhitneyu(x, y).statistic / (12 * 7))
+    assert probability_of_improvement(x, y) + probability_of_improvement(y, x) == pytest.approx(1)
+    with pytest.raises(ValueError, match="2 tasks cannot be compared with 1"):
+        probability_of_improvement(np.ones((3, 2)), np.ones(3))
+
+
+def test_learning_curve_area_by_hand() -> None:
+    # trapezoids: 10·(0+2)/2 + 30·(2+4)/2 = 10 + 90, over a length of 40
+    assert learning_curve_area([0, 10, 40], [0, 2, 4]) == pytest.approx(2.5)
+    np.testing.assert_allclose(learning_curve_area([5, 6], [[1, 1], [0, 4]]), [1, 2])
+    with pytest.raises(ValueError, match="increasing"):
+        learning_curve_area([0, 0], [1, 2])
+
+
+def test_normalised_by_hand() -> None:
+    scores = [[0.0, 10.0], [5.0, 30.0]]
+    np.testing.assert_allclose(normalised(scores), [[0, 0], [1, 1]])
+    np.testing.assert_allclose(normalised(scores, low=[-5, 10], high=[5, 20]), [[0.5, 0], [1, 2]])
+    with pytest.raises(ValueError, match="above the lower"):
+        normalised([[1.0], [1.0]])
