@@ -19,9 +19,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
 
+from lit_metarl.reports.document import ReportError, markers, write_block
 from lit_metarl.reports.timing import Clock, time_simulator
 
 SCHEMA = "lit_metarl.benchmark/1"
+BLOCK = "benchmark"  # of the README
 LOG_EVERY = 100  # training steps, as in configs/base.yaml
 
 
@@ -47,6 +49,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Callable[[str], NoR
     add("--accelerator", choices=("auto", "cpu", "cuda"), default="auto", help="where the networks are")
     add("--sim-envs", type=positive, nargs="+", default=[1, 32, 1000], help="environments of the simulator alone")
     add("--updates-only", action="store_true", help="only time SAC's update, on one fixed minibatch")
+    add("--write", metavar="FILE", help=f"put the table between {' and '.join(markers(BLOCK))} of FILE")
     add("--json", type=Path, metavar="FILE", help="also write the numbers there")
     args = parser.parse_args(arguments)
     if args.steps % args.num_envs:
@@ -77,6 +80,11 @@ def main(arguments: list[str]) -> int:
     finally:
         torch.set_num_threads(threads)
     sys.stdout.write(table(result))
+    if args.write:
+        try:
+            write_block(args.write, BLOCK, f"```text\n{table(result)}```")
+        except ReportError as error:
+            refuse(str(error))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lit_metarl.reports.document import ReportError
 from lit_metarl.reports.statistics import Array
 from lit_metarl.tracking import connect
 from lit_metarl.tracking.store import DATABASE
@@ -31,10 +32,6 @@ WINDOW = 0.1  # share of the steps so far over which evaluations are averaged
 _TAGS = ("algorithm", "environment", "seed")
 # neither the seed nor where a run is stored or went on from is a setting of the experiment
 _NOT_SETTINGS = ("seed", "seed_everything", "ckpt_path", "weights_only", "logger", "default_root_dir")
-
-
-class ReportError(ValueError):
-    """There is nothing to report as asked; the message says what there is."""
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,18 @@ from lit_metarl.reports.curves import (
     PUBLISHED_WINDOW,
     WINDOW,
     Published,
-    ReportError,
     Run,
     draw_curves,
     published_scores,
     read_runs,
 )
+from lit_metarl.reports.document import ReportError, markers, write_block
 from lit_metarl.reports.statistics import bootstrap_interval, interquartile_mean
 from lit_metarl.tracking import TrackingError
 
 Group = tuple[str, str, str, str]  # experiment, environment, algorithm, config: `Run.group`
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+BLOCK = "results"  # of the README
 _NOTE = f"""\
 Return at a step s: mean of `eval/return` over the evaluations in the last {100 * WINDOW:.0f} % of the steps before it \
 (0.9 s < step ≤ s), then the interquartile mean (IQM) over seeds, or the mean below 4 seeds. 95 % interval: percentile \
@@ -143,24 +143,6 @@ def _cells(row: Row) -> dict[str, str]:
     }
 
 
-def write_block(file: Path | str, text: str) -> None:
-    """Replace what stands between the lines ``<!-- results:begin -->`` and ``<!-- results:end -->`` of ``file``.
-
-    Raises:
-        ReportError: ``file`` cannot be read or written, or has not each marker once, in this order.
-    """
-    try:
-        old = Path(file).read_text(encoding="utf-8")
-        if (old.count(BEGIN), old.count(END)) != (1, 1) or old.index(BEGIN) > old.index(END):
-            raise ReportError(f"{file} needs the markers {BEGIN} and {END}, each once and in this order.")
-        before, rest = old.split(BEGIN)
-        new = f"{before}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}"
-        if new != old:
-            Path(file).write_text(new, encoding="utf-8")
-    except OSError as error:
-        raise ReportError(f"Cannot use {file}: {error.strerror}.") from error
-
-
 def to_json(rows: Sequence[Row], remarks: Sequence[str] = ()) -> str:
     """Return the rows as JSON, with the return of each seed; what is not finite is null."""
     table = [asdict(row) | {"published": row.published and row.published._asdict()} for row in rows]
@@ -183,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         "--at", nargs="+", type=_steps, default=[], metavar="STEPS", help="environment steps (default: last common)"
     )
     parser.add_argument("--all", action="store_true", help="also runs that are running or failed")
-    parser.add_argument("--write", metavar="FILE", help=f"put the table between {BEGIN} and {END} of FILE")
+    parser.add_argument("--write", metavar="FILE", help=f"put the table between {' and '.join(markers(BLOCK))} of FILE")
     parser.add_argument("--json", metavar="FILE", help="write the rows, with every seed, as JSON")
     parser.add_argument("--curves", metavar="DIR", help="draw the learning curves, one PNG per environment")
     return parser
@@ -216,7 +198,7 @@ def _report(options: argparse.Namespace) -> None:
     text = markdown(rows, remarks)
     sys.stdout.write(text)
     if options.write:
-        write_block(options.write, text)
+        write_block(options.write, BLOCK, text)
     try:
         if options.json:
             Path(options.json).write_text(to_json(rows, remarks), encoding="utf-8")

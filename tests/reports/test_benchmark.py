@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_metarl.reports.benchmark import main, make_factory
+from lit_metarl.reports.benchmark import BLOCK, main, make_factory
+from lit_metarl.reports.document import markers
 from lit_metarl.reports.timing import OTHER, PARTS, Clock
 
 TINY = ["--steps", "20", "--rounds", "1", "--hidden", "16", "--batch-size", "8", "--threads", "1"]
@@ -129,3 +130,14 @@ def test_bad_values_are_refused(arguments: list[str], message: str, capsys: pyte
 
 def test_threads_reach_the_simulator() -> None:
     assert make_factory("mujoco/hopper", 3).threads == 3
+
+
+def test_write_puts_the_printed_table_into_a_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin, end = markers(BLOCK)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    run(tmp_path / "a.json", "--updates-only", "--write", str(readme))
+    assert readme.read_text() == f"before\n{begin}\n\n```text\n{capsys.readouterr().out}```\n{end}\nafter\n"
+    with pytest.raises(SystemExit, match="2"):
+        main([*TINY, "--updates-only", "--write", str(tmp_path / "nowhere.md")])
+    assert "nowhere.md" in capsys.readouterr().err

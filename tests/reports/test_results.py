@@ -9,12 +9,15 @@ import yaml
 from mlflow.entities import Metric
 
 from lit_metarl.reports.curves import ReportError, read_runs
-from lit_metarl.reports.results import BEGIN, END, by_group, main, make_rows, write_block
+from lit_metarl.reports.document import markers, write_block
+from lit_metarl.reports.results import BLOCK, by_group, main, make_rows
 from lit_metarl.tracking import MLflowLogger, connect
 
 CHEETAH, WALKER = "dm_control/cheetah_run", "dm_control/walker_walk"
 STEPS = range(5_000, 100_001, 5_000)
 SLOPES = [1.0, 2.0, 4.0, 30.0]  # return of seed i at a step: slope · step / 1000
+
+BEGIN, END = markers(BLOCK)
 
 
 def add_run(
@@ -162,10 +165,10 @@ def test_write_replaces_the_block_and_nothing_else(
 def test_write_without_the_markers_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(text)
     with pytest.raises(ReportError, match=f"{BEGIN} and {END}"):
-        write_block(tmp_path / "README.md", "table")
+        write_block(tmp_path / "README.md", BLOCK, "table")
     assert (tmp_path / "README.md").read_text() == text
     with pytest.raises(ReportError, match=r"Cannot use .*absent\.md: No such file"):
-        write_block(tmp_path / "absent.md", "table")
+        write_block(tmp_path / "absent.md", BLOCK, "table")
 
 
 def test_errors_say_what_there_is(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
