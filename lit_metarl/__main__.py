@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(arguments: list[str]) -> int:
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
     from lit_metarl.checkpoint import CheckpointError
     from lit_metarl.cli import run
     from lit_metarl.envs.base import EnvError
@@ -73,7 +75,8 @@ def _train(arguments: list[str]) -> int:
     try:
         run(arguments)
     except Exception as error:
-        expected = cause_of(error, (ConfigError, CheckpointError, EnvError, TrackingError))
+        kinds = (ConfigError, CheckpointError, EnvError, TrackingError, MisconfigurationException)
+        expected = cause_of(error, kinds)
         if expected is None and not str(error).startswith("Does not validate"):
             raise
         print(f"lit-metarl: error: {expected or one_line(str(error))}", file=sys.stderr)

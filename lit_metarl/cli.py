@@ -17,12 +17,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import lit_metarl.algorithms
 import lit_metarl.callbacks
 import lit_metarl.data  # noqa: F401 - imported classes can be named without their module path
-from lit_metarl.algorithms.base import FP16_REFUSED
+from lit_metarl.algorithms.base import check_precision
 from lit_metarl.callbacks.tracking import RunRecord
 from lit_metarl.checkpoint import CheckpointError, read_checkpoint
 from lit_metarl.config import compose_arguments
 from lit_metarl.errors import one_line
-from lit_metarl.tracking import MLflowLogger, find_runs
+from lit_metarl.tracking import find_runs
+from lit_metarl.tracking.logger import mlflow_logger
 from lit_metarl.types import require
 
 RESUMABLE = ("last", "best")
@@ -66,7 +67,7 @@ class CLI(LightningCLI):
         """Dimensions come from the simulator, every random stream from one seed."""
         parser.link_arguments("data.obs_dim", "model.init_args.obs_dim", apply_on="instantiate")
         parser.link_arguments("data.action_dim", "model.init_args.action_dim", apply_on="instantiate")
-        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the stock version lets a checkpoint's hyper-parameters override the command line, silently."""
@@ -78,16 +79,21 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Resolve and check ``ckpt_path``, so that a bad one fails before a simulator is built."""
-        precision = str(self.settings.trainer.precision)
+        trainer = self.settings.trainer
         # Also in Algorithm.setup; but on a CPU the Trainer turns fp16 into bf16 without a word.
-        require(not precision.startswith("16"), "trainer.precision", precision, FP16_REFUSED)
-        self.run_id: str | None = None
+        check_precision("32-true" if trainer.precision is None else trainer.precision)
+        steps = trainer.max_steps
+        require(steps == -1, "trainer.max_steps", steps, "it counts optimizer steps; use max_epochs · data.epoch_steps")
+        self.settings.weights_only = True
         if not self.settings.get("ckpt_path"):
+            if self.subcommand != "fit":
+                raise CheckpointError(f"{self.subcommand} needs a policy: --ckpt_path last, best, a run id or a file.")
             return
         path = self.resolve_checkpoint(str(self.settings.ckpt_path))
-        run = read_checkpoint(path).get("run", {})
-        self.run_id = run.get("run_id")
+        run_id = read_checkpoint(path).get("run", {}).get("run_id")
         self.settings.ckpt_path = str(path)
+        if run_id is not None and self._logger_class().endswith("MLflowLogger"):
+            trainer.logger.init_args.run_id = run_id
 
     def resolve_checkpoint(self, name: str) -> Path:
         """``last`` and ``best`` of the newest run of this config and seed, ``<run id>``, or a file.
@@ -102,15 +108,22 @@ class CLI(LightningCLI):
         if name not in RESUMABLE:
             return Path(name)
         algorithm = self.settings.model.class_path.rpartition(".")[2]
+        env = self.settings.data.init_args.env.as_dict()
         tags = {"algorithm": algorithm, "seed": str(self.settings.seed_everything)}
         for run_id in find_runs(root, arguments["experiment_name"], tags):
             path = root / "runs" / run_id / f"{name}.ckpt"
             if path.is_file():
-                return path
+                config = yaml.safe_load(read_checkpoint(path)["run"]["config"])
+                if config["data"]["init_args"]["env"] == env:
+                    return path
         raise CheckpointError(
-            f"ckpt_path = {name}: no run of {algorithm} with seed {tags['seed']} in experiment "
+            f"ckpt_path = {name}: no run of {algorithm} with seed {tags['seed']} on this environment in experiment "
             f"{arguments['experiment_name']!r} of {root} has a {name}.ckpt. Drop --ckpt_path to start a new run."
         )
+
+    def _logger_class(self) -> str:
+        logger = self.settings.trainer.logger
+        return str(logger.get("class_path", "")) if hasattr(logger, "get") else ""
 
     def _logger_arguments(self) -> dict[str, Any]:
         logger = self.settings.trainer.logger
@@ -120,15 +133,13 @@ class CLI(LightningCLI):
         }
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Check the store before anything is trained, go on in the checkpoint's run, record the config."""
+        """Check the store before anything is trained, and record the config."""
         trainer = super().instantiate_trainer(**kwargs)
         text = self.parser.dump(self.config, format="yaml", skip_link_targets=False, skip_unset=False)
         trainer.callbacks.append(RunRecord(yaml.safe_load(text)[self.subcommand], str(self.subcommand)))
-        for logger in trainer.loggers:
-            if isinstance(logger, MLflowLogger):
-                logger.check()
-                if self.run_id is not None:
-                    logger._run_id = self.run_id
+        logger = mlflow_logger(trainer)
+        if logger is not None:
+            logger.check()
         return trainer
 
 

@@ -43,7 +43,7 @@ class ReplayBlock(NamedTuple):
     """What one training step consumes: ``U`` minibatches, and what collecting brought meanwhile."""
 
     transitions: Transition  # [U, M, ...]
-    env_steps: int  # environment steps taken so far, warm-up included, all processes together
+    env_steps: int  # environment steps so far: warm-up and action repeat included, all processes together
     episode_returns: Tensor  # [n] undiscounted returns of the episodes that ended since the last block
     episode_lengths: Tensor  # [n] agent steps
 

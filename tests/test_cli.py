@@ -42,6 +42,7 @@ def test_fit_resume_validate_test_and_load(capsys: pytest.CaptureFixture[str]) -
     assert [m.step for m in client.get_metric_history(run.name, "eval/return")] == [28, 36]  # environment steps
 
     assert main(["validate", *SMOKE, "--ckpt_path=last"]) == 0
+    assert len(client.get_metric_history(run.name, "eval/return")) == 2  # the training curve is left alone
     assert main(["test", *SMOKE, f"--ckpt_path={run.name}"]) == 0
     assert "test/return" in capsys.readouterr().out
     assert "test/return" in client.get_run(run.name).data.metrics
@@ -87,6 +88,8 @@ def test_predict_films_an_episode() -> None:
         (["--data.env.env=CartPole-v1"], "discrete actions"),
         (["--trainer.bad=1"], "unrecognized arguments: --trainer.bad=1"),
         (["--trainer.precision=16-mixed"], "trainer.precision = '16-mixed' cannot be used"),
+        (["--trainer.precision=64-true"], "trainer.precision = '64-true' cannot be used"),
+        (["--trainer.max_steps=100"], "trainer.max_steps = 100 cannot be used"),
         (["--config=nowhere.yaml"], "config file nowhere.yaml cannot be read"),
         (["--ckpt_path=nowhere.ckpt"], "ckpt_path = nowhere.ckpt: there is no such file"),
         (["--ckpt_path=last"], "has a last.ckpt. Drop --ckpt_path to start a new run"),
@@ -104,6 +107,35 @@ def test_bad_input_is_one_clear_error(flags: list[str], message: str, capsys: py
     error = capsys.readouterr().err
     assert message in error
     assert not list(Path(".").glob("mlruns/runs/*"))  # nothing was trained
+
+
+def test_looking_needs_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", *SMOKE]) == 2
+    assert "test needs a policy: --ckpt_path last" in capsys.readouterr().err
+
+
+def test_last_is_of_the_same_environment() -> None:
+    assert main(["fit", *SMOKE, "--trainer.max_epochs=1"]) == 0
+    other = "--data.env.env=MountainCarContinuous-v0"
+    assert main(["fit", *SMOKE, "--trainer.max_epochs=1", other]) == 0
+    assert main(["fit", *SMOKE, "--ckpt_path=last"]) == 0
+    assert len(runs()) == 2
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *SMOKE]) == 0
+    (run,) = runs()
+    client = connect("mlruns")
+    before = client.get_run(run.name)
+    config = Path(client.download_artifacts(run.name, "config/fit.yaml")).read_text()
+    other = "--data.env.env=MountainCarContinuous-v0"
+    assert main(["fit", *SMOKE, f"--ckpt_path={run.name}", other]) == 2
+    assert main(["fit", *SMOKE, f"--ckpt_path={run.name}"]) == 2
+    assert "the checkpoint has trained 2 epochs already; raise it to go on" in capsys.readouterr().err
+    after = client.get_run(run.name)
+    assert after.info.status == "FINISHED"
+    assert after.data.tags == before.data.tags
+    assert Path(client.download_artifacts(run.name, "config/fit.yaml")).read_text() == config
 
 
 def test_unknown_commands_and_missing_configs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +163,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (None, ["--data.env.env=MountainCarContinuous-v0"], "the networks or the environment differ"),
         (None, ["--model.actor.hidden=[7]"], "the networks or the environment differ from the checkpoint's"),
         (None, ["--data.capacity=3000"], "set data.init_args.capacity to the checkpoint's value"),
+        (None, ["--data.num_envs=2"], "data.num_envs = 2 cannot be used: the checkpoint's simulators are 1"),
         ("env", [], "checkpoint environment = 'gym/Other-v0' cannot be used"),
     ],
 )
@@ -151,7 +184,7 @@ def test_unfit_checkpoints_are_refused(
             checkpoint["ReplayDataModule"]["env"] = "gym/Other-v0"
         checkpoint["run"]["run_id"] = None
         torch.save(checkpoint, path)
-    assert main(["fit", *SMOKE, f"--ckpt_path={path}", *flags]) == 2
+    assert main(["fit", *SMOKE, f"--ckpt_path={path}", "--trainer.max_epochs=3", *flags]) == 2
     error = capsys.readouterr().err
     assert message in error
 

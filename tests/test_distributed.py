@@ -66,8 +66,8 @@ def fit(folder: Path, *flags: str) -> dict[str, Any]:
     """Run the command line in two processes; returns the last checkpoint."""
     files = [CONFIGS / "experiment" / "sac_small_pendulum.yaml", CONFIGS / "overlay" / "smoke.yaml"]
     command = [sys.executable, "-m", "lit_metarl", "fit", *(f"--config={file}" for file in files)]
-    command += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    command += [f"--trainer.logger.root={folder}", *flags]
+    command += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.eval_episodes=2"]
+    command += ["--data.test_episodes=2", f"--trainer.logger.root={folder}", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = folder.glob("runs/*/last.ckpt")

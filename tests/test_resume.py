@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 
 from lit_metarl.algorithms import SAC
 from lit_metarl.callbacks import RunCheckpoint, RunRecord
@@ -99,27 +99,27 @@ def whole_run(path: Path) -> dict[str, Any]:
     }
 
 
-def metrics_of(root: Path, run_id: str) -> dict[str, set[tuple[int, float]]]:
+def metrics_of(root: Path, run_id: str) -> dict[str, list[tuple[int, float]]]:
     client = connect(root)
     names = client.get_run(run_id).data.metrics
-    return {name: {(m.step, m.value) for m in client.get_metric_history(run_id, name)} for name in names}
+    return {name: sorted((m.step, m.value) for m in client.get_metric_history(run_id, name)) for name in names}
 
 
 @pytest.mark.parametrize("name", SIMULATORS)
-@pytest.mark.parametrize("interrupted_at", ["end_of_epoch", "within_epoch"])
-def test_resumed_run_equals_straight_run(name: str, interrupted_at: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("interrupted_at", ["end_of_epoch", 0, 2, 3])  # batches of the second epoch, of 0 to 3
+def test_resumed_run_equals_straight_run(name: str, interrupted_at: str | int, tmp_path: Path) -> None:
     env = SIMULATORS[name]
     straight = make_trainer(tmp_path / "straight", 4)
     straight.fit(*make_sac(env))
     straight_dir = straight.logger.run_dir
 
-    first = make_trainer(tmp_path / "resumed", 2, every_n_batches=4)
+    first = make_trainer(tmp_path / "resumed", 2)
     if interrupted_at == "end_of_epoch":
         first.fit(*make_sac(env))
         checkpoint = first.logger.run_dir / "last.ckpt"
     else:
         sac, datamodule = make_sac(env)
-        checkpoint = stop_within_epoch(first, sac, datamodule)
+        checkpoint = stop_within_epoch(first, sac, datamodule, interrupted_at)
     torch.manual_seed(12345)  # the resumed process starts from whatever the global streams are
     second = make_trainer(tmp_path / "resumed", 4, run_id=first.logger.run_id)
     second.fit(*make_sac(env), ckpt_path=checkpoint)
@@ -131,14 +131,14 @@ def test_resumed_run_equals_straight_run(name: str, interrupted_at: str, tmp_pat
     )
 
 
-def stop_within_epoch(trainer: Trainer, sac: SAC, datamodule: ReplayDataModule) -> Path:
-    """Stop in the middle of the second epoch, as Ctrl-C does."""
+def stop_within_epoch(trainer: Trainer, sac: SAC, datamodule: ReplayDataModule, at: int) -> Path:
+    """Stop in the second epoch, as Ctrl-C during batch ``at`` does."""
     checkpoint = next(c for c in trainer.callbacks if isinstance(c, RunCheckpoint))
     original = sac.training_step
 
     def interrupting(batch: Any, batch_idx: int) -> None:
         original(batch, batch_idx)
-        if trainer.current_epoch == 1 and batch_idx == 2:
+        if trainer.current_epoch == 1 and batch_idx == at:
             checkpoint._on_signal(2, None)
 
     sac.training_step = interrupting
@@ -146,3 +146,23 @@ def stop_within_epoch(trainer: Trainer, sac: SAC, datamodule: ReplayDataModule) 
         trainer.fit(sac, datamodule)
     assert connect(trainer.logger.save_dir).get_run(trainer.logger.run_id).info.status == "FAILED"
     return trainer.logger.run_dir / "last.ckpt"
+
+
+def test_a_periodic_checkpoint_within_an_epoch_is_exact(tmp_path: Path) -> None:
+    env = SIMULATORS["gymnasium"]
+    straight = make_trainer(tmp_path / "straight", 2, every_n_batches=3)
+    kept: list[bytes] = []
+
+    class Keep(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            path = trainer.logger.run_dir / "last.ckpt"
+            if path.exists() and len(kept) < 1:
+                kept.append(path.read_bytes())
+
+    straight.callbacks.append(Keep())
+    straight.fit(*make_sac(env))
+    (tmp_path / "kept.ckpt").write_bytes(kept[0])
+    assert load(tmp_path / "kept.ckpt")["algorithm"]["counters"]["updates"] == 9
+    resumed = make_trainer(tmp_path / "resumed", 2)
+    resumed.fit(*make_sac(env), ckpt_path=tmp_path / "kept.ckpt")
+    assert_same(whole_run(straight.logger.run_dir / "last.ckpt"), whole_run(resumed.logger.run_dir / "last.ckpt"))

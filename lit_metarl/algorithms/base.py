@@ -15,10 +15,18 @@ from torch import Tensor, nn
 from lit_metarl.types import ConfigError, Episodes, State, require
 
 SCHEMA = "lit_metarl.algorithm/1"
-FP16_REFUSED = (
-    "float16 gradients underflow without a loss scaler, and the gradients here are set by hand; "
-    "use 32-true or bf16-mixed"
-)
+PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed")
+
+
+def check_precision(precision: object) -> None:
+    """Raise :class:`ConfigError` unless ``precision`` is float32 or bf16-mixed."""
+    require(
+        str(precision) in PRECISIONS,
+        "trainer.precision",
+        precision,
+        "float16 gradients underflow without a loss scaler, and the gradients here are set by hand; experience is "
+        "float32; use 32-true or bf16-mixed",
+    )
 
 
 class Algorithm(LightningModule):
@@ -36,14 +44,14 @@ class Algorithm(LightningModule):
         self._reset_sums()
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot work: fp16 needs a gradient scaler for every gradient that is set by hand."""
-        precision = str(self.trainer.precision)
-        require(
-            not precision.startswith("16-") and precision != "transformer-engine-float16",
-            "trainer.precision",
-            precision,
-            FP16_REFUSED,
-        )
+        """Refuse a precision that cannot work."""
+        check_precision(self.trainer.precision)
+
+    def on_train_start(self) -> None:
+        """Let the config's step sizes hold on resume: an optimizer's state brings those of the checkpoint."""
+        for optimizer, fresh in zip(self.trainer.optimizers, self.configure_optimizers(), strict=True):
+            for group, new in zip(optimizer.param_groups, fresh.param_groups, strict=True):
+                group["lr"] = new["lr"]
 
     # Optimization --------------------------------------------------------------------------------------------------
 
@@ -109,8 +117,8 @@ class Algorithm(LightningModule):
     # Evaluation ----------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Episodes, batch_idx: int) -> None:
-        """Log ``eval/return`` (mean), its spread over episodes and the mean length."""
-        self._log_episodes(batch, "eval")
+        """Log ``eval/return`` (mean), its spread over episodes and the mean length; ``validate/…`` outside ``fit``."""
+        self._log_episodes(batch, "eval" if self.trainer.state.fn == "fit" else "validate")
 
     def test_step(self, batch: Episodes, batch_idx: int) -> None:
         """The same as ``test/…``."""
@@ -197,6 +205,14 @@ class Algorithm(LightningModule):
             # Lightning finds a DataModule's state by class name, and restores nothing, silently, if that differs.
             name = type(datamodule).__qualname__
             require(name in checkpoint, "data", name, "the checkpoint holds no state of this DataModule to resume from")
+            done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+            limit = self.trainer.max_epochs
+            require(
+                limit in (None, -1) or done < limit,
+                "trainer.max_epochs",
+                limit,
+                f"the checkpoint has trained {done} epochs already; raise it to go on",
+            )
         self.load_counters(state["counters"])
         metrics = state["metrics"]
         self._sums = {name: value.to(self.device) for name, value in metrics["sums"].items()}

@@ -98,7 +98,8 @@ class SAC(Algorithm):
     def training_step(self, batch: ReplayBlock, batch_idx: int) -> None:
         """``U`` updates, one for each minibatch of the block."""
         # Autocast keeps its bf16 copies of the weights: without this, update 2 would use those of update 1.
-        torch.set_autocast_cache_enabled(False)
+        if torch.is_autocast_enabled(self.device.type):
+            torch.set_autocast_cache_enabled(False)
         metrics: dict[str, Tensor] = {}
         for update in range(batch.transitions.reward.shape[0]):
             new = self.update(Transition(*(field[update] for field in batch.transitions)))
@@ -127,7 +128,7 @@ class SAC(Algorithm):
         value = self.critic(batch.obs, batch.action)
         loss = critic_loss(value, target)
         self.minimise(loss, optimizer)
-        return {"critic_loss": loss.detach(), "value": value.detach().mean()}
+        return {"critic_loss": loss.detach(), "q_value": value.detach().mean()}
 
     def update_actor_and_temperature(self, obs: Tensor, optimizer: LightningOptimizer) -> dict[str, Tensor]:
         """Raise the soft value of fresh actions, and move α towards the target entropy of the same actions."""

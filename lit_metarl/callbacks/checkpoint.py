@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_metarl.tracking import MLflowLogger
+from lit_metarl.tracking.logger import mlflow_logger
 from lit_metarl.types import require
 
 
@@ -39,15 +41,16 @@ class RunCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder, the same on every process."""
-        logger = next((item for item in trainer.loggers if isinstance(item, MLflowLogger)), None)
+        logger = mlflow_logger(trainer)
         if logger is None:
             self.directory = Path(trainer.default_root_dir) / "checkpoints"
         else:
             logger.share_run_id(trainer.strategy.broadcast)
             self.directory = logger.run_dir
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals, after Lightning did: its SIGTERM handler broadcasts from within the handler."""
+        self._received = None
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._on_signal)
 
@@ -65,32 +68,51 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if a signal came, or if the period is over."""
-        if not trainer.strategy.reduce_boolean_decision(self._received is None, all=True):
-            self.save(trainer, "last")
-            # Lightning ends the run as interrupted: status FAILED, loggers flushed, no further evaluation.
-            raise KeyboardInterrupt
+        """Save if a signal came, or if the period is over; after the last batch the evaluation comes first."""
+        if trainer.is_last_batch:
+            return
+        if self._asked_to_stop(trainer):
+            self.save(trainer)
+            raise KeyboardInterrupt  # Lightning ends the run as interrupted: status FAILED, loggers flushed
         if self.every_n_batches and (batch_idx + 1) % self.every_n_batches == 0:
-            self.save(trainer, "last")
+            self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save ``best`` if this epoch's evaluation is the best so far, and ``last``."""
+        """Save ``last``, and make it ``best`` too if this epoch's evaluation is the best so far."""
         score = trainer.callback_metrics.get(self.monitor)
-        evaluated = (
-            trainer.check_val_every_n_epoch and (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0
-        )
-        if score is not None and evaluated and float(score) > self.best_score:
+        period = trainer.check_val_every_n_epoch
+        evaluated = score is not None and period and (trainer.current_epoch + 1) % period == 0
+        improved = evaluated and float(score) > self.best_score
+        if improved:
             self.best_score = float(score)
-            self.save(trainer, "best")
-        self.save(trainer, "last")
+        self.save(trainer)
+        if improved and trainer.is_global_zero:
+            self._copy_to_best()
+        if self._asked_to_stop(trainer):
+            raise KeyboardInterrupt
 
-    def save(self, trainer: Trainer, name: str) -> None:
-        """Write ``<name>.ckpt``; every process must call it."""
-        path = self.directory / f"{name}.ckpt"
-        trainer.save_checkpoint(path, weights_only=False)
-        for logger in trainer.loggers:
-            if isinstance(logger, MLflowLogger):
-                logger.flush()
+    def _asked_to_stop(self, trainer: Trainer) -> bool:
+        return not trainer.strategy.reduce_boolean_decision(self._received is None, all=True)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write ``last.ckpt``; every process must call it."""
+        temporary = self.directory / ".last.ckpt.part"
+        trainer.save_checkpoint(temporary, weights_only=False)
+        if trainer.is_global_zero:
+            # Lightning moves the file from the temporary folder, which copies if that is another file system.
+            os.replace(temporary, self.directory / "last.ckpt")
+        logger = mlflow_logger(trainer)
+        if logger is not None:
+            logger.flush()
+
+    def _copy_to_best(self) -> None:
+        temporary = self.directory / ".best.ckpt.part"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(self.directory / "last.ckpt", temporary)  # no second copy of the replay
+        except OSError:
+            shutil.copyfile(self.directory / "last.ckpt", temporary)
+        os.replace(temporary, self.directory / "best.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far."""

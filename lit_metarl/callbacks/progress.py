@@ -33,7 +33,9 @@ class ProgressBar(TQDMProgressBar):
         latest = getattr(pl_module, "latest_metrics", {})
         shown = {name.removeprefix("train/"): f"{value:.3g}" for name, value in latest.items() if name in SHOWN}
         rate = {"env_steps": env_steps}
-        if steps_then and seconds > 0:
+        if steps_then == 0:
+            self._since = (time.monotonic(), env_steps)  # warm-up is no part of the rate
+        elif seconds > 0:
             rate["steps/s"] = round((env_steps - steps_then) / seconds)
         return rate | shown
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
 
 from lit_metarl.envs.rendering import write_video
-from lit_metarl.tracking import MLflowLogger
+from lit_metarl.tracking.logger import mlflow_logger
 from lit_metarl.types import Episodes
-
-log = logging.getLogger(__name__)
 
 
 class TestTable(Callback):
@@ -37,17 +36,14 @@ class TestTable(Callback):
         writer.writerow(["episode", "return", "length"])
         for index, row in enumerate(zip(batch.returns.tolist(), batch.lengths.tolist(), strict=True)):
             writer.writerow([index, *row])
-        for logger in trainer.loggers:
-            if isinstance(logger, MLflowLogger):
-                logger.log_text(text.getvalue(), "test/episodes.csv")
+        logger = mlflow_logger(trainer)
+        if logger is not None:
+            logger.log_text(text.getvalue(), "test/episodes.csv")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table."""
         if not trainer.is_global_zero:
             return
-        from rich.console import Console
-        from rich.table import Table
-
         table = Table("metric", "value")
         for name, value in sorted(trainer.callback_metrics.items()):
             table.add_row(name, f"{float(value):.2f}")
@@ -69,9 +65,9 @@ class EpisodeVideo(Callback):
         """Write the film of process 0."""
         if outputs.frames is None or not trainer.is_global_zero:
             return
-        logger = next((item for item in trainer.loggers if isinstance(item, MLflowLogger)), None)
+        logger = mlflow_logger(trainer)
         path = (Path(trainer.default_root_dir) if logger is None else logger.run_dir) / "episode.mp4"
         write_video(path, outputs.frames.cpu().numpy(), outputs.frames_per_second)
         if logger is not None:
             logger.log_artifact(path, "predict")
-        log.info("episode of return %.1f written to %s", float(outputs.returns[0]), path)
+        Console().print(f"episode of return {float(outputs.returns[0]):.1f} written to {path}")

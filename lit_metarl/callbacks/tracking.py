@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_metarl.tracking import MLflowLogger
-from lit_metarl.tracking.logger import environment_tags
+from lit_metarl.tracking.logger import environment_tags, mlflow_logger
 
 log = logging.getLogger(__name__)
 
@@ -30,28 +29,38 @@ class RunRecord(Callback):
         self.stage = stage
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tag the run before anything is trained."""
-        datamodule: Any = trainer.datamodule
+        """Store the config of what only looks at a checkpoint; a training run is recorded once it may start."""
         self.environment = environment_tags()
-        logger = _mlflow(trainer)
-        if logger is None or not trainer.is_global_zero:
+        if stage != "fit":
+            self._log_config(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the run; after the checkpoint was accepted, so that a refused one leaves its run as it was."""
+        datamodule: Any = trainer.datamodule
+        if not datamodule.resumes_exactly:
+            log.warning("%s", datamodule.resume_note)
+        logger = mlflow_logger(trainer)
+        if logger is None:
             return
-        if stage == "fit":
-            tags = {
-                "algorithm": type(pl_module).__name__,
-                "environment": datamodule.spec.name,
-                "seed": datamodule.seed,
-                "precision": trainer.precision,
-                "devices": f"{trainer.world_size} × {trainer.strategy.root_device.type}",
-            }
-            logger.set_tags(tags | self.environment)
-            if not datamodule.resumes_exactly:
-                log.warning("%s cannot save its state: a resumed run starts at the next episode.", datamodule.spec.name)
-        logger.log_text(yaml.safe_dump(dict(self.config), sort_keys=False), f"config/{self.stage}.yaml")
+        logger.start()
+        tags = {
+            "algorithm": type(pl_module).__name__,
+            "environment": datamodule.spec.name,
+            "seed": datamodule.seed,
+            "precision": trainer.precision,
+            "devices": f"{trainer.world_size} × {trainer.strategy.root_device.type}",
+        }
+        logger.set_tags(tags | self.environment)
+        self._log_config(trainer)
+
+    def _log_config(self, trainer: Trainer) -> None:
+        logger = mlflow_logger(trainer)
+        if logger is not None:
+            logger.log_text(yaml.safe_dump(dict(self.config), sort_keys=False), f"config/{self.stage}.yaml")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Record which run, config and versions wrote the checkpoint."""
-        logger = _mlflow(trainer)
+        logger = mlflow_logger(trainer)
         checkpoint["run"] = {
             "run_id": None if logger is None else logger.run_id,
             "config": yaml.safe_dump(dict(self.config), sort_keys=False),
@@ -67,13 +76,9 @@ class RunRecord(Callback):
         changed |= differences(saved["environment"], self.environment)
         for key, (old, new) in changed.items():
             log.warning("resumed with another %s: %r in the checkpoint, %r now", key, old, new)
-        logger = _mlflow(trainer)
+        logger = mlflow_logger(trainer)
         if changed and logger is not None:
             logger.set_tags({f"resumed/{key}": f"{old!r} -> {new!r}" for key, (old, new) in changed.items()})
-
-
-def _mlflow(trainer: Trainer) -> MLflowLogger | None:
-    return next((logger for logger in trainer.loggers if isinstance(logger, MLflowLogger)), None)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -84,13 +84,15 @@ class ExperienceDataModule(LightningDataModule):
         self._eval_env: BatchedEnv | None = None
         self._restored: State | None = None
         self._first_batch = True
+        self._gather_group: Any = None
 
     def _read_spec(self) -> EnvSpec:
         try:
             env = self.env_factory.make(1, self.seed)
         except (ValueError, EnvError, ImportError) as error:
             raise ConfigError(f"data.env = {self.env_factory!r} cannot be built: {error}") from error
-        spec, self.resumes_exactly = env.spec, env.resumes_exactly
+        env.reset()  # what cannot be saved may only appear in the first episode
+        spec, self.resumes_exactly, self.resume_note = env.spec, env.resumes_exactly, env.resume_note
         env.close()
         return spec
 
@@ -156,6 +158,9 @@ class ExperienceDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Build the simulators that ``stage`` needs."""
+        for key, episodes in {"eval_episodes": self.eval_episodes, "test_episodes": self.test_episodes}.items():
+            remedy = f"each of the {self.world_size} processes runs an equal share; use a multiple"
+            require(episodes % self.world_size == 0, f"data.{key}", episodes, remedy)
         if stage == "fit":
             self.build()
         self._first_batch = True
@@ -174,7 +179,7 @@ class ExperienceDataModule(LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         """One batch: the test episodes of this process, from streams that neither training nor evaluation uses."""
-        return Loader(1, lambda: self._episodes(self._make_env(self.test_episodes, Stream.TEST_ENV)))
+        return Loader(1, self._test)
 
     def predict_dataloader(self) -> Loader:
         """One batch: one filmed episode."""
@@ -198,23 +203,24 @@ class ExperienceDataModule(LightningDataModule):
         return self.next_batch()
 
     def _make_env(self, episodes: int, stream: Stream) -> BatchedEnv:
-        return self.env_factory.make(max(1, episodes // self.world_size), self.stream_seed(stream))
+        return self.env_factory.make(episodes // self.world_size, self.stream_seed(stream))
 
     def _evaluate(self) -> Episodes:
         if self._eval_env is None:
             self._eval_env = self._make_env(self.eval_episodes, Stream.EVAL_ENV)
-        return self._episodes(self._eval_env)
+        return run_episodes(self._eval_env, self._act)
+
+    def _test(self) -> Episodes:
+        self._eval_env = self._make_env(self.test_episodes, Stream.TEST_ENV)
+        return run_episodes(self._eval_env, self._act)
 
     def _act(self, obs: Tensor) -> Tensor:
         return self.policy.act(obs.to(self.trainer.lightning_module.device)).cpu()
 
-    def _episodes(self, env: BatchedEnv) -> Episodes:
-        return run_episodes(env, self._act)
-
     def _film(self) -> Episodes:
-        env = self._make_env(1, Stream.PREDICT_ENV)
-        period = max(1, round(1.0 / (30.0 * env.spec.frame_dt)))
-        return run_episodes(env, self._act, period, self.video_size)
+        self._eval_env = self.env_factory.make(1, self.stream_seed(Stream.PREDICT_ENV))
+        period = max(1, round(1.0 / (30.0 * self.spec.frame_dt)))
+        return run_episodes(self._eval_env, self._act, period, self.video_size)
 
     # Resume --------------------------------------------------------------------------------------------------------
 
@@ -228,13 +234,20 @@ class ExperienceDataModule(LightningDataModule):
             "evaluation": None if self._eval_env is None else self._eval_env.state_dict(),
             "global_streams": global_state() if self._restored is None else self._restored["global_streams"],
         }
-        return {"schema": SCHEMA, "env": self.spec.name, "ranks": self._gather(local)}
+        return {
+            "schema": SCHEMA,
+            "env": self.spec.name,
+            "eval_episodes": self.eval_episodes,
+            "ranks": self._gather(local),
+        }
 
     def _gather(self, local: State) -> list[State]:
         if self.world_size == 1:
             return [local]
+        if self._gather_group is None:
+            self._gather_group = dist.new_group(backend="gloo")  # NCCL would send the replay through GPU memory
         gathered: list[Any] = [None] * self.world_size
-        dist.gather_object(local, gathered if self.rank == 0 else None, dst=0)
+        dist.gather_object(local, gathered if self.rank == 0 else None, dst=0, group=self._gather_group)
         return gathered
 
     def load_state_dict(self, state: State) -> None:
@@ -251,7 +264,8 @@ class ExperienceDataModule(LightningDataModule):
             self.load_experience_state(local["experience"])
         except ValueError as error:
             raise ConfigError(f"the checkpoint cannot be resumed with this config: {error}") from error
-        if local["evaluation"] is not None:
+        # With another number of episodes evaluation starts afresh; the change is reported with the other settings.
+        if local["evaluation"] is not None and state["eval_episodes"] == self.eval_episodes:
             self._eval_env = self._make_env(self.eval_episodes, Stream.EVAL_ENV)
             self._eval_env.load_state_dict(local["evaluation"])
         self._restored = local

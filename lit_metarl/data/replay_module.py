@@ -126,7 +126,8 @@ class ReplayDataModule(ExperienceDataModule):
         available = stored + torch.arange(self.updates_per_block, dtype=torch.float64).mul(spacing).floor()
         transitions = self.replay.sample(self.generator, available, self.batch_size)
         returns, lengths = self.collector.pop_finished()
-        return ReplayBlock(transitions, self.env_steps * self.world_size, returns, lengths)
+        env_steps = self.env_steps * self.spec.action_repeat * self.world_size
+        return ReplayBlock(transitions, env_steps, returns, lengths)
 
     def experience_state(self) -> State:
         """Replay, simulators, exploration stream and step count."""
@@ -135,10 +136,17 @@ class ReplayDataModule(ExperienceDataModule):
             "collector": self.collector.state_dict(),
             "generator": self.generator.get_state(),
             "env_steps": self.env_steps,
+            "num_envs": self.num_envs,
         }
 
     def load_experience_state(self, state: State) -> None:
         """Inverse of :meth:`experience_state`."""
+        require(
+            state["num_envs"] == self.num_envs,
+            "data.num_envs",
+            self.num_envs,
+            f"the checkpoint's simulators are {state['num_envs']}; use that number",
+        )
         self.replay.load_state_dict(state["replay"])
         self.collector.load_state_dict(state["collector"])
         self.generator.set_state(state["generator"])

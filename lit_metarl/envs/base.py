@@ -32,6 +32,7 @@ class EnvSpec:
         max_episode_steps: agent steps after which an episode is truncated; None if never.
         num_actions: number of discrete actions; None if the action is continuous.
         frame_dt: seconds of simulated time in one agent step (sets the frame rate of a video).
+        action_repeat: environment steps in one agent step; the x-axis of every curve counts environment steps.
     """
 
     name: str
@@ -40,6 +41,7 @@ class EnvSpec:
     max_episode_steps: int | None
     num_actions: int | None = None
     frame_dt: float = 0.02
+    action_repeat: int = 1
 
 
 class StepResult(NamedTuple):
@@ -64,6 +66,8 @@ class BatchedEnv(ABC):
     num_envs: int
     resumes_exactly: bool = True
     """False where the simulator's state cannot be read out: a resumed run starts at the next episode."""
+    resume_note: str = ""
+    """Why not, and what to do about it."""
 
     @abstractmethod
     def reset(self, mask: Array | None = None) -> Array:

@@ -183,6 +183,8 @@ class GymEnv(BatchedEnv):
             )
         load_streams(self._streams, state["streams"])
         exact = state["envs"] is not None
+        if not exact:
+            self.resumes_exactly = False  # a fresh environment may not know this before its first episode
         self._seeded[:] = state["seeded"] if exact else False
         self._elapsed[:] = state["elapsed"] if exact else 0
         self.needs_reset[:] = state["needs_reset"] if exact else True

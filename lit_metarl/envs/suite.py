@@ -82,6 +82,7 @@ class SuiteEnv(BatchedEnv):
             action_dim=bounds.shape[0],
             max_episode_steps=None if limit == math.inf else math.ceil(math.ceil(limit) / action_repeat),
             frame_dt=first.control_timestep() * action_repeat,
+            action_repeat=action_repeat,
         )
         self._obs = np.zeros((num_envs, self.spec.obs_dim), dtype=np.float32)
         problems = [name for name, value in self._task_attributes(0).items() if not packable(value)]

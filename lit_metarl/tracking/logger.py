@@ -115,7 +115,7 @@ class MLflowLogger(Logger):
         self._run_id = run_id
         self._client: Any = None
         self._writer: MetricWriter | None = None
-        self._status = ""
+        self._started = False  # whether this process answers for the run's status
         self._pid = 0
 
     def check(self) -> None:
@@ -135,14 +135,25 @@ class MLflowLogger(Logger):
             if self._run_id is None:
                 experiment_id = ensure_experiment(client, self._root, self._experiment_name)
                 self._run_id = client.create_run(experiment_id, run_name=self._run_name).info.run_id
+                self._started = True
             else:
-                self._reopen(client, self._run_id)
+                self._check_run(client, self._run_id)
             self._writer = MetricWriter(client, self._run_id)
-            self._client, self._status, self._pid = client, "RUNNING", os.getpid()
+            self._client, self._pid = client, os.getpid()
             atexit.register(self._close_at_exit)
         return self._client
 
-    def _reopen(self, client: Any, run_id: str) -> None:
+    @rank_zero_only
+    def start(self) -> None:
+        """Say that a resumed run goes on: RUNNING now, its end to be told by ``finalize``.
+
+        Until this is called a reopened run keeps its status, so that testing a checkpoint, or refusing to resume from
+        it, leaves the record of the training as it was.
+        """
+        self.experiment.update_run(self.run_id, status="RUNNING")
+        self._started = True
+
+    def _check_run(self, client: Any, run_id: str) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -158,7 +169,6 @@ class MLflowLogger(Logger):
                 f"Run {run_id} in {client.tracking_uri} was deleted. Drop run_id to start a new run, or restore it: "
                 f"`MLFLOW_TRACKING_URI={client.tracking_uri} mlflow runs restore --run-id {run_id}`."
             )
-        client.update_run(run_id, status="RUNNING")
 
     @property
     def run_id(self) -> str | None:
@@ -265,7 +275,7 @@ class MLflowLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Flush, then mark the run FINISHED on success and FAILED else; nothing if the run was never created."""
+        """Flush, then mark the run FINISHED on success and FAILED else, if this process created or started it."""
         if self._client is None or self._writer is None:
             return
         from mlflow.exceptions import MlflowException
@@ -273,20 +283,26 @@ class MLflowLogger(Logger):
         succeeded = status in ("success", "finished")
         try:
             self._writer.flush()
-            self._client.set_terminated(self._run_id, "FINISHED" if succeeded else "FAILED")
+            if self._started:
+                self._client.set_terminated(self._run_id, "FINISHED" if succeeded else "FAILED")
         except (TrackingError, MlflowException) as error:
             if succeeded:
                 raise
             log.error("%s", error)  # raised, it would hide what the run failed of
-        self._status = "FINISHED" if succeeded else "FAILED"
+        self._started = False
 
     def _close_at_exit(self) -> None:
         if os.getpid() != self._pid:  # a forked child leaves its parent's run alone
             return
-        if self._status == "RUNNING":  # never finalized: the process ended before its work did
+        if self._started:  # never finalized: the process ended before its work did
             self.finalize("failed")
         elif self._writer is not None:
             self._writer.flush()
+
+
+def mlflow_logger(trainer: Any) -> MLflowLogger | None:
+    """The MLflow logger of a Trainer, if it has one."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, MLflowLogger)), None)
 
 
 @lru_cache(maxsize=4096)

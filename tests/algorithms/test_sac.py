@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lit_metarl.algorithms import SAC
+from lit_metarl.algorithms.base import check_precision
 from lit_metarl.data import ReplayDataModule
 from lit_metarl.data.streams import Stream, derive_seed, seed_global
 from lit_metarl.envs.gym import Gymnasium
@@ -196,8 +198,9 @@ def test_actor_loss_leaves_no_gradient_in_the_critic() -> None:
     sac = make()
     quiet_trainer().fit(sac, Batches([random_batch(1, M)]))
     critic_gradients = [p.grad.clone() for p in sac.critic.parameters()]
-    action, log_prob = sac.sample_action(torch.randn(M, O))
-    torch.autograd.grad((log_prob - sac.critic(torch.randn(M, O), action).amin(0)).mean(), list(sac.actor.parameters()))
+    actor_gradients = [p.grad.clone() for p in sac.actor.parameters()]
+    sac.update_actor_and_temperature(torch.randn(M, O), torch.optim.SGD(sac.actor.parameters(), lr=0.0))
+    assert not any(torch.equal(a, p.grad) for a, p in zip(actor_gradients, sac.actor.parameters(), strict=True))
     for before, parameter in zip(critic_gradients, sac.critic.parameters(), strict=True):
         assert torch.equal(before, parameter.grad)
     assert all(p.grad is None for p in sac.target_critic.parameters())
@@ -250,13 +253,23 @@ def split(block: Transition) -> list[Transition]:
     return [Transition(*(f[u : u + 1] for f in block)) for u in range(2)]
 
 
-def test_fp16_is_refused_with_the_reason() -> None:
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "64-true", "bf16-true"])
+def test_other_precisions_are_refused_with_the_reason(precision: str) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer.precision = '{precision}'.*use 32-true or bf16-mixed"):
+        check_precision(precision)
+    check_precision("bf16-mixed")
+
+
+def test_resume_takes_the_step_sizes_of_the_config(tmp_path: Path) -> None:
+    first = quiet_trainer()
+    first.fit(make(), Batches([random_batch(1, M)]))
+    first.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    second = quiet_trainer(max_epochs=2)
     sac = make()
-    trainer = quiet_trainer()
-    sac.trainer = trainer
-    trainer.strategy._precision_plugin = type("P", (), {"precision": "16-mixed"})()
-    with pytest.raises(ConfigError, match=r"trainer.precision.*16-mixed.*bf16-mixed"):
-        sac.setup("fit")
+    sac.critic_lr, sac.actor_lr, sac.temperature_lr = 0.5, 0.25, 0.125
+    second.fit(sac, Batches([random_batch(1, M)]), ckpt_path=tmp_path / "a.ckpt")
+    rates = [group["lr"] for optimizer in second.optimizers for group in optimizer.param_groups]
+    assert rates == [0.5, 0.25, 0.125]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from lit_metarl.data.collector import Collector, run_episodes
 from lit_metarl.envs.base import EnvError
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.envs.locomotion import MuJoCo
+from lit_metarl.envs.suite import DMControl
 from lit_metarl.types import ConfigError, ReplayBlock
 
 CHEETAH = MuJoCo("half_cheetah", max_episode_steps=20, threads=1)
@@ -36,7 +37,7 @@ class Counting(LightningModule):
         return torch.full((len(obs), 6), self.updates / 1000)
 
     def act(self, obs: Tensor) -> Tensor:
-        return torch.zeros(len(obs), 6)
+        return torch.randn(len(obs), 6).clamp(-1, 1)  # a policy that draws from the global stream
 
     def training_step(self, batch: ReplayBlock, batch_idx: int) -> None:
         self.blocks.append(batch)
@@ -46,7 +47,7 @@ class Counting(LightningModule):
         self.log("eval/return", batch.returns.mean(), batch_size=1)
 
 
-def train(**settings: Any) -> tuple[Counting, ReplayDataModule]:
+def train(evaluate: bool = True, **settings: Any) -> tuple[Counting, ReplayDataModule]:
     data = {"num_envs": 1, "batch_size": 4, "capacity": 200, "warmup_steps": 5, "epoch_steps": 10, "eval_episodes": 2}
     module, datamodule = Counting(), ReplayDataModule(CHEETAH, **(data | settings))
     Trainer(
@@ -57,6 +58,7 @@ def train(**settings: Any) -> tuple[Counting, ReplayDataModule]:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        limit_val_batches=1 if evaluate else 0,
     ).fit(module, datamodule)
     return module, datamodule
 
@@ -115,8 +117,7 @@ def test_episode_returns_are_sums_of_rewards() -> None:
 
 def test_evaluation_leaves_training_alone() -> None:
     with_evaluation = train()[1].replay.storage.obs
-    torch.manual_seed(99)
-    without = train(eval_episodes=1)[1].replay.storage.obs
+    without = train(evaluate=False)[1].replay.storage.obs
     assert torch.equal(with_evaluation, without)
 
 
@@ -183,3 +184,13 @@ def test_impossible_values_name_the_key(settings: dict[str, Any], message: str) 
 def test_discrete_actions_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="CartPole-v1 has 2 discrete actions"):
         _ = ReplayDataModule(Gymnasium("CartPole-v1")).action_dim
+
+
+def test_the_x_axis_counts_environment_steps_under_action_repeat() -> None:
+    module = Counting()
+    data = {"num_envs": 1, "batch_size": 4, "capacity": 200, "warmup_steps": 5, "epoch_steps": 10, "eval_episodes": 2}
+    datamodule = ReplayDataModule(DMControl("cheetah/run", action_repeat=4), **data)
+    trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
+                      enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0)  # fmt: skip
+    trainer.fit(module, datamodule)
+    assert module.blocks[-1].env_steps == 4 * 15

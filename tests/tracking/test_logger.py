@@ -170,7 +170,11 @@ def test_status_follows_the_run_through_a_resume(root: str) -> None:
 
     resumed = MLflowLogger(root, run_id=logger.run_id)
     assert status(root, logger.run_id) == "FINISHED"  # not touched before use
-    _ = resumed.experiment
+    resumed.log_metrics({"test/return": 1.0})
+    resumed.finalize("failed")
+    assert status(root, logger.run_id) == "FINISHED"  # looked at, not gone on with
+
+    resumed.start()
     assert status(root, logger.run_id) == "RUNNING"
     resumed.finalize("failed")
     assert status(root, logger.run_id) == "FAILED"
