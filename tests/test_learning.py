@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 @pytest.mark.slow
 def test_sac_swings_the_pendulum_up() -> None:
-    """Untrained policies score −1,100 to −1,600; measured −150 ± 60 after 12,000 updates on seeds 0 to 2."""
+    """Measured on seed 0: eval/return −579 after 2,000 updates, −141 after 12,000."""
     run(["fit", "--config", str(CONFIGS / "experiment" / "sac_small_pendulum.yaml"), "--trainer.accelerator=cpu"])
     (directory,) = Path("mlruns/runs").iterdir()
     history = connect("mlruns").get_metric_history(directory.name, "eval/return")
