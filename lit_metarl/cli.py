@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -96,10 +95,10 @@ class CLI(LightningCLI):
             trainer.logger.init_args.run_id = run_id
 
     def resolve_checkpoint(self, name: str) -> Path:
-        """``last`` and ``best`` of the newest run of this config and seed, ``<run id>``, or a file.
+        """``last`` and ``best`` of the newest run of this algorithm, environment and seed, ``<run id>``, or a file.
 
         Raises:
-            CheckpointError: no run of this config has such a checkpoint.
+            CheckpointError: no such run has that checkpoint.
         """
         arguments = self._logger_arguments()
         root = Path(arguments["root"])
@@ -114,7 +113,7 @@ class CLI(LightningCLI):
             path = root / "runs" / run_id / f"{name}.ckpt"
             if path.is_file():
                 config = yaml.safe_load(read_checkpoint(path)["run"]["config"])
-                if config["data"]["init_args"]["env"] == env:
+                if config.get("data", {}).get("init_args", {}).get("env") == env:
                     return path
         raise CheckpointError(
             f"ckpt_path = {name}: no run of {algorithm} with seed {tags['seed']} on this environment in experiment "
@@ -165,7 +164,6 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     logging.getLogger("absl").setLevel(logging.ERROR)  # deprecated attributes of dm_control's own model files
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
-    os.environ.setdefault("PYTHONWARNINGS", "")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -1,14 +1,13 @@
 """Gymnasium adapter: equal to the bare environments, strict with users' own, restored bit for bit where it says so."""
 
 import collections
-import io
 from typing import ClassVar
 
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
+from oracles import assert_identical, rollout, through_file
 
 from lit_metarl.envs.base import EnvError, make_streams
 from lit_metarl.envs.gym import Gymnasium
@@ -172,35 +171,11 @@ def custom(cls, **kwargs):
     return Gymnasium(f"{__name__}.{cls.__name__}", kwargs)
 
 
-def through_file(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
 def random_actions(spec, num_envs, steps, seed=0):
     rng = np.random.default_rng(seed)
     if spec.num_actions is not None:
         return rng.integers(spec.num_actions, size=(steps, num_envs))
     return rng.uniform(-1, 1, (steps, num_envs, spec.action_dim)).astype(np.float32)
-
-
-def rollout(env, actions):
-    record = []
-    for action in actions:
-        result = env.step(action)
-        record += [*result]
-        ended = result.terminated | result.truncated
-        if ended.any():
-            record.append(env.reset(ended))
-    return record
-
-
-def assert_identical(left, right):
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("name", ["Pendulum-v1", "CartPole-v1", "HalfCheetah-v5", "Hopper-v5"])

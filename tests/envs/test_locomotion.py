@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
 import gymnasium
 import mujoco
 import numpy as np
 import pytest
-import torch
+from oracles import assert_identical, through_file
 
 from lit_metarl.envs.base import EnvError, make_streams
 from lit_metarl.envs.locomotion import MuJoCo
@@ -48,18 +46,6 @@ def run(env, steps, seed=1):
         after = env.reset(result.terminated | result.truncated)
         trace.append([*result, after])
     return [np.stack(column) for column in zip(*trace, strict=True)]
-
-
-def assert_same(trace, other):
-    for a, b in zip(trace, other, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def through_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def test_table_is_covered():
@@ -133,9 +119,9 @@ def test_threads_and_neighbours_do_not_matter(robot):
         return [first[None], *(np.stack(column) for column in zip(*steps, strict=True))]
 
     one_thread = trace(5, 1)
-    assert_same(one_thread, trace(5, 2))
+    assert_identical(one_thread, trace(5, 2))
     for num_envs in (1, 3):
-        assert_same([a[:, :num_envs] for a in one_thread], trace(num_envs, 1))
+        assert_identical([a[:, :num_envs] for a in one_thread], trace(num_envs, 1))
     other = trace(5, 1, seed=4)
     assert not np.isclose(one_thread[0], other[0]).all(axis=-1).any()
     first_obs = one_thread[0][0]
@@ -189,7 +175,7 @@ def test_state_round_trip_is_bit_exact(robot):
     other.reset()
     run(other, 4, seed=5)
     other.load_state_dict(state)
-    assert_same(run(other, 40, seed=9), expected)
+    assert_identical(run(other, 40, seed=9), expected)
 
 
 def test_reset_after_loading_returns_the_saved_observations():
@@ -312,7 +298,7 @@ def test_default_model_fields_change_nothing(robot):
     env, plain = (MuJoCo(robot).make(2, seed=0) for _ in range(2))
     env.set_tasks({"model.body_mass": env._default_task("model.body_mass")})
     np.testing.assert_array_equal(env.reset(), plain.reset())
-    assert_same(run(env, 40), run(plain, 40))
+    assert_identical(run(env, 40), run(plain, 40))
 
 
 @pytest.mark.parametrize(
@@ -390,7 +376,7 @@ def test_results_are_not_overwritten_by_later_steps():
     env.step(-np.ones((2, 2)))
     env.reset()
     np.testing.assert_array_equal(first, kept)
-    assert_same(result, copies)
+    assert_identical(result, copies)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
 import mujoco
 import numpy as np
 import pytest
 import torch
+from oracles import through_file
 
 from lit_metarl.envs.base import EnvError
 from lit_metarl.envs.mujoco_batch import BatchSimulation, settable_model_fields
@@ -83,10 +82,7 @@ def test_state_round_trip_continues_bit_identically(contact_forces):
         each.field("ctrl")[:] = 0.7 * scale
         for _ in range(20):
             each.step(3)
-    file = io.BytesIO()
-    torch.save(sim.state(), file)
-    file.seek(0)
-    other.load_state(torch.load(file, weights_only=True))
+    other.load_state(through_file(sim.state()))
     for _ in range(30):
         sim.step(3)
         other.step(3)

@@ -1,10 +1,8 @@
 """dm_control adapter: equal to the bare suite, and restored bit for bit in the middle of an episode."""
 
-import io
-
 import numpy as np
 import pytest
-import torch
+from oracles import assert_identical, rollout, through_file
 
 from lit_metarl.envs.base import EnvError
 from lit_metarl.envs.rendering import choose_backend, rendering_available
@@ -15,32 +13,6 @@ choose_backend()
 from dm_control import suite  # noqa: E402
 
 ALL_TASKS = ["/".join(names) for names in suite.ALL_TASKS]
-
-
-def through_file(state):
-    """As a checkpoint would: written, and read back with ``weights_only``."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
-def rollout(env, actions):
-    """Observations, rewards and ends of stepping through ``actions``, resetting the environments that end."""
-    record = []
-    for action in actions:
-        result = env.step(action)
-        record += [*result]
-        ended = result.terminated | result.truncated
-        if ended.any():
-            record.append(env.reset(ended))
-    return record
-
-
-def assert_identical(left, right):
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def bare(task, seed, index=0):
