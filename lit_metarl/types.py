@@ -57,6 +57,78 @@ class Episodes(NamedTuple):
     frames_per_second: float = 0.0
 
 
+class Trajectories(NamedTuple):
+    """One round of on-policy experience of ``B`` tasks: ``N`` episodes each, padded to the horizon ``T``.
+
+    Padded entries hold observation, action, reward and log-probability 0 and are marked by ``mask``.
+    """
+
+    obs: Tensor  # [B, N, T, O] what the policy saw, the oracle context included if asked for
+    action: Tensor  # [B, N, T, A] as sampled, before the map to the simulator's bounds; [B, N, T] int if discrete
+    reward: Tensor  # [B, N, T] raw
+    log_prob: Tensor  # [B, N, T] of the behaviour policy at ``action``, summed over A
+    mask: Tensor  # [B, N, T] 1 while the episode ran, 0 after its end
+
+    @property
+    def returns(self) -> Tensor:
+        """Undiscounted return of every episode, ``[B, N]``."""
+        return self.reward.sum(-1)
+
+
+class MetaBatch(NamedTuple):
+    """One meta-iteration: ``B`` tasks, before and after each of ``K`` adaptation steps."""
+
+    rounds: tuple[Trajectories, ...]  # K + 1 of them; round k was sampled with the parameters after k steps
+    env_steps: int  # environment steps so far, all processes together
+
+
+class MetaEpisodes(NamedTuple):
+    """Meta-evaluation: returns on held-out tasks after 0 … K adaptation steps."""
+
+    returns: dict[str, Tensor]  # split → [K + 1, B, N] undiscounted
+    tasks: dict[str, dict[str, Tensor]]  # split → parameter → [B, ...]
+    random: dict[str, Tensor]  # split → [B, N] returns of uniform random actions; empty unless asked for
+    frames: dict[str, Tensor]  # film by name → [T, height, width, 3] uint8; empty unless asked for
+    frames_per_second: float = 0.0
+
+
+class Round(NamedTuple):
+    """A round as estimators see it: data without a graph, every field ``[..., N, T]``, padded entries 0."""
+
+    behaviour_log_prob: Tensor
+    reward: Tensor
+    value: Tensor  # baseline b(s_t), in the units of the discounted reward-to-go
+    advantage: Tensor  # GAE(λ), as the module normalised it
+    mask: Tensor
+
+
+Params = dict[str, Tensor]
+"""Parameters by name, as ``torch.func.functional_call`` takes them; adapted ones have a leading task axis ``B``."""
+
+
+class MetaPolicy(Protocol):
+    """The back edge from a module to the collector of trajectories: how to act and how to adapt."""
+
+    def initial_params(self, num_tasks: int) -> Params:
+        """Parameters before adaptation, expanded to ``[B, ...]``, without a graph."""
+        ...
+
+    def adapt(self, params: Params, trajectories: Trajectories) -> Params:
+        """One adaptation step of every task on its own round; ``[B, ...]`` in and out, without a graph."""
+        ...
+
+    def sample_actions(self, params: Params, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Action and log-probability for ``obs [B, N, O]``: ``[B, N, A]`` (int ``[B, N]`` if discrete), ``[B, N]``.
+
+        All randomness comes from ``generator``, which is on the CPU.
+        """
+        ...
+
+    def mode_actions(self, params: Params, obs: Tensor) -> Tensor:
+        """Deterministic action for ``obs [B, N, O]``: ``[B, N, A]`` (int ``[B, N]`` if discrete)."""
+        ...
+
+
 class Policy(Protocol):
     """The back edge from a module to the collector: how to act."""
 
