@@ -16,6 +16,7 @@ commands:
   predict    film an episode:  lit-metarl predict --config … --ckpt_path best
   benchmark  time the whole training loop, part by part
   report     results table from the runs in mlruns/
+  study      measure a method:  lit-metarl study tabular
   doctor     say whether a training run would work on this machine
 
 common options of fit, validate, test and predict:
@@ -55,6 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
         from lit_metarl.reports.benchmark import main as benchmark
 
         return benchmark(arguments[1:])
+    if command == "study":
+        from lit_metarl.reports.study import main as study
+
+        return study(arguments[1:])
     if command == "report":
         from lit_metarl.reports.results import main as report
 
@@ -70,12 +75,12 @@ def _train(arguments: list[str]) -> int:
     from lit_metarl.envs.base import EnvError
     from lit_metarl.errors import cause_of, one_line
     from lit_metarl.tracking import TrackingError
-    from lit_metarl.types import ConfigError
+    from lit_metarl.types import ConfigError, DivergenceError
 
     try:
         run(arguments)
     except Exception as error:
-        kinds = (ConfigError, CheckpointError, EnvError, TrackingError, MisconfigurationException)
+        kinds = (ConfigError, DivergenceError, CheckpointError, EnvError, TrackingError, MisconfigurationException)
         expected = cause_of(error, kinds)
         if expected is None and not str(error).startswith("Does not validate"):
             raise

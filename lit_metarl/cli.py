@@ -66,6 +66,7 @@ class CLI(LightningCLI):
         """Dimensions come from the simulator, every random stream from one seed."""
         parser.link_arguments("data.obs_dim", "model.init_args.obs_dim", apply_on="instantiate")
         parser.link_arguments("data.action_dim", "model.init_args.action_dim", apply_on="instantiate")
+        parser.link_arguments("data.num_actions", "model.init_args.num_actions", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def _parse_ckpt_path(self) -> None:

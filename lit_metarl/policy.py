@@ -13,20 +13,26 @@ from lit_metarl.types import ConfigError
 
 
 class TrainedPolicy:
-    """Callable from observations to actions in [-1, 1] (map them to the simulator's own bounds).
+    """Callable from observations to actions.
+
+    Continuous actions lie in [-1, 1], the simulator's full range (map them to its own bounds); discrete ones are
+    indices. A meta-learned policy is the one before adaptation.
 
     Args:
-        actor: network with the distribution interface of :class:`~lit_metarl.nn.ActorFactory`.
+        actor: network whose distribution has a ``mode_action``, as those of :class:`~lit_metarl.nn.ActorFactory` and
+            :class:`~lit_metarl.nn.PolicyFactory`.
         obs_dim: O.
+        action_scale: a continuous action is ``clip(action_scale · action, −1, 1)``, as in training.
     """
 
-    def __init__(self, actor: nn.Module, obs_dim: int) -> None:
+    def __init__(self, actor: nn.Module, obs_dim: int, action_scale: float = 1.0) -> None:
         self.actor = actor.eval()
         self.obs_dim = obs_dim
+        self.action_scale = action_scale
 
     @torch.no_grad()
     def __call__(self, obs: np.ndarray) -> np.ndarray:
-        """Deterministic action ``[A]`` or ``[E, A]`` float32 for observations ``[O]`` or ``[E, O]``.
+        """Deterministic action ``[A]`` or ``[E, A]`` float32 (int64 ``[]`` or ``[E]``) for ``[O]`` or ``[E, O]``.
 
         Raises:
             ValueError: the last axis of ``obs`` is not O.
@@ -36,7 +42,8 @@ class TrainedPolicy:
             raise ValueError(
                 f"this policy takes observations [{self.obs_dim}] or [E, {self.obs_dim}], not {batch.shape}."
             )
-        return self.actor(batch).mode_action.numpy()
+        action = self.actor(batch).mode_action
+        return (action.mul(self.action_scale).clamp(-1.0, 1.0) if action.is_floating_point() else action).numpy()
 
 
 def load_policy(path_or_run: str | Path, root: str | Path = "mlruns", checkpoint: str = "best") -> TrainedPolicy:
@@ -66,6 +73,7 @@ def load_policy(path_or_run: str | Path, root: str | Path = "mlruns", checkpoint
         raise ConfigError(
             f"{path} holds a policy of class {recipe['class_path']}, which cannot be imported."
         ) from error
-    actor = factory(**recipe["init_args"]).build(recipe["obs_dim"], recipe["action_dim"])
+    sizes = [recipe[key] for key in ("obs_dim", "action_dim", "num_actions") if key in recipe]
+    actor = factory(**recipe["init_args"]).build(*sizes)
     actor.load_state_dict(recipe["state_dict"])
-    return TrainedPolicy(actor, recipe["obs_dim"])
+    return TrainedPolicy(actor, recipe["obs_dim"], recipe.get("action_scale", 1.0))

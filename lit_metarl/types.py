@@ -17,6 +17,10 @@ class ConfigError(ValueError):
     """A setting that cannot work; the message names the key, the value and the remedy."""
 
 
+class DivergenceError(RuntimeError):
+    """Training left the finite numbers; the message says where, and what to change."""
+
+
 def require(condition: bool, key: str, value: object, remedy: str) -> None:
     """Raise :class:`ConfigError` naming ``key``, ``value`` and ``remedy`` unless ``condition`` holds."""
     if not condition:

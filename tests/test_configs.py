@@ -15,7 +15,10 @@ from lit_metarl.types import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(CONFIGS.glob("experiment/*.yaml"))
-SMOKE = CONFIGS / "overlay" / "smoke.yaml"
+
+
+def is_meta(path: Path) -> bool:
+    return load_config(path)["data"]["class_path"].endswith("TrajectoryDataModule")
 
 
 def test_there_are_experiments() -> None:
@@ -26,13 +29,16 @@ def test_there_are_experiments() -> None:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_experiment_runs_two_iterations(path: Path, tmp_path: Path) -> None:
-    run(["fit", f"--config={path}", "--config", str(SMOKE), "--trainer.accelerator=cpu"])
+    overlay = CONFIGS / "overlay" / ("smoke_meta.yaml" if is_meta(path) else "smoke.yaml")
+    run(["fit", f"--config={path}", "--config", str(overlay), "--trainer.accelerator=cpu"])
     (directory,) = (tmp_path / "mlruns" / "runs").iterdir()
     checkpoint = torch.load(directory / "last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 1
     metrics = connect("mlruns").get_run(directory.name)
     assert metrics.info.status == "FINISHED"
-    assert {"eval/return", "train/critic_loss"} <= metrics.data.metrics.keys()
+    loss = "train/objective" if is_meta(path) else "train/critic_loss"
+    assert {"eval/return", loss} <= metrics.data.metrics.keys()
+    assert checkpoint["algorithm"]["counters"]["env_steps"] > 0
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))

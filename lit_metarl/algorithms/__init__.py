@@ -1,5 +1,35 @@
-"""The algorithms, each a LightningModule with manual optimization."""
+"""Algorithms: one LightningModule each."""
 
+from lit_metarl.algorithms.base import Algorithm
+from lit_metarl.algorithms.maml import (
+    EMAML,
+    FOMAML,
+    LVC,
+    MAML,
+    SGMRL,
+    TMAML,
+    TRPOMAML,
+    DiCEMAML,
+    ProMP,
+    ProMPTayPO2,
+    TRPODiCE,
+)
+from lit_metarl.algorithms.meta_policy_gradient import MetaPolicyGradient
 from lit_metarl.algorithms.sac import SAC
 
-__all__ = ["SAC"]
+__all__ = [
+    "EMAML",
+    "FOMAML",
+    "LVC",
+    "MAML",
+    "SAC",
+    "SGMRL",
+    "TMAML",
+    "TRPOMAML",
+    "Algorithm",
+    "DiCEMAML",
+    "MetaPolicyGradient",
+    "ProMP",
+    "ProMPTayPO2",
+    "TRPODiCE",
+]

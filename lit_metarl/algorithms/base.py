@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from lit_metarl.types import ConfigError, Episodes, State, require
+from lit_metarl.types import ConfigError, State, require
 
 SCHEMA = "lit_metarl.algorithm/1"
 PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed")
@@ -116,33 +116,41 @@ class Algorithm(LightningModule):
 
     # Evaluation ----------------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Episodes, batch_idx: int) -> None:
-        """Log ``eval/return`` (mean), its spread over episodes and the mean length; ``validate/…`` outside ``fit``."""
-        self._log_episodes(batch, "eval" if self.trainer.state.fn == "fit" else "validate")
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log :meth:`evaluation_metrics` as ``eval/…``, or ``validate/…`` outside ``fit``."""
+        self._log_evaluation(batch, "eval" if self.trainer.state.fn == "fit" else "validate")
 
-    def test_step(self, batch: Episodes, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """The same as ``test/…``."""
-        self._log_episodes(batch, "test")
+        self._log_evaluation(batch, "test")
 
-    def predict_step(self, batch: Episodes, batch_idx: int) -> Episodes:
-        """The filmed episode, as it came."""
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """What was filmed, as it came."""
         return batch
 
-    def _log_episodes(self, batch: Episodes, prefix: str) -> None:
-        returns, lengths = batch.returns.float().flatten(), batch.lengths.float().flatten()
-        if _world_size() > 1:
-            returns, lengths = self.all_gather(returns).flatten(), self.all_gather(lengths).flatten()
-        metrics = {
-            f"{prefix}/return": returns.mean(),
-            f"{prefix}/return_std": returns.std(correction=0),
-            f"{prefix}/return_min": returns.min(),
-            f"{prefix}/return_max": returns.max(),
-            f"{prefix}/episode_length": lengths.mean(),
-        }
+    def _log_evaluation(self, batch: Any, prefix: str) -> None:
+        metrics = {f"{prefix}/{name}": value for name, value in self.evaluation_metrics(batch).items()}
         # For callbacks (best checkpoint, early stopping) and the printed table; the logger gets exact step numbers.
         self.log_dict(metrics, batch_size=1, logger=False)
         if not self.trainer.sanity_checking:
             self.log_points({name: float(value) for name, value in metrics.items()})
+
+    def evaluation_metrics(self, batch: Any) -> dict[str, Tensor]:
+        """Of complete episodes of all processes: mean, spread and extremes of the return, mean length; scalars."""
+        returns, lengths = self.gather(batch.returns.float()), self.gather(batch.lengths.float())
+        return {
+            "return": returns.mean(),
+            "return_std": returns.std(correction=0),
+            "return_min": returns.min(),
+            "return_max": returns.max(),
+            "episode_length": lengths.mean(),
+        }
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """``[..., n]`` of this process → ``[..., n of all processes]``."""
+        if _world_size() == 1:
+            return rows
+        return self.all_gather(rows.to(self.device)).movedim(0, -2).flatten(-2)
 
     # Policy --------------------------------------------------------------------------------------------------------
 

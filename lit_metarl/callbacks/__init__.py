@@ -1,8 +1,9 @@
-"""Callbacks: checkpoints, run record, progress bar, tables and films."""
+"""Callbacks: checkpoints, run record, progress bar, tables, curves and films."""
 
+from lit_metarl.callbacks.adaptation import AdaptationResults
 from lit_metarl.callbacks.checkpoint import RunCheckpoint
 from lit_metarl.callbacks.progress import ProgressBar
 from lit_metarl.callbacks.results import EpisodeVideo, TestTable
 from lit_metarl.callbacks.tracking import RunRecord
 
-__all__ = ["EpisodeVideo", "ProgressBar", "RunCheckpoint", "RunRecord", "TestTable"]
+__all__ = ["AdaptationResults", "EpisodeVideo", "ProgressBar", "RunCheckpoint", "RunRecord", "TestTable"]

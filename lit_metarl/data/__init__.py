@@ -1,5 +1,6 @@
 """Experience: collectors, buffers and the DataModules that own them."""
 
 from lit_metarl.data.replay_module import ReplayDataModule
+from lit_metarl.data.trajectory_module import TrajectoryDataModule
 
-__all__ = ["ReplayDataModule"]
+__all__ = ["ReplayDataModule", "TrajectoryDataModule"]

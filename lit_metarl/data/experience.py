@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 
-from lit_metarl.data.collector import run_episodes
 from lit_metarl.data.streams import Stream, derive_seed, global_state, load_global_state, seed_global
-from lit_metarl.envs.base import BatchedEnv, EnvError, EnvFactory, EnvSpec
-from lit_metarl.types import ConfigError, Episodes, Policy, State, require
+from lit_metarl.envs.base import EnvError, EnvFactory, EnvSpec
+from lit_metarl.types import ConfigError, State, require
 
-SCHEMA = "lit_metarl.experience/1"
+SCHEMA = "lit_metarl.experience/2"
 
 
 class Loader:
@@ -49,14 +47,14 @@ class Loader:
 class ExperienceDataModule(LightningDataModule):
     """Owns simulators, buffers and random streams; hands out batches of experience.
 
-    The module that trains is found through ``trainer.lightning_module`` and used through :class:`Policy` only.
-    One epoch is a fixed number of batches; all state is in the checkpoint, every process's own.
+    The module that trains is found through ``trainer.lightning_module`` and used through a protocol of
+    :mod:`lit_metarl.types` only. One epoch is a fixed number of batches; all state is in the checkpoint, every
+    process's own.
 
     Args:
         env: the simulator.
         seed: root of every random stream; each process and use gets its own child.
-        eval_episodes: episodes of one evaluation, all processes together.
-        test_episodes: the same for ``test``.
+        shares: settings that count something of which every process does an equal share, by name.
         video_size: width and height in pixels of the episode that ``predict`` films.
 
     Raises:
@@ -66,22 +64,19 @@ class ExperienceDataModule(LightningDataModule):
     def __init__(
         self,
         env: EnvFactory,
-        seed: int = 0,
-        eval_episodes: int = 10,
-        test_episodes: int = 30,
-        video_size: tuple[int, int] = (320, 240),
+        seed: int,
+        shares: Mapping[str, int],
+        video_size: tuple[int, int],
     ) -> None:
         super().__init__()
         require(seed >= 0, "data.seed", seed, "seeds are non-negative integers")
-        require(eval_episodes >= 1, "data.eval_episodes", eval_episodes, "evaluate at least one episode")
-        require(test_episodes >= 1, "data.test_episodes", test_episodes, "test at least one episode")
+        for key, number in shares.items():
+            require(number >= 1, f"data.{key}", number, "it must be at least 1")
         self.env_factory = env
         self.seed = seed
-        self.eval_episodes = eval_episodes
-        self.test_episodes = test_episodes
+        self.shares = shares
         self.video_size = video_size
         self.spec = self._read_spec()
-        self._eval_env: BatchedEnv | None = None
         self._restored: State | None = None
         self._first_batch = True
         self._gather_group: Any = None
@@ -111,6 +106,11 @@ class ExperienceDataModule(LightningDataModule):
             )
         return self.spec.action_dim
 
+    @property
+    def num_actions(self) -> int | None:
+        """Number of discrete actions; None if continuous."""
+        return self.spec.num_actions
+
     # What a kind of experience adds -----------------------------------------------------------------------------
 
     @abstractmethod
@@ -134,11 +134,30 @@ class ExperienceDataModule(LightningDataModule):
     def load_experience_state(self, state: State) -> None:
         """Inverse of :meth:`experience_state`."""
 
+    @abstractmethod
+    def evaluate(self) -> Any:
+        """This process's share of an evaluation during training."""
+
+    @abstractmethod
+    def test(self) -> Any:
+        """This process's share of ``test``, from streams that neither training nor evaluation uses."""
+
+    @abstractmethod
+    def film(self) -> Any:
+        """What ``predict`` shows."""
+
+    def evaluation_state(self) -> State | None:
+        """What one evaluation leaves for the next; None if nothing."""
+        return None
+
+    def load_evaluation_state(self, state: State) -> None:
+        """Inverse of :meth:`evaluation_state`."""
+
     # Lightning -----------------------------------------------------------------------------------------------------
 
     @property
-    def policy(self) -> Policy:
-        """The module in training."""
+    def policy(self) -> Any:
+        """The module in training, a ``Policy`` or a ``MetaPolicy``."""
         assert self.trainer is not None
         return self.trainer.lightning_module
 
@@ -158,9 +177,9 @@ class ExperienceDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Build the simulators that ``stage`` needs."""
-        for key, episodes in {"eval_episodes": self.eval_episodes, "test_episodes": self.test_episodes}.items():
+        for key, number in self.shares.items():
             remedy = f"each of the {self.world_size} processes runs an equal share; use a multiple"
-            require(episodes % self.world_size == 0, f"data.{key}", episodes, remedy)
+            require(number % self.world_size == 0, f"data.{key}", number, remedy)
         if stage == "fit":
             self.build()
         self._first_batch = True
@@ -174,22 +193,16 @@ class ExperienceDataModule(LightningDataModule):
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def val_dataloader(self) -> Loader:
-        """One batch: the evaluation episodes of this process."""
-        return Loader(1, self._evaluate)
+        """One batch: this process's share of the evaluation."""
+        return Loader(1, self.evaluate)
 
     def test_dataloader(self) -> Loader:
-        """One batch: the test episodes of this process, from streams that neither training nor evaluation uses."""
-        return Loader(1, self._test)
+        """One batch: this process's share of the test."""
+        return Loader(1, self.test)
 
     def predict_dataloader(self) -> Loader:
-        """One batch: one filmed episode."""
-        return Loader(1, self._film)
-
-    def teardown(self, stage: str) -> None:
-        """Release the evaluation environments."""
-        if self._eval_env is not None:
-            self._eval_env.close()
-            self._eval_env = None
+        """One batch: what is filmed."""
+        return Loader(1, self.film)
 
     def _next_train_batch(self) -> Any:
         if self._first_batch:
@@ -202,26 +215,6 @@ class ExperienceDataModule(LightningDataModule):
                 self._restored = None
         return self.next_batch()
 
-    def _make_env(self, episodes: int, stream: Stream) -> BatchedEnv:
-        return self.env_factory.make(episodes // self.world_size, self.stream_seed(stream))
-
-    def _evaluate(self) -> Episodes:
-        if self._eval_env is None:
-            self._eval_env = self._make_env(self.eval_episodes, Stream.EVAL_ENV)
-        return run_episodes(self._eval_env, self._act)
-
-    def _test(self) -> Episodes:
-        self._eval_env = self._make_env(self.test_episodes, Stream.TEST_ENV)
-        return run_episodes(self._eval_env, self._act)
-
-    def _act(self, obs: Tensor) -> Tensor:
-        return self.policy.act(obs.to(self.trainer.lightning_module.device)).cpu()
-
-    def _film(self) -> Episodes:
-        self._eval_env = self.env_factory.make(1, self.stream_seed(Stream.PREDICT_ENV))
-        period = max(1, round(1.0 / (30.0 * self.spec.frame_dt)))
-        return run_episodes(self._eval_env, self._act, period, self.video_size)
-
     # Resume --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> State:
@@ -230,14 +223,13 @@ class ExperienceDataModule(LightningDataModule):
             return {}
         local = {
             "experience": self.experience_state(),
-            # Its streams only matter, but the protocol saves an environment whole.
-            "evaluation": None if self._eval_env is None else self._eval_env.state_dict(),
+            "evaluation": self.evaluation_state(),
             "global_streams": global_state() if self._restored is None else self._restored["global_streams"],
         }
         return {
             "schema": SCHEMA,
             "env": self.spec.name,
-            "eval_episodes": self.eval_episodes,
+            "shares": dict(self.shares),
             "ranks": self._gather(local),
         }
 
@@ -264,10 +256,9 @@ class ExperienceDataModule(LightningDataModule):
             self.load_experience_state(local["experience"])
         except ValueError as error:
             raise ConfigError(f"the checkpoint cannot be resumed with this config: {error}") from error
-        # With another number of episodes evaluation starts afresh; the change is reported with the other settings.
-        if local["evaluation"] is not None and state["eval_episodes"] == self.eval_episodes:
-            self._eval_env = self._make_env(self.eval_episodes, Stream.EVAL_ENV)
-            self._eval_env.load_state_dict(local["evaluation"])
+        # With other numbers evaluation starts afresh; the change is reported with the other settings.
+        if local["evaluation"] is not None and state["shares"] == self.shares:
+            self.load_evaluation_state(local["evaluation"])
         self._restored = local
 
     def check_state(self, state: State) -> None:

@@ -7,12 +7,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lit_metarl.data.collector import Collector
+from lit_metarl.data.collector import Collector, run_episodes
 from lit_metarl.data.experience import ExperienceDataModule, cpu_generator
 from lit_metarl.data.replay import Replay
 from lit_metarl.data.streams import Stream
-from lit_metarl.envs.base import EnvFactory
-from lit_metarl.types import ReplayBlock, State, require
+from lit_metarl.envs.base import BatchedEnv, EnvFactory
+from lit_metarl.types import Episodes, ReplayBlock, State, require
 
 
 class ReplayDataModule(ExperienceDataModule):
@@ -79,7 +79,9 @@ class ReplayDataModule(ExperienceDataModule):
             epoch_steps,
             f"an epoch is a whole number of blocks of steps_per_block · num_envs = {block} environment steps",
         )
-        super().__init__(env, seed, eval_episodes, test_episodes, video_size)
+        shares = {"eval_episodes": eval_episodes, "test_episodes": test_episodes}
+        super().__init__(env, seed, shares, video_size)
+        self._eval_env: BatchedEnv | None = None
         self.num_envs = num_envs
         self.batch_size = batch_size
         self.capacity = capacity
@@ -152,8 +154,42 @@ class ReplayDataModule(ExperienceDataModule):
         self.generator.set_state(state["generator"])
         self.env_steps = state["env_steps"]
 
+    def evaluate(self) -> Episodes:
+        """The evaluation episodes of this process, each with its own environment."""
+        if self._eval_env is None:
+            self._eval_env = self._make_eval_env(self.shares["eval_episodes"], Stream.EVAL_ENV)
+        return run_episodes(self._eval_env, self._act)
+
+    def test(self) -> Episodes:
+        """The test episodes of this process."""
+        self._eval_env = self._make_eval_env(self.shares["test_episodes"], Stream.TEST_ENV)
+        return run_episodes(self._eval_env, self._act)
+
+    def film(self) -> Episodes:
+        """One filmed episode."""
+        self._eval_env = self.env_factory.make(1, self.stream_seed(Stream.PREDICT_ENV))
+        period = max(1, round(1.0 / (30.0 * self.spec.frame_dt)))
+        return run_episodes(self._eval_env, self._act, period, self.video_size)
+
+    def _make_eval_env(self, episodes: int, stream: Stream) -> BatchedEnv:
+        return self.env_factory.make(episodes // self.world_size, self.stream_seed(stream))
+
+    def _act(self, obs: Tensor) -> Tensor:
+        return self.policy.act(obs.to(self.trainer.lightning_module.device)).cpu()
+
+    def evaluation_state(self) -> State | None:
+        """The evaluation environments; their streams only matter, but the protocol saves an environment whole."""
+        return None if self._eval_env is None else self._eval_env.state_dict()
+
+    def load_evaluation_state(self, state: State) -> None:
+        """Inverse of :meth:`evaluation_state`."""
+        self._eval_env = self._make_eval_env(self.shares["eval_episodes"], Stream.EVAL_ENV)
+        self._eval_env.load_state_dict(state)
+
     def teardown(self, stage: str) -> None:
         """Release the simulators."""
         if stage == "fit":
             self.collector.env.close()
-        super().teardown(stage)
+        if self._eval_env is not None:
+            self._eval_env.close()
+            self._eval_env = None

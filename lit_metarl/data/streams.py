@@ -19,6 +19,13 @@ class Stream(IntEnum):
     PREDICT_ENV = 3
     COLLECT = 4
     GLOBAL = 5
+    TRAIN_TASKS = 6
+    EVAL_TASKS = 7
+    TEST_TASKS = 8
+    PREDICT_TASKS = 9
+    EVAL_COLLECT = 10
+    TEST_COLLECT = 11
+    PREDICT_COLLECT = 12
 
 
 def derive_seed(seed: int, rank: int, stream: Stream) -> int:

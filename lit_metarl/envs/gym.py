@@ -6,6 +6,7 @@ Gymnasium: Towers et al. 2024, https://arxiv.org/abs/2407.17032.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from lit_metarl.envs.base import (
     EnvFactory,
     EnvSpec,
     StepResult,
+    Tasks,
     check_action,
     load_streams,
     make_streams,
@@ -28,7 +30,7 @@ from lit_metarl.envs.base import (
 )
 from lit_metarl.envs.gym_state import env_state, load_env, obstacles
 from lit_metarl.envs.rendering import choose_backend, fit_frame, picture_kwargs
-from lit_metarl.envs.saved_state import pack, unpack
+from lit_metarl.envs.saved_state import pack, packable, unpack
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Gymnasium(EnvFactory):
 
     Args:
         env: a registered id (``Pendulum-v1``, ``HalfCheetah-v5``) or the path of a class (``my_package.envs.MyEnv``).
-            A class may state its time limit, which it enforces itself, in an attribute ``max_episode_steps``.
+            A class may state its time limit, which it enforces itself, in an attribute ``max_episode_steps``, and
+            take tasks by a method ``set_task(task: dict)``, called before the ``reset`` that starts to use them.
         kwargs: arguments of the environment.
     """
 
@@ -100,6 +103,9 @@ class GymEnv(BatchedEnv):
         self._streams = make_streams(seed, len(envs))
         self._seeded = np.zeros(len(envs), dtype=bool)
         self._elapsed = np.zeros(len(envs), dtype=np.int64)
+        self._tasks: list[dict[str, Any]] = [{} for _ in envs]  # in force
+        self._next_tasks: dict[str, Array] = {}
+        self._task_changed = np.zeros(len(envs), dtype=bool)
         self.num_envs = len(envs)
         self.needs_reset = np.ones(len(envs), dtype=bool)
         first = envs[0]
@@ -124,6 +130,9 @@ class GymEnv(BatchedEnv):
             # Gymnasium's protocol: one seed at the first reset, the environment's own generator afterwards.
             seed = None if self._seeded[i] else int(self._streams[i].integers(2**31))
             self._elapsed[i] = 0
+            if self._task_changed[i]:
+                self._give_task(i, {name: rows[i] for name, rows in self._next_tasks.items()})
+                self._task_changed[i] = False
             result = self._guarded(i, "reset", seed=seed)
             if not (isinstance(result, tuple) and len(result) == 2):
                 raise self._broken(i, f"reset returned {_shown(result)} instead of (observation, info)")
@@ -160,6 +169,25 @@ class GymEnv(BatchedEnv):
         self.needs_reset = terminated | truncated
         return StepResult(self._obs.copy(), reward, terminated, truncated)
 
+    def set_tasks(self, tasks: Tasks) -> None:
+        """Row ``i`` of every parameter goes to ``set_task`` of environment ``i`` just before its next ``reset``.
+
+        Raises ``EnvError`` if the environment has no such method or a parameter is not one row of numbers for each.
+        """
+        if not tasks:
+            return
+        if not self._envs[0].has_wrapper_attr("set_task"):
+            raise EnvError(
+                f"{self.spec.name} has no task parameters, but was given {sorted(tasks)}: "
+                "the environment has to define set_task(task), which takes a dict with its parameters."
+            )
+        rows = {name: np.array(value) for name, value in tasks.items()}
+        for name, value in rows.items():
+            if value.shape[:1] != (self.num_envs,) or not packable(value):
+                raise EnvError(f"{self.spec.name}: task {name!r} has to be {self.num_envs} rows, got {_shown(value)}.")
+        self._next_tasks = rows
+        self._task_changed[:] = True
+
     def state_dict(self) -> dict[str, Any]:
         """See the base class; without the environments' own state where it cannot be saved."""
         self._judge_resume()
@@ -170,6 +198,9 @@ class GymEnv(BatchedEnv):
             "seeded": self._seeded.tolist(),
             "elapsed": self._elapsed.tolist(),
             "needs_reset": self.needs_reset.tolist(),
+            "tasks": pack(self._tasks),
+            "next_tasks": pack(self._next_tasks),
+            "task_changed": self._task_changed.tolist(),
             "obs": pack(self._obs),
             "num_envs": self.num_envs,
         }
@@ -188,9 +219,14 @@ class GymEnv(BatchedEnv):
         self._seeded[:] = state["seeded"] if exact else False
         self._elapsed[:] = state["elapsed"] if exact else 0
         self.needs_reset[:] = state["needs_reset"] if exact else True
+        self._next_tasks = unpack(state["next_tasks"])
+        # A fresh environment has to be told its task again: now, or before its next episode if that comes first.
+        self._task_changed[:] = state["task_changed"] if exact else bool(self._next_tasks)
         self._obs[:] = unpack(state["obs"])
-        for env, saved in zip(self._envs, state["envs"] or [], strict=False):
-            load_env(env, saved)
+        for i, saved in enumerate(state["envs"] or []):
+            if task := unpack(state["tasks"][i]):
+                self._give_task(i, task)
+            load_env(self._envs[i], saved)
 
     def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
         """See the base class; a picture of another shape is scaled and padded. Raises ``EnvError`` without pictures."""
@@ -214,9 +250,13 @@ class GymEnv(BatchedEnv):
             "To resume exactly, define state_dict() and load_state_dict(state) in the environment."
         )  # fmt: skip
 
+    def _give_task(self, index: int, task: dict[str, Any]) -> None:
+        self._tasks[index] = copy.deepcopy(task)
+        self._guarded(index, "set_task", copy.deepcopy(task))
+
     def _guarded(self, index: int, method: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            return getattr(self._envs[index], method)(*args, **kwargs)
+            return self._envs[index].get_wrapper_attr(method)(*args, **kwargs)
         except Exception as error:
             raise self._broken(index, f"{method} raised {type(error).__name__}: {error}") from error
 

@@ -40,7 +40,8 @@ class Locomotion(BatchedEnv):
     ``ctrlrange``; as in Gymnasium it is not clipped, and the control cost is on the native action.
 
     Tasks, in force from the next reset of an environment; parameters that are not named keep their values:
-        ``direction`` ``[E]``: factor of the forward velocity in the reward, 1 by default.
+        ``direction`` ``[E]``: factor of the forward velocity in the reward, 1 by default; a robot whose motion is paid
+        otherwise (:class:`~lit_metarl.envs.robots.Motion`) has that parameter instead.
         ``model.<field>`` ``[E, ...]``: a float field of the model per environment, such as ``model.body_mass``
         ``[E, nbody]`` (kg); constants that MuJoCo derives from it follow. The action bounds stay those of the model.
     """
@@ -48,7 +49,7 @@ class Locomotion(BatchedEnv):
     def __init__(
         self, name: str, robot: Robot, num_envs: int, seed: int, max_episode_steps: int = 1000, threads: int = 0
     ) -> None:
-        model = mujoco.MjModel.from_xml_path(str(_assets() / robot.model_file))
+        model = load_model(robot)
         self.robot = robot
         self.num_envs = num_envs
         self._sim = BatchSimulation(model, num_envs, threads, contact_forces=robot.contact_cost is not None)
@@ -66,10 +67,9 @@ class Locomotion(BatchedEnv):
             frame_dt=model.opt.timestep * robot.frame_skip,
         )
         self._max_steps = max_episode_steps
-        self._velocity_weight = robot.forward_weight / self.spec.frame_dt
         self._steps = np.full(num_envs, -1)  # -1: never reset
         self._streams = make_streams(seed, num_envs)
-        self._tasks: dict[str, Array] = {} if robot.position is None else {"direction": np.ones(num_envs)}
+        self._tasks = {key: self._default_task(key) for key in self._motion_parameters()}
         self._next_tasks = {key: value.copy() for key, value in self._tasks.items()}
         self._task_changed = np.zeros(num_envs, dtype=bool)
 
@@ -199,7 +199,7 @@ class Locomotion(BatchedEnv):
         return np.concatenate([term(self._sim) for term in self.robot.observation], axis=1)
 
     def _measure_position(self) -> Array:
-        """Paid coordinate of every environment, a copy ``[E]``."""
+        """Paid coordinate of every environment, a copy ``[E]`` or ``[E, 2]``."""
         return np.zeros(self.num_envs) if self.robot.position is None else self.robot.position(self._sim).copy()
 
     def _healthy(self) -> Array:
@@ -213,22 +213,27 @@ class Locomotion(BatchedEnv):
         """Reward ``[E]`` (formula in :class:`Robot`) of the step that ends now; ``native`` is ``[E, A]``."""
         robot = self.robot
         reward = robot.healthy_reward * healthy - robot.control_weight * np.vecdot(native, native)
+        reward += robot.survival_reward
         if robot.position is not None:
-            position = robot.position(self._sim)
-            reward += self._velocity_weight * self._tasks["direction"] * (position - self._position)
+            position, motion = robot.position(self._sim), robot.motion
+            velocity = (position - self._position) / self.spec.frame_dt
+            reward += robot.forward_weight * motion.reward(position, velocity, self._tasks[motion.parameter])
             self._position[...] = position
         if robot.contact_cost is not None:
             reward -= robot.contact_cost(self._sim)
         return reward
 
+    def _motion_parameters(self) -> list[str]:
+        return [] if self.robot.position is None else [self.robot.motion.parameter]
+
     def _default_task(self, key: str) -> Array:
         """Value of a task parameter in every environment if nobody sets it, ``[E, ...]``; ``EnvError`` if unknown."""
-        if key == "direction" and self.robot.position is not None:
-            return np.ones(self.num_envs)
+        if key in self._motion_parameters():
+            value = np.asarray(self.robot.motion.default, dtype=np.float64)
+            return np.broadcast_to(value, (self.num_envs, *value.shape)).copy()
         model, field = self._sim.model, key.removeprefix("model.")
         if field == key or field not in settable_model_fields(model):
-            known = [] if self.robot.position is None else ["direction"]
-            known += [f"model.{name}" for name in settable_model_fields(model)]
+            known = self._motion_parameters() + [f"model.{name}" for name in settable_model_fields(model)]
             raise EnvError(f"{self.spec.name} has no task parameter {key!r}; known: {', '.join(known)}.")
         value = np.asarray(getattr(model.opt if field.startswith("opt.") else model, field.removeprefix("opt.")))
         return np.broadcast_to(value, (self.num_envs, *value.shape)).astype(np.float64)
@@ -266,6 +271,11 @@ class MuJoCo(EnvFactory):
     def make(self, num_envs: int, seed: int) -> BatchedEnv:
         """Build ``num_envs`` environments whose streams are the children of ``SeedSequence(seed)``."""
         return Locomotion(self.robot, ROBOTS[self.robot], num_envs, seed, self.max_episode_steps, self.threads)
+
+
+def load_model(robot: Robot) -> Any:
+    """The robot's compiled ``mujoco.MjModel``, a new one."""
+    return mujoco.MjModel.from_xml_path(str(_assets() / robot.model_file))
 
 
 def _assets() -> Path:

@@ -35,14 +35,14 @@ def clipped_joint_velocities(sim: BatchSimulation, limit: float) -> Array:
     return np.clip(sim.field("qvel"), -limit, limit)
 
 
-def body_inertias(sim: BatchSimulation) -> Array:
-    """Inertia and mass of each body but the world, about the centre of mass; ``[E, 10 (nbody - 1)]``."""
-    return sim.field("cinert")[:, 1:].reshape(sim.num_sims, -1)
+def body_inertias(sim: BatchSimulation, first_body: int = 1) -> Array:
+    """Inertia and mass of each body from ``first_body`` (0 the world), about the centre of mass; ``[E, 10 n]``."""
+    return sim.field("cinert")[:, first_body:].reshape(sim.num_sims, -1)
 
 
-def body_velocities(sim: BatchSimulation) -> Array:
-    """Angular and linear velocity of each body but the world, about the centre of mass; ``[E, 6 (nbody - 1)]``."""
-    return sim.field("cvel")[:, 1:].reshape(sim.num_sims, -1)
+def body_velocities(sim: BatchSimulation, first_body: int = 1) -> Array:
+    """Angular and linear velocity of each body, about the centre of mass; ``[E, 6 n]``."""
+    return sim.field("cvel")[:, first_body:].reshape(sim.num_sims, -1)
 
 
 def actuator_forces(sim: BatchSimulation, skip: int = 6) -> Array:
@@ -50,10 +50,10 @@ def actuator_forces(sim: BatchSimulation, skip: int = 6) -> Array:
     return sim.field("qfrc_actuator")[:, skip:]
 
 
-def contact_forces(sim: BatchSimulation, limit: float = np.inf) -> Array:
-    """Contact torques and forces on each body but the world, clipped to ``±limit``; ``[E, 6 (nbody - 1)]``."""
+def contact_forces(sim: BatchSimulation, limit: float = np.inf, first_body: int = 1) -> Array:
+    """Contact torques and forces on each body, clipped to ``±limit``; ``[E, 6 n]``."""
     assert sim.contact_forces is not None
-    forces = sim.contact_forces[:, 1:].reshape(sim.num_sims, -1)
+    forces = sim.contact_forces[:, first_body:].reshape(sim.num_sims, -1)
     return forces if np.isinf(limit) else np.clip(forces, -limit, limit)
 
 
@@ -73,10 +73,26 @@ def body_position(sim: BatchSimulation, body: int) -> Array:
     return sim.field("xpos")[:, body, 0]
 
 
+def planar_body_position(sim: BatchSimulation, body: int) -> Array:
+    """x and y of a body's frame, m; ``[E, 2]``."""
+    return sim.field("xpos")[:, body, :2]
+
+
 def mass_center(sim: BatchSimulation) -> Array:
     """x of the centre of mass, ``Σ m_b x_b / Σ m_b`` over bodies b, m; ``[E]``."""
     mass = sim.model_field("body_mass")
     return np.vecdot(sim.field("xipos")[:, :, 0], mass) / mass.sum(axis=-1)
+
+
+def planar_mass_center(sim: BatchSimulation) -> Array:
+    """x and y of the centre of mass, m; ``[E, 2]``."""
+    mass = sim.model_field("body_mass")[..., None, :]
+    return np.vecdot(sim.field("xipos")[:, :, :2].swapaxes(1, 2), mass) / mass.sum(axis=-1)
+
+
+def along(position: Array, velocity: Array, direction: Array) -> Array:
+    """``d · v``: velocity along a direction; ``[E]``, from ``[E]`` (a line) or ``[E, 2]`` (the plane)."""
+    return direction * velocity if velocity.ndim == 1 else np.vecdot(direction, velocity)
 
 
 def inside(sim: BatchSimulation, low: float, high: float, index: int, closed: bool = False) -> Array:
@@ -92,19 +108,37 @@ def all_inside(sim: BatchSimulation, low: float, high: float, skip: int) -> Arra
 
 
 @dataclass(frozen=True)
+class Motion:
+    """How motion is paid: a function of a coordinate of the robot, its mean velocity over a step, and the task.
+
+    Attributes:
+        reward: ``(position, velocity, task) → [E]``; position (m) after the step and velocity (m/s) are ``[E]`` on a
+            line or ``[E, 2]`` in the plane.
+        parameter: name of the task parameter.
+        default: its value where nobody sets it, which also is its shape.
+    """
+
+    reward: Callable[[Array, Array, Array], Array] = along
+    parameter: str = "direction"
+    default: float | tuple[float, ...] = 1.0
+
+
+@dataclass(frozen=True)
 class Robot:
     """How one robot observes, is paid, fails and starts.
 
-    reward = forward_weight · direction · Δposition/Δt + healthy_reward · healthy − control_weight · ‖ctrl‖²
-    − contact_cost
+    reward = forward_weight · motion(position, Δposition/Δt, task) + healthy_reward · healthy + survival_reward
+    − control_weight · ‖ctrl‖² − contact_cost
 
     Attributes:
         model_file: MJCF file, relative to Gymnasium's assets or absolute.
         frame_skip: physics steps per agent step.
         observation: terms concatenated to the observation.
         reset_noise: half-width of the uniform noise on the initial joint positions (and velocities), m and rad.
-        position: the coordinate whose mean velocity over a step is paid; None if motion is not.
+        position: the coordinate whose motion is paid, ``[E]`` or ``[E, 2]``; None if motion is not.
+        motion: how it is paid; by default velocity times ``direction``.
         healthy: conditions that all have to hold or the episode terminates; empty if it never does.
+        survival_reward: paid at every step, also at the one that terminates the episode.
         contact_cost: cost of contact forces; a robot with one has its contact forces computed.
         normal_velocity_noise: initial velocities are ``reset_noise · N(0, 1)`` rather than uniform.
     """
@@ -114,9 +148,11 @@ class Robot:
     observation: tuple[Term, ...]
     reset_noise: float
     position: Term | None = root_position
+    motion: Motion = Motion()
     healthy: tuple[Term, ...] = ()
     forward_weight: float = 1.0
     healthy_reward: float = 0.0
+    survival_reward: float = 0.0
     control_weight: float = 0.0
     contact_cost: Term | None = None
     normal_velocity_noise: bool = False

@@ -167,6 +167,40 @@ class SamplesClassSpace(Custom):
         return self.observation_space.sample()
 
 
+class Tasked(Custom):
+    """Is paid what its task says, from the reset that follows ``set_task``."""
+
+    weight = 1.0
+    told = ()
+
+    def set_task(self, task):
+        self.told = (*self.told, float(task["weight"]))
+        self.weight = task["weight"]
+        self.offsets = task["offsets"]
+
+    def step(self, action):
+        obs, _, *ends = super().step(action)
+        return obs, float(self.weight), *ends
+
+
+class TaskedOwnState(Tasked):
+    """Answers for its state itself, and forgets the task."""
+
+    def state_dict(self):
+        return {"count": self.count, "offset": self.offset}
+
+    def load_state_dict(self, state):
+        self.count, self.offset = state["count"], state["offset"]
+
+
+class TaskedOpaque(Tasked):
+    """Keeps state that cannot be saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.history = collections.deque()
+
+
 def custom(cls, **kwargs):
     return Gymnasium(f"{__name__}.{cls.__name__}", kwargs)
 
@@ -456,6 +490,94 @@ def test_state_of_another_environment_is_refused():
         Gymnasium("Pendulum-v1").make(1, seed=0).load_state_dict(state)
     with pytest.raises(EnvError, match="CartPole"):
         Gymnasium("CartPole-v1").make(2, seed=0).load_state_dict(state)
+
+
+def tasks_of(weight):
+    return {"weight": np.array(weight), "offsets": np.array(weight)[:, None] * np.ones(3)}
+
+
+def test_tasks_reach_each_environment_at_its_own_reset():
+    env = custom(Tasked).make(2, seed=0)
+    env.reset()
+    env.set_tasks(tasks_of([2.0, 3.0]))
+    assert env.step(np.zeros((2, 2))).reward.tolist() == [1.0, 1.0]
+    env.reset(np.array([False, True]))
+    assert env.step(np.zeros((2, 2))).reward.tolist() == [1.0, 3.0]
+    env.reset()
+    assert env.step(np.zeros((2, 2))).reward.tolist() == [2.0, 3.0]
+    assert env._envs[1].offsets.tolist() == [3.0] * 3
+    env.reset()  # the task stays, and is told once
+    assert [each.told for each in env._envs] == [(2.0,), (3.0,)]
+
+
+def test_a_wrapper_may_take_the_tasks():
+    class Weighted(gymnasium.Wrapper):
+        def set_task(self, task):
+            self.weight = float(task["weight"])
+
+    env = Gymnasium("CartPole-v1").make(1, seed=0)
+    env._envs[0] = Weighted(env._envs[0])
+    env.set_tasks({"weight": np.array([4.0])})
+    env.reset()
+    assert env._envs[0].weight == 4.0
+
+
+@pytest.mark.parametrize("cls", [Tasked, TaskedOwnState])
+def test_tasks_resume_bit_exactly_in_mid_episode(cls):
+    env = custom(cls).make(2, seed=1)
+    env.set_tasks(tasks_of([2.0, 3.0]))
+    env.reset()
+    env.step(np.zeros((2, 2)))
+    env.set_tasks(tasks_of([4.0, 5.0]))  # in force only after the checkpoint
+    env.reset(np.array([False, True]))
+    assert env.resumes_exactly, env.resume_note
+    state = through_file(env.state_dict())
+    actions = np.zeros((12, 2, 2))
+    expected = rollout(env, actions)
+    for seed in (1, 2):
+        other = custom(cls).make(2, seed)
+        if seed == 2:
+            other.set_tasks(tasks_of([8.0, 9.0]))
+            other.reset()
+        other.load_state_dict(state)
+        resumed = rollout(other, actions)
+        assert_identical(resumed, expected)
+    assert resumed[1].tolist() == [2.0, 5.0]
+    assert resumed[-3].tolist() == [4.0, 5.0]
+
+
+def test_inexact_resume_tells_the_task_again():
+    env, other = (custom(TaskedOpaque).make(2, seed) for seed in (1, 2))
+    env.set_tasks(tasks_of([2.0, 3.0]))
+    env.reset()
+    other.load_state_dict(through_file(env.state_dict()))
+    other.reset()
+    assert other.step(np.zeros((2, 2))).reward.tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("cls", "tasks", "message"),
+    [
+        (Custom, {"weight": np.ones(2)}, r"no task parameters, but was given \['weight'\].*define set_task\(task\)"),
+        (Tasked, {"weight": np.ones(3)}, r"'weight' has to be 2 rows, got an array of shape \(3,\)"),
+        (Tasked, {"weight": 1.0}, r"2 rows"),
+        (Tasked, {"weight": np.array([None, "a"])}, r"2 rows.*object"),
+    ],
+)
+def test_bad_tasks_are_refused(cls, tasks, message):
+    with pytest.raises(EnvError, match=message):
+        custom(cls).make(2, seed=0).set_tasks(tasks)
+
+
+def test_a_task_that_an_environment_cannot_take_is_named():
+    env = custom(Tasked).make(2, seed=0)
+    env.set_tasks({"height": np.ones(2)})
+    with pytest.raises(EnvError, match=r"environment 0.*set_task raised KeyError: 'weight'"):
+        env.reset()
+
+
+def test_no_tasks_need_no_method():
+    custom(Custom).make(1, seed=0).set_tasks({})
 
 
 def test_results_are_not_overwritten_by_the_next_step():

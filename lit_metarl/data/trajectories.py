@@ -1,0 +1,151 @@
+"""Sampling whole trajectories of many tasks at once, each with its own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_metarl.data.collector import as_float
+from lit_metarl.envs.base import BatchedEnv, EnvError, Tasks
+from lit_metarl.envs.tasks import TaskFamily
+from lit_metarl.types import Trajectories
+
+ChooseActions = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Observations ``[B, N, O]`` → actions ``[B, N, A]`` (int ``[B, N]`` if discrete), log-probabilities ``[B, N]``."""
+
+
+class TaskSimulator:
+    """``B`` tasks × ``N`` trajectories in one batch of ``E = B·N`` environments.
+
+    Args:
+        family: the simulator and its tasks.
+        num_tasks: B.
+        trajectories: N.
+        seed: root of the environments' streams.
+        action_scale: the simulator gets ``clip(action_scale · action, −1, 1)``; with 0.1 policy actions in [-10, 10]
+            span its bounds, so a policy of standard deviation 1 explores a tenth of the half-range.
+        oracle_context: append the task's context to every observation.
+    """
+
+    def __init__(
+        self,
+        family: TaskFamily,
+        num_tasks: int,
+        trajectories: int,
+        seed: int,
+        action_scale: float,
+        oracle_context: bool,
+    ) -> None:
+        self.family = family
+        self.num_tasks = num_tasks
+        self.trajectories = trajectories
+        self.env: BatchedEnv = family.make(num_tasks * trajectories, seed)
+        self.action_scale = action_scale
+        self.oracle_context = oracle_context
+        self.horizon = require_horizon(self.env)
+        self._context = torch.zeros(num_tasks, trajectories, 0)
+
+    def set_tasks(self, tasks: Tasks) -> None:
+        """Give task ``i`` ``[B, ...]`` to all its N environments, from their next reset."""
+        self.env.set_tasks({name: np.repeat(rows, self.trajectories, axis=0) for name, rows in tasks.items()})
+        if self.oracle_context:
+            context = torch.from_numpy(np.asarray(self.family.context(tasks), dtype=np.float32))
+            self._context = context.unsqueeze(1).expand(-1, self.trajectories, -1)
+
+    @torch.no_grad()
+    def run(self, choose: ChooseActions, after_step: Callable[[int], None] | None = None) -> Trajectories:
+        """One episode of every environment, on the CPU.
+
+        Args:
+            choose: the policy of every task.
+            after_step: called with the step's number while environment 0 is in its episode.
+
+        Raises:
+            EnvError: an observation or a reward is not finite; names task, trajectory and step.
+        """
+        B, N, T = self.num_tasks, self.trajectories, self.horizon
+        obs = self._observe(self.env.reset())
+        record: dict[str, Tensor] = {"mask": torch.zeros(B, N, T), "reward": torch.zeros(B, N, T)}
+        alive = torch.ones(B, N)
+        for t in range(T):
+            action, log_prob = choose(obs)
+            result = self.env.step(self._to_env(action))
+            reward = as_float(result.reward).view(B, N)
+            if t == 0:
+                record["obs"] = torch.zeros(B, N, T, obs.shape[-1])
+                record["action"] = torch.zeros(B, N, T, *action.shape[2:], dtype=action.dtype)
+                record["log_prob"] = torch.zeros(B, N, T)
+            now = {"obs": obs, "action": action, "reward": reward, "log_prob": log_prob, "mask": alive}
+            all_alive = bool(alive.all())
+            for name, value in now.items():
+                record[name][:, :, t] = value if all_alive else value * _like(alive, value)
+            self._check_finite(as_float(result.obs), reward, t)
+            if after_step is not None and alive[0, 0]:
+                after_step(t)
+            ended = result.terminated | result.truncated
+            alive = alive * torch.from_numpy(~ended).view(B, N)
+            if not alive.any():
+                break
+            obs = self._observe(self.env.reset(ended) if ended.any() else result.obs)
+        return Trajectories(**record)
+
+    def _observe(self, obs: np.ndarray) -> Tensor:
+        seen = as_float(obs).view(self.num_tasks, self.trajectories, -1)
+        return torch.cat([seen, self._context], dim=-1) if self.oracle_context else seen
+
+    def _to_env(self, action: Tensor) -> np.ndarray:
+        flat = action.flatten(0, 1).numpy()
+        return flat if self.env.spec.num_actions is not None else np.clip(self.action_scale * flat, -1.0, 1.0)
+
+    def _check_finite(self, obs: Tensor, reward: Tensor, t: int) -> None:
+        if torch.isfinite(obs.sum() + reward.sum()):
+            return
+        obs = obs.view(*reward.shape, -1)
+        bad = ~(torch.isfinite(obs).all(-1) & torch.isfinite(reward))
+        if bad.any():  # a sum of huge finite numbers may overflow: that is not the environment's fault
+            task, n = torch.nonzero(bad)[0].tolist()
+            raise EnvError(
+                f"{self.env.spec.name}: task {task}, trajectory {n} returned a value that is not finite at its step "
+                f"{t + 1} (observation {obs[task, n].tolist()}, reward {float(reward[task, n])})."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The environments; between two rounds only their streams matter."""
+        return self.env.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self.env.load_state_dict(state)
+
+    def close(self) -> None:
+        """Release the simulator."""
+        self.env.close()
+
+
+def require_horizon(env: BatchedEnv) -> int:
+    """T, the agent steps of an episode; ``EnvError`` if the environment has no time limit."""
+    if env.spec.max_episode_steps is None:
+        raise EnvError(f"{env.spec.name} has no time limit, so its trajectories have no length; give it one.")
+    return env.spec.max_episode_steps
+
+
+def _like(alive: Tensor, value: Tensor) -> Tensor:
+    """``alive [B, N]`` broadcast and cast to multiply ``value [B, N, ...]``."""
+    return alive.view(*alive.shape, *([1] * (value.ndim - 2))).to(value.dtype)
+
+
+def uniform_actions(
+    shape: tuple[int, int], action_dim: int, num_actions: int | None, scale: float, generator: torch.Generator
+) -> ChooseActions:
+    """The random reference policy: uniform in the simulator's bounds, or over discrete actions."""
+
+    def choose(obs: Tensor) -> tuple[Tensor, Tensor]:
+        if num_actions is not None:
+            return torch.randint(num_actions, shape, generator=generator), torch.zeros(shape)
+        return (2.0 * torch.rand(*shape, action_dim, generator=generator) - 1.0) / scale, torch.zeros(shape)
+
+    return choose

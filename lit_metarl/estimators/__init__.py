@@ -1,0 +1,72 @@
+"""Estimators of J(θ) and of its derivatives from trajectories: pure functions of tensors, and strategies for configs.
+
+Tang et al. 2021, "Unifying Gradient Estimators for Meta-Reinforcement Learning via Off-Policy Evaluation".
+"""
+
+from lit_metarl.estimators.inner import (
+    TMAML,
+    DiCE,
+    DoublyRobust,
+    InnerSurrogate,
+    LikelihoodRatio,
+    LoadedDiCE,
+    LogLikelihood,
+    TayPO,
+    TruncatedDR,
+)
+from lit_metarl.estimators.off_policy import (
+    doubly_robust,
+    importance_ratio,
+    log_importance_ratio,
+    step_wise_is,
+    taypo,
+    truncated_doubly_robust,
+)
+from lit_metarl.estimators.returns import (
+    discounted_suffix_sum,
+    discounts,
+    following_value,
+    gae,
+    normalise,
+    reward_to_go,
+)
+from lit_metarl.estimators.surrogates import (
+    clipped_ratio,
+    dice,
+    kl,
+    likelihood_ratio,
+    loaded_dice,
+    log_likelihood,
+    tmaml,
+)
+
+__all__ = [
+    "TMAML",
+    "DiCE",
+    "DoublyRobust",
+    "InnerSurrogate",
+    "LikelihoodRatio",
+    "LoadedDiCE",
+    "LogLikelihood",
+    "TayPO",
+    "TruncatedDR",
+    "clipped_ratio",
+    "dice",
+    "discounted_suffix_sum",
+    "discounts",
+    "doubly_robust",
+    "following_value",
+    "gae",
+    "importance_ratio",
+    "kl",
+    "likelihood_ratio",
+    "loaded_dice",
+    "log_importance_ratio",
+    "log_likelihood",
+    "normalise",
+    "reward_to_go",
+    "step_wise_is",
+    "taypo",
+    "tmaml",
+    "truncated_doubly_robust",
+]

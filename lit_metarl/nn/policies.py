@@ -1,0 +1,142 @@
+"""Policies whose parameters are values: networks for ``torch.func``, mapped over tasks and differentiated twice."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from lit_metarl.nn.distributions import Categorical, DiagonalGaussian
+from lit_metarl.types import require
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+Activation = Literal["tanh", "relu"]
+
+
+class PolicyFactory(ABC):
+    """A policy network as it is written in a config: a frozen dataclass with this one method."""
+
+    @abstractmethod
+    def build(self, obs_dim: int, action_dim: int, num_actions: int | None = None) -> nn.Module:
+        """Module from observations ``[..., O]`` to a distribution with ``log_prob``, ``sample`` and ``mode_action``.
+
+        Args:
+            obs_dim: O.
+            action_dim: A of a continuous action space; not read for a discrete one.
+            num_actions: C of a discrete action space, None for a continuous one.
+
+        Raises:
+            ConfigError: the policy is for the other kind of action space.
+        """
+
+
+@dataclass(frozen=True)
+class GaussianMLP(PolicyFactory):
+    """Gaussian policy of MAML and its successors (Finn et al. 2017; Rothfuss et al. 2019): unbounded actions.
+
+    Attributes:
+        hidden: widths of the hidden layers.
+        activation: ``tanh`` or ``relu``; ReLU has no curvature, so second derivatives see the output layer only.
+        initial_log_std: log of the initial standard deviation, the same for every action dimension.
+        min_log_std: floor of the log-std that acts; see :class:`GaussianPolicy`.
+    """
+
+    hidden: Sequence[int] = (64, 64)
+    activation: Activation = "tanh"
+    initial_log_std: float = 0.0
+    min_log_std: float = math.log(1e-6)
+
+    def build(self, obs_dim: int, action_dim: int, num_actions: int | None = None) -> nn.Module:
+        require(
+            num_actions is None,
+            "policy",
+            "GaussianMLP",
+            f"it draws continuous actions and this environment has {num_actions} discrete ones; use CategoricalMLP",
+        )
+        trunk = glorot_mlp([obs_dim, *self.hidden, action_dim], self.activation)
+        return GaussianPolicy(trunk, action_dim, self.initial_log_std, self.min_log_std)
+
+
+@dataclass(frozen=True)
+class CategoricalMLP(PolicyFactory):
+    """Softmax policy over C discrete actions.
+
+    Attributes:
+        hidden: widths of the hidden layers; empty for logits linear in the observation, which is one free logit per
+            state and action where observations are one-hot.
+        activation: ``tanh`` or ``relu``.
+        bias: whether the layers have biases; a tabular softmax has none.
+        zero_output: start the output layer at 0, hence with the uniform policy.
+    """
+
+    hidden: Sequence[int] = (64, 64)
+    activation: Activation = "tanh"
+    bias: bool = True
+    zero_output: bool = False
+
+    def build(self, obs_dim: int, action_dim: int, num_actions: int | None = None) -> nn.Module:
+        require(
+            num_actions is not None,
+            "policy",
+            "CategoricalMLP",
+            "it draws one of finitely many actions and this environment's are continuous; use GaussianMLP",
+        )
+        trunk = glorot_mlp([obs_dim, *self.hidden, num_actions or 0], self.activation, self.bias)
+        if self.zero_output:
+            nn.init.zeros_(cast(nn.Linear, trunk[-1]).weight)
+        return CategoricalPolicy(trunk)
+
+
+def glorot_mlp(sizes: Sequence[int], activation: Activation = "tanh", bias: bool = True) -> nn.Sequential:
+    """Linear layers ``sizes[0] → … → sizes[-1]`` with ``activation`` between them; Glorot-uniform weights, biases 0.
+
+    Raises:
+        ConfigError: an ``activation`` that is not one of ``ACTIVATIONS``.
+    """
+    require(activation in ACTIVATIONS, "activation", activation, f"choose one of {', '.join(ACTIVATIONS)}")
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(sizes):
+        linear = nn.Linear(fan_in, fan_out, bias=bias)
+        nn.init.xavier_uniform_(linear.weight)
+        if bias:
+            nn.init.zeros_(linear.bias)
+        layers += [linear, ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+class GaussianPolicy(nn.Module):
+    """Observations ``[..., O]`` → :class:`DiagonalGaussian` over ``[..., A]``; the log-std depends on no observation.
+
+    The inner loop adapts ``log_std`` like any other parameter, and a large step can drive the standard deviation to 0
+    and densities out of range; the policy therefore acts with max(log_std, min_log_std). The gradient passes the floor
+    as if it were not there: with the true derivative, 0, a parameter below it could never come back.
+    """
+
+    def __init__(self, trunk: nn.Module, action_dim: int, initial_log_std: float, min_log_std: float) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.min_log_std = min_log_std
+        self.log_std = nn.Parameter(torch.full((action_dim,), float(initial_log_std)))
+
+    def forward(self, obs: Tensor) -> DiagonalGaussian:
+        # The parameters' dtype: under bf16-mixed only the matrix products are bf16, densities need float32.
+        mean = self.trunk(obs).to(self.log_std.dtype)
+        log_std = self.log_std + (self.log_std.clamp(min=self.min_log_std) - self.log_std).detach()
+        return DiagonalGaussian(mean, log_std.expand_as(mean))
+
+
+class CategoricalPolicy(nn.Module):
+    """Observations ``[..., O]`` → :class:`Categorical` over C actions, logits ``[..., C]``."""
+
+    def __init__(self, trunk: nn.Sequential) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, obs: Tensor) -> Categorical:
+        return Categorical(self.trunk(obs).to(self.trunk[-1].weight.dtype))

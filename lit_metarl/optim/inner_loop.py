@@ -1,0 +1,111 @@
+"""The inner loop of gradient-based meta-RL as functions of parameters: one task in the mathematics, mapped over tasks.
+
+θ_{k+1} = θ_k + α ∇_θk (1/N) Σ_n surrogate_n(θ_k; D_k), for k = 0 … K − 1, on given rounds of data D_k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from lit_metarl.estimators import InnerSurrogate
+from lit_metarl.types import Params, Round, Trajectories
+
+StepSizes = Mapping[str, float | Tensor]
+"""α by parameter name: a number, or a tensor of the parameter's shape."""
+
+
+class Unrolled(NamedTuple):
+    """Round k's data under the parameters θ_k that adaptation reaches; all with the graph to θ_0."""
+
+    distributions: tuple[Any, ...]  # K + 1 of them, fields [B, N, T, ...]
+    log_probs: tuple[Tensor, ...]  # K + 1 of them, [B, N, T]
+    params: Params  # θ_K, [B, ...]
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """How a policy adapts.
+
+    Attributes:
+        policy: observations ``[..., O]`` → distribution; called with given parameters, never changed.
+        surrogate: the estimate of J(θ) whose gradient is followed (Finn et al. 2017, Alg. 3, line 6).
+        gamma: γ.
+        discounted: weight advantages at step t by γ^t.
+        time_average: divide by the horizon T, so that step sizes mean the same at every T (as released code does).
+        first_order: treat the inner gradient as a constant (Finn et al. 2017, section 5.2).
+    """
+
+    policy: nn.Module
+    surrogate: InnerSurrogate
+    gamma: float
+    discounted: bool = False
+    time_average: bool = True
+    first_order: bool = False
+
+    def log_prob(self, params: Params, trajectories: Trajectories) -> Tensor:
+        """log π of one task's actions, ``[N, T]``."""
+        return functional_call(self.policy, params, (trajectories.obs,)).log_prob(trajectories.action)
+
+    def scale(self, round: Round) -> float:
+        """1/T, or 1 without ``time_average``; T is the padded horizon, so trajectories stay independent."""
+        return 1.0 / round.mask.shape[-1] if self.time_average else 1.0
+
+    def values(self, params: Params, trajectories: Trajectories, round: Round) -> Tensor:
+        """The surrogate of each of one task's trajectories, ``[N]``."""
+        return self._values(self.log_prob(params, trajectories), round)
+
+    def _values(self, log_prob: Tensor, round: Round) -> Tensor:
+        return self.scale(round) * self.surrogate.per_trajectory(log_prob, round, self.gamma, self.discounted)
+
+    def step(
+        self, params: Params, step_sizes: StepSizes, trajectories: Trajectories, round: Round
+    ) -> tuple[Params, Any, Tensor]:
+        """One step of one task, with the graph.
+
+        Returns:
+            θ + α g; the distribution at θ, fields ``[N, T, ...]``; log π_θ of the actions, ``[N, T]``.
+        """
+
+        def value(params: Params) -> tuple[Tensor, tuple[Any, Tensor]]:
+            distribution = functional_call(self.policy, params, (trajectories.obs,))
+            log_prob = distribution.log_prob(trajectories.action)
+            return self._values(log_prob, round).mean(), (distribution, log_prob)
+
+        gradient, (distribution, log_prob) = grad(value, has_aux=True)(params)
+        if self.first_order:
+            gradient = {name: g.detach() for name, g in gradient.items()}
+        adapted = {name: value + step_sizes[name] * gradient[name] for name, value in params.items()}
+        return adapted, distribution, log_prob
+
+    def unroll(
+        self, params: Params, step_sizes: StepSizes, trajectories: Sequence[Trajectories], rounds: Sequence[Round]
+    ) -> Unrolled:
+        """K steps of all tasks on the first K of K + 1 rounds of data, fields ``[B, N, T, ...]``; θ_0 is shared."""
+
+        def one_task(trajectories: Sequence[Trajectories], rounds: Sequence[Round]) -> Unrolled:
+            distributions, log_probs, adapted = [], [], params
+            for trajectory, round in zip(trajectories[:-1], rounds, strict=True):
+                adapted, distribution, log_prob = self.step(adapted, step_sizes, trajectory, round)
+                distributions.append(distribution)
+                log_probs.append(log_prob)
+            last = functional_call(self.policy, adapted, (trajectories[-1].obs,))
+            log_probs.append(last.log_prob(trajectories[-1].action))
+            return Unrolled((*distributions, last), tuple(log_probs), adapted)
+
+        return vmap(one_task)(tuple(trajectories), tuple(rounds[: len(trajectories) - 1]))
+
+    @torch.no_grad()
+    def trajectory_gradients(self, params: Params, trajectories: Trajectories, round: Round) -> Params:
+        """g_n, the gradient of each trajectory's own surrogate, ``[B, N, ...]``; θ is ``[B, ...]``."""
+
+        def one(params: Params, trajectory: Trajectories, round: Round) -> Tensor:
+            alone = Trajectories(*(x.unsqueeze(0) for x in trajectory)), Round(*(x.unsqueeze(0) for x in round))
+            return self.values(params, *alone)[0]
+
+        return vmap(vmap(grad(one), in_dims=(None, 0, 0)))(params, trajectories, round)

@@ -1,0 +1,240 @@
+"""Outer updates: how the meta-objective moves the initial parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lit_metarl.estimators import clipped_ratio, likelihood_ratio, log_importance_ratio, log_likelihood
+from lit_metarl.optim.inner_loop import Unrolled
+from lit_metarl.optim.trust_region import trust_region_step
+from lit_metarl.types import Params, Round, require
+
+OuterSurrogate = Callable[[Tensor, Round, float], Tensor]
+"""(log π ``[B, N, T]`` with its graph, the last round, γ of the γ^t weight) → a value per trajectory, ``[B, N]``."""
+
+
+class MetaProblem(Protocol):
+    """One iteration as an outer update sees it: fixed data, parameters to move."""
+
+    old: Unrolled
+    """Everything at the parameters that collected the data, without a graph."""
+    penalties: list[float]
+    """KL coefficients of the K inner rounds; state of the run that an update may change."""
+
+    @property
+    def params(self) -> Params:
+        """What is learned, by name: the initial parameters, and step sizes if they are learned."""
+        ...
+
+    @property
+    def masks(self) -> tuple[Tensor, ...]:
+        """Validity of every round, ``[B, N, T]``."""
+        ...
+
+    def unroll(self, params: Params | None = None) -> Unrolled:
+        """Adaptation on the data, from ``params`` (the current ones if None), with the graph."""
+        ...
+
+    def objective(self, unrolled: Unrolled, surrogate: OuterSurrogate) -> Tensor:
+        """Mean over tasks of the outer surrogate plus the sampling correction, a scalar to maximise."""
+        ...
+
+    def ascend(self, value: Tensor) -> None:
+        """One optimizer step towards larger ``value``, its gradient averaged over processes."""
+        ...
+
+    def assign(self, params: Params) -> None:
+        """Set the parameters."""
+        ...
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """Mean over processes."""
+        ...
+
+
+class OuterUpdate(ABC):
+    """A frozen dataclass in a config; one method, and an optimizer where the update uses one."""
+
+    def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer | None:
+        """Optimizer of the parameters; None if the update needs none."""
+        return None
+
+    @abstractmethod
+    def update(self, problem: MetaProblem) -> dict[str, Tensor]:
+        """Move the parameters on this iteration's data; returns detached scalars to log."""
+
+
+def _log_ratio(log_prob: Tensor, round: Round) -> Tensor:
+    return log_importance_ratio(log_prob, round.behaviour_log_prob, round.mask)
+
+
+def likelihood(log_prob: Tensor, round: Round, gamma: float) -> Tensor:
+    """Σ_t γ^t log π_t A_t, ``[B, N]``: its gradient is the policy gradient."""
+    return log_likelihood(log_prob, round.advantage, round.mask, gamma)
+
+
+def ratio(log_prob: Tensor, round: Round, gamma: float) -> Tensor:
+    """Σ_t γ^t ρ_t A_t, ``[B, N]``: the same gradient at the old parameters, a meaningful value beside them."""
+    return likelihood_ratio(_log_ratio(log_prob, round), round.advantage, round.mask, gamma)
+
+
+def mean_kl(old: Any, new: Any, mask: Tensor) -> Tensor:
+    """Mean over valid steps of all tasks of KL(old ‖ new), a scalar; distributions with fields ``[B, N, T, ...]``."""
+    return (old.kl(new) * mask).sum() / mask.sum()
+
+
+@dataclass(frozen=True)
+class VPG(OuterUpdate):
+    """Vanilla policy gradient with any torch optimizer (Finn et al. 2017, Alg. 3; Fallah et al. 2021, Alg. 1).
+
+    Attributes:
+        lr: outer step size β.
+        optimizer_class: name in ``torch.optim``.
+        optimizer_args: its other arguments.
+    """
+
+    lr: float = 1e-3
+    optimizer_class: str = "Adam"
+    optimizer_args: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "outer.lr", self.lr, "it must be positive")
+        known = isinstance(getattr(torch.optim, self.optimizer_class, None), type)
+        require(known, "outer.optimizer_class", self.optimizer_class, "it must be the name of a class in torch.optim")
+
+    def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """The torch optimizer."""
+        return getattr(torch.optim, self.optimizer_class)(parameters, lr=self.lr, **(self.optimizer_args or {}))
+
+    def update(self, problem: MetaProblem) -> dict[str, Tensor]:
+        """One step."""
+        value = problem.objective(problem.unroll(), likelihood)
+        problem.ascend(value)
+        return {"objective": value.detach()}
+
+
+@dataclass(frozen=True)
+class PPO(OuterUpdate):
+    """Clipped ratios over several epochs with a KL penalty on the inner rounds (Rothfuss et al. 2019, Eq. 11–13).
+
+    Attributes:
+        lr: Adam step size.
+        clip: ε of the clipped ratio of the last round.
+        epochs: gradient steps on the same data.
+        kl_penalty: initial coefficient η of the mean KL(old ‖ new) of every inner round; 0 for none.
+        adaptive_kl: halve (double) a round's coefficient when its KL ends below (above) ``kl_target`` by more than
+            a factor of 1.5.
+        kl_target: in nats.
+    """
+
+    lr: float = 1e-3
+    clip: float = 0.3
+    epochs: int = 5
+    kl_penalty: float = 5e-4
+    adaptive_kl: bool = False
+    kl_target: float = 1e-2
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "outer.lr", self.lr, "it must be positive")
+        require(self.clip > 0, "outer.clip", self.clip, "it must be positive")
+        require(self.epochs >= 1, "outer.epochs", self.epochs, "it must be at least 1")
+        require(self.kl_penalty >= 0, "outer.kl_penalty", self.kl_penalty, "it must not be negative")
+        require(self.kl_target > 0, "outer.kl_target", self.kl_target, "it must be positive")
+
+    def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """Adam, whose state is kept over iterations."""
+        return torch.optim.Adam(parameters, lr=self.lr)
+
+    def update(self, problem: MetaProblem) -> dict[str, Tensor]:
+        """``epochs`` steps."""
+        inner_rounds = len(problem.masks) - 1
+        if len(problem.penalties) != inner_rounds:
+            problem.penalties[:] = [self.kl_penalty] * inner_rounds
+        for _ in range(self.epochs):
+            unrolled = problem.unroll()
+            value = problem.objective(unrolled, self._clipped)
+            kls = self._inner_kls(problem, unrolled)
+            penalty = sum(c * kl for c, kl in zip(problem.penalties, kls, strict=True)) / inner_rounds
+            problem.ascend(value - penalty)
+        metrics = {"objective": value.detach(), "inner_kl": torch.stack(kls).mean().detach()}
+        if self.adaptive_kl:
+            self._adapt_penalties(problem)
+            metrics["kl_penalty"] = value.new_tensor(problem.penalties).mean()
+        return metrics
+
+    def _clipped(self, log_prob: Tensor, round: Round, gamma: float) -> Tensor:
+        return clipped_ratio(_log_ratio(log_prob, round), round.advantage, round.mask, gamma, self.clip)
+
+    def _inner_kls(self, problem: MetaProblem, unrolled: Unrolled) -> list[Tensor]:
+        rounds = zip(problem.old.distributions, unrolled.distributions, problem.masks, strict=True)
+        return [mean_kl(old, new, mask) for old, new, mask in list(rounds)[:-1]]
+
+    def _adapt_penalties(self, problem: MetaProblem) -> None:
+        with torch.no_grad():
+            kls = problem.reduce(torch.stack(self._inner_kls(problem, problem.unroll()))).tolist()
+        for k, kl in enumerate(kls):
+            if kl < self.kl_target / 1.5:
+                problem.penalties[k] /= 2.0
+            elif kl > self.kl_target * 1.5:
+                problem.penalties[k] *= 2.0
+
+
+@dataclass(frozen=True)
+class TRPO(OuterUpdate):
+    """Natural gradient with a KL constraint on the adapted policies (Finn et al. 2017, section 5.3).
+
+    Hessian-vector products are exact, through the adaptation steps.
+
+    Attributes:
+        max_kl: bound on the mean KL between the adapted policies that collected the last round and the new ones.
+        cg_iterations: conjugate-gradient iterations.
+        damping: added to the diagonal of the Fisher matrix.
+        backtrack_ratio: factor of the line search.
+        backtrack_steps: its number of tries; a step that does not improve within the constraint is not taken.
+    """
+
+    max_kl: float = 0.01
+    cg_iterations: int = 10
+    damping: float = 1e-5
+    backtrack_ratio: float = 0.8
+    backtrack_steps: int = 15
+
+    def __post_init__(self) -> None:
+        require(self.max_kl > 0, "outer.max_kl", self.max_kl, "it must be positive")
+        require(self.cg_iterations >= 1, "outer.cg_iterations", self.cg_iterations, "it must be at least 1")
+        require(self.damping >= 0, "outer.damping", self.damping, "it must not be negative")
+        require(0 < self.backtrack_ratio < 1, "outer.backtrack_ratio", self.backtrack_ratio, "it must be in (0, 1)")
+        require(self.backtrack_steps >= 1, "outer.backtrack_steps", self.backtrack_steps, "it must be at least 1")
+
+    def update(self, problem: MetaProblem) -> dict[str, Tensor]:
+        """One constrained step."""
+
+        def objective(params: Params) -> Tensor:
+            return problem.objective(problem.unroll(params), ratio)
+
+        def kl(params: Params) -> Tensor:
+            return mean_kl(problem.old.distributions[-1], problem.unroll(params).distributions[-1], problem.masks[-1])
+
+        value = objective(problem.params)
+        gradient = torch.autograd.grad(value, list(problem.params.values()))
+        params, step = trust_region_step(
+            {name: p.detach() for name, p in problem.params.items()},
+            dict(zip(problem.params, gradient, strict=True)),
+            kl,
+            objective,
+            self.max_kl,
+            self.cg_iterations,
+            self.damping,
+            self.backtrack_ratio,
+            self.backtrack_steps,
+            problem.reduce,
+        )
+        problem.assign(params)
+        scalars = {"objective": value.item(), "outer_kl": step.kl, "step_fraction": step.fraction}
+        return {name: value.new_tensor(number) for name, number in scalars.items()}

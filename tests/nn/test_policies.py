@@ -1,0 +1,167 @@
+"""Policies as functions of their parameters: vmap equals a loop, two derivatives, the floor of the log-std."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+import lit_metarl
+from lit_metarl.nn import ActorFactory, CategoricalMLP, GaussianMLP, PolicyFactory, TanhGaussianMLP
+from lit_metarl.nn.distributions import Categorical, DiagonalGaussian
+from lit_metarl.types import ConfigError, Params
+
+TASKS, SAMPLES, OBS, ACTIONS = 3, 7, 4, 2
+POLICIES = [GaussianMLP((8, 8)), CategoricalMLP((8,)), CategoricalMLP((), bias=False)]
+
+
+def build(factory: PolicyFactory) -> nn.Module:
+    torch.manual_seed(0)
+    return factory.build(OBS, ACTIONS, None if isinstance(factory, GaussianMLP) else 5).double()
+
+
+def data(factory: PolicyFactory) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    obs = torch.randn(TASKS, SAMPLES, OBS, dtype=torch.float64, generator=generator)
+    if isinstance(factory, GaussianMLP):
+        action = torch.randn(TASKS, SAMPLES, ACTIONS, dtype=torch.float64, generator=generator)
+    else:
+        action = torch.randint(5, (TASKS, SAMPLES), generator=generator)
+    return obs, action, torch.randn(TASKS, SAMPLES, dtype=torch.float64, generator=generator)
+
+
+def per_task(params: Params, scale: float = 0.1) -> Params:
+    """Different parameters for every task, ``[B, ...]``."""
+    return {name: value + scale * torch.randn(TASKS, *value.shape, dtype=value.dtype) for name, value in params.items()}
+
+
+@pytest.mark.parametrize("factory", POLICIES)
+def test_vmap_over_tasks_equals_a_loop_to_second_order(factory: PolicyFactory) -> None:
+    policy = build(factory)
+    theta = per_task({name: value.detach() for name, value in policy.named_parameters()})
+
+    def loss(params: Params, obs: Tensor, action: Tensor, advantage: Tensor) -> Tensor:
+        return -(functional_call(policy, params, (obs,)).log_prob(action) * advantage).mean()
+
+    def adapted_loss(params: Params, *batch: Tensor) -> Tensor:
+        slope = grad(loss)(params, *batch)
+        return loss({name: value - 0.5 * slope[name] for name, value in params.items()}, *batch)
+
+    batch = data(factory)
+    together = vmap(grad(adapted_loss))(theta, *batch)
+    for task in range(TASKS):
+        # The loop in plain autograd, through the module's own parameters' leaves.
+        leaves = {name: value[task].clone().requires_grad_() for name, value in theta.items()}
+        one = [x[task] for x in batch]
+        slope = torch.autograd.grad(loss(leaves, *one), list(leaves.values()), create_graph=True)
+        moved = {name: leaf - 0.5 * g for (name, leaf), g in zip(leaves.items(), slope, strict=True)}
+        alone = torch.autograd.grad(loss(moved, *one), list(leaves.values()))
+        first_order = torch.autograd.grad(loss(moved, *one), list(moved.values()))
+        for name, second, first in zip(leaves, alone, first_order, strict=True):
+            torch.testing.assert_close(together[name][task], second)
+            assert not torch.allclose(second, first, rtol=1e-3)  # the second derivative is there
+
+
+@pytest.mark.parametrize("factory", POLICIES)
+def test_vmap_returns_distributions_that_sample_and_act(factory: PolicyFactory) -> None:
+    policy = build(factory)
+    theta = per_task(dict(policy.named_parameters()))
+    obs, action, _ = data(factory)
+    distribution = vmap(lambda params, x: functional_call(policy, params, (x,)))(theta, obs)
+    assert isinstance(distribution, DiagonalGaussian | Categorical)
+    sample = distribution.sample(torch.Generator().manual_seed(0))
+    assert sample.shape == distribution.mode_action.shape == action.shape
+    assert distribution.log_prob(sample).shape == (TASKS, SAMPLES)
+    assert distribution.log_prob(sample).dtype == torch.float64
+
+
+def test_gaussian_initialisation_and_network() -> None:
+    torch.manual_seed(0)
+    policy = GaussianMLP((64, 32), initial_log_std=-0.5).build(11, 3)
+    linears = [m for m in policy.modules() if isinstance(m, nn.Linear)]
+    assert [tuple(m.weight.shape) for m in linears] == [(64, 11), (32, 64), (3, 32)]
+    for linear in linears:
+        # Glorot: uniform within ±√(6/(in + out)), so the largest of many comes close to the bound
+        bound = math.sqrt(6.0 / sum(linear.weight.shape))
+        assert 0.9 * bound < linear.weight.abs().max() <= bound
+        assert not linear.bias.any()
+    obs = torch.randn(5, 11)
+    h = obs
+    for linear in linears[:-1]:
+        h = torch.tanh(h @ linear.weight.T + linear.bias)
+    distribution = policy(obs)
+    torch.testing.assert_close(distribution.mean, h @ linears[-1].weight.T)
+    torch.testing.assert_close(distribution.log_std, torch.full((5, 3), -0.5))
+
+
+def test_the_floor_holds_and_lets_the_gradient_pass() -> None:
+    policy = GaussianMLP((4,), initial_log_std=-30.0).build(OBS, ACTIONS)
+    distribution = policy(torch.zeros(6, OBS))
+    torch.testing.assert_close(distribution.log_std, torch.full((6, ACTIONS), math.log(1e-6)))
+    assert torch.isfinite(distribution.log_prob(torch.full((6, ACTIONS), 10.0))).all()
+    (gradient,) = torch.autograd.grad(distribution.entropy().sum(), policy.log_std)
+    assert torch.equal(gradient, torch.full((ACTIONS,), 6.0))
+    above = GaussianMLP((4,), initial_log_std=-0.3).build(OBS, ACTIONS)
+    assert torch.equal(above(torch.zeros(1, OBS)).log_std[0], above.log_std)
+
+
+def test_a_tabular_softmax_is_its_logits() -> None:
+    policy = CategoricalMLP((), bias=False, zero_output=True).build(3, 1, 2)
+    ((name, table),) = policy.named_parameters()
+    assert table.shape == (2, 3)
+    assert not table.any()
+    torch.testing.assert_close(policy(torch.eye(3)).log_prob(torch.tensor([0, 1, 0])), torch.full((3,), -math.log(2)))
+    logits = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.5, 0.0]])
+    assert torch.equal(functional_call(policy, {name: logits}, (torch.eye(3),)).logits, logits.T)
+
+
+@pytest.mark.parametrize("factory", [GaussianMLP((8,)), CategoricalMLP((8,))])
+def test_densities_are_float32_under_bf16(factory: PolicyFactory) -> None:
+    policy = build(factory).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert policy.trunk(torch.ones(1, OBS)).dtype == torch.bfloat16
+        assert all(part.dtype == torch.float32 for part in policy(torch.ones(1, OBS)))
+        assert policy(torch.ones(1, OBS)).entropy().dtype == torch.float32
+
+
+def test_the_other_kind_of_action_space_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"'GaussianMLP'.* 5 discrete .*CategoricalMLP"):
+        GaussianMLP().build(OBS, 1, 5)
+    with pytest.raises(ConfigError, match=r"'CategoricalMLP'.*continuous.*GaussianMLP"):
+        CategoricalMLP().build(OBS, ACTIONS, None)
+    with pytest.raises(ConfigError, match="activation = 'sine'"):
+        GaussianMLP(activation="sine").build(OBS, ACTIONS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("factory", "sizes", "scale"),
+    [
+        (GaussianMLP([8]), {"obs_dim": OBS, "action_dim": ACTIONS, "num_actions": None}, {"action_scale": 0.8}),
+        (CategoricalMLP([8]), {"obs_dim": OBS, "action_dim": 1, "num_actions": 5}, {}),
+        (TanhGaussianMLP([8]), {"obs_dim": OBS, "action_dim": ACTIONS}, {}),  # SAC's recipe: no num_actions
+    ],
+)
+def test_load_policy_rebuilds_from_the_recipe(
+    factory: PolicyFactory | ActorFactory, sizes: dict[str, int | None], scale: dict[str, float], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    policy = factory.build(*sizes.values())  # type: ignore[arg-type]
+    class_path = f"{type(factory).__module__}.{type(factory).__qualname__}"
+    recipe = {"class_path": class_path, "init_args": asdict(factory), "state_dict": policy.state_dict()}
+    torch.save({"algorithm": {"policy": recipe | sizes | scale}}, tmp_path / "policy.ckpt")
+    obs = np.random.default_rng(0).normal(size=(6, OBS)).astype(np.float32)
+    expected = policy(torch.from_numpy(obs)).mode_action.detach().numpy()
+    if scale:
+        assert np.abs(expected).max() > 1.25  # so that clipping is seen
+        expected = np.clip(np.float32(scale["action_scale"]) * expected, -1.0, 1.0)
+    loaded = lit_metarl.load_policy(tmp_path / "policy.ckpt")
+    assert expected.std() > 0.0
+    assert loaded(obs).dtype == expected.dtype
+    np.testing.assert_allclose(loaded(obs), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(loaded(obs[0]), expected[0], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,199 @@
+"""The studies: what they measure against direct computation, and their commands."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.func import grad, jacrev
+from torch.testing import assert_close
+
+from lit_metarl.envs.tabular import random_mdp
+from lit_metarl.estimators import TMAML, DiCE, LikelihoodRatio
+from lit_metarl.reports import estimator_study, tabular_study
+from lit_metarl.reports.document import markers
+from lit_metarl.reports.study import STUDIES, main
+from lit_metarl.reports.tabular_accuracy import (
+    ESTIMATES,
+    Setting,
+    accuracies_of_mdp,
+    correlation,
+    log_ratio_derivatives,
+    policy_derivatives,
+    simulate,
+)
+
+TINY = ["tabular", "--mdps", "2", "--states", "3", "--actions", "2", "--horizon", "4", "--epsilons", "0", "0.5"]
+TINY += ["--trajectories", "20", "--sizes", "5", "20"]
+SETTING = Setting(states=4, actions=3, horizon=6, gamma=0.8, concentration=0.1, seed=0)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("| \n").split("|")]
+
+
+@pytest.mark.parametrize("inner", [DiCE(), LikelihoodRatio(), TMAML(eq7_printed=True)], ids=repr)
+def test_bias_and_variance_equal_a_loop_over_trajectories(inner):
+    theta, behaviour = torch.tensor([[[0.3, -0.2], [0.1, 0.9]], [[0.0, 0.5], [-1.0, 0.2]]]).double()
+    world = estimator_study.enumerate_round(random_mdp(2, 2, 0), theta, behaviour, horizon=2, gamma=0.9)
+    every = []
+    for m in range(len(world.probability)):
+        data = type(world.round)(*(part[m : m + 1] for part in world.round))
+        here = world.state[m], world.action[m]
+        one = lambda x, here=here, data=data: inner.per_trajectory(  # noqa: E731
+            torch.log_softmax(x, -1)[here][None], data, 0.9, True
+        ).sum()
+        every.append((grad(one)(theta), jacrev(grad(one))(theta)))
+    p = world.probability.numpy()
+    for part, quality in enumerate(estimator_study.measure(inner, world, 0.9)):
+        truth = world.exact[part + 1]
+        rows = np.stack([pair[part].numpy().ravel() for pair in every])
+        mean = np.average(rows, axis=0, weights=p)
+        error = np.linalg.norm(mean - truth.numpy().ravel()) / float(truth.norm())
+        assert quality.bias == pytest.approx(error, abs=1e-12)
+        assert quality.variance == pytest.approx(np.average((rows - mean) ** 2, axis=0, weights=p).sum())
+
+
+def test_table_of_estimators(capsys, tmp_path):
+    begin, end = markers("estimators")
+    file = tmp_path / "page.md"
+    file.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    assert main(["estimators", "--horizon", "3", "--write", str(file)]) == 0
+    table = capsys.readouterr().out
+    assert file.read_text() == f"before\n{begin}\n\n{table}\n{end}\nafter\n"
+    rows = {line[0]: line[1:] for line in map(cells, table.splitlines()) if len(line) == 9}
+    biases = {
+        name: [row[i] == "0" for i in (0, 2, 4, 6)] for name, row in rows.items() if name in estimator_study.ESTIMATORS
+    }
+    assert len(biases) == len(estimator_study.ESTIMATORS)
+    everywhere = {"DiCE (step-wise IS)", "Loaded DiCE", "doubly robust", "TMAML", "TayPO-3"}  # 3 steps
+    hessian = {"TayPO-2", "doubly robust, truncated at 1"}
+    for name, exact in biases.items():
+        expected = [True] * 4 if name in everywhere else [True, name in hessian, False, False]
+        assert exact == expected, name
+
+
+def test_derivatives_by_way_of_log_ratios_are_those_of_the_policy():
+    """Against the mean estimate of all trajectories, differentiated in θ directly."""
+    mdp, rng = random_mdp(4, 3, 0), np.random.default_rng(0)
+    data, theta = simulate(mdp, 7, 5, 0.8, rng), torch.as_tensor(rng.normal(size=(4, 3)))
+
+    for estimate in ESTIMATES.values():
+
+        def mean(table, estimate=estimate):
+            here = data.state[:, :-1]
+            log_ratio = torch.log_softmax(table, -1)[here, data.action] - np.log(1 / 3)
+            value = data.critic[data.state]
+            return estimate(log_ratio, data.reward, value[:, :-1], value[:, -1], 0.8).mean()
+
+        gradient, hessian = policy_derivatives(theta, data, *log_ratio_derivatives(estimate, theta, data, 0.8))
+        assert_close(gradient, grad(mean)(theta))
+        assert_close(hessian, jacrev(grad(mean))(theta))
+        assert hessian.abs().max() > 1e-3
+
+
+def test_trajectories_are_those_of_the_mdp():
+    mdp = random_mdp(4, 3, 0, concentration=0.1)
+    data = simulate(mdp, 3000, 5, 0.8, np.random.default_rng(0))
+    np.testing.assert_array_equal(data.reward, mdp.reward[data.state[:, :-1], data.action])
+    pairs = data.state[:, :-1] * 3 + data.action
+    for pair in torch.unique(pairs).tolist():
+        after = data.state[:, 1:][pairs == pair]
+        share = np.bincount(after, minlength=4) / len(after)
+        np.testing.assert_allclose(share, mdp.transition[pair // 3, pair % 3], atol=4 * 0.5 / np.sqrt(len(after)))
+    np.testing.assert_allclose(np.bincount(data.action.flatten()) / 15_000, 1 / 3, atol=0.02)
+
+
+def test_accuracies_have_the_known_pattern():
+    points = [(0.0, 500), (0.6, 20), (0.6, 500)]
+    runs = [accuracies_of_mdp(SETTING, index, points) for index in range(4)]
+    mean = {point: dict(zip(ESTIMATES, np.mean([run[point] for run in runs], axis=0), strict=True)) for point in points}
+    on, off = mean[0.0, 500], mean[0.6, 500]
+    np.testing.assert_allclose(on["TayPO-2"], on["DR"], atol=1e-9)
+    np.testing.assert_allclose(on["truncated DR"], on["DR"], atol=1e-9)
+    assert on["TayPO-1"][0] == pytest.approx(on["DR"][0], abs=1e-9)
+    assert on["TayPO-1"][1] < on["DR"][1] - 0.01
+    assert min(on["DR"]) > 0.8
+    assert off["TayPO-2"][1] > max(off[name][1] for name in ESTIMATES if name != "TayPO-2")
+    assert off["TayPO-2"][1] > mean[0.6, 20]["TayPO-2"][1]
+    again = accuracies_of_mdp(SETTING, 0, points[:1])
+    assert not np.allclose(again[0.0, 500], accuracies_of_mdp(replace(SETTING, seed=1), 0, points[:1])[0.0, 500])
+
+
+def test_one_set_of_trajectories_for_all_points():
+    alone, together = (
+        accuracies_of_mdp(SETTING, 2, points) for points in ([(0.3, 40)], [(0.1, 40), (0.3, 10), (0.3, 40)])
+    )
+    np.testing.assert_allclose(alone[0.3, 40], together[0.3, 40])
+
+
+def test_correlation():
+    x = torch.tensor([[1.0, 2.0], [4.0, -3.0]]).double()
+    assert correlation(2 * x + 5, x) == pytest.approx(1)
+    assert correlation(-x, x) == pytest.approx(-1)
+    y = torch.tensor([[0.0, 1.0], [1.0, 3.0]]).double()
+    assert correlation(x, y) == pytest.approx(np.corrcoef(x.flatten(), y.flatten())[0, 1])
+    assert correlation(torch.zeros_like(x), x) == 0
+
+
+def test_tabular_command(capsys, tmp_path):
+    begin, end = markers("tabular")
+    file = tmp_path / "page.md"
+    file.write_text(f"{begin}\n{end}\n")
+    assert main([*TINY, "--write", str(file), "--figure", str(tmp_path / "figures")]) == 0
+    output = capsys.readouterr()
+    assert output.err.strip() == str(tmp_path / "figures" / "tabular.png")
+    assert (tmp_path / "figures" / "tabular.png").stat().st_size > 10_000
+    assert output.out in file.read_text()
+    rows = [line for line in map(cells, output.out.splitlines()) if len(line) == 2 + len(ESTIMATES)]
+    assert [row[:2] for row in rows if row[0][0].isdigit()] == [["0", "20"], ["0.5", "20"], ["0.5", "5"], ["0.5", "20"]]
+    main([*TINY, "--figure", str(tmp_path)])
+    assert capsys.readouterr().out == output.out
+
+
+def test_figure_goes_to_mlruns(tmp_path):
+    assert main([*TINY, "--mdps", "1"]) == 0
+    assert (tmp_path / "mlruns" / "figures" / "tabular.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["unknown"], "NAME"),
+        ([], "NAME"),
+        (["estimators", "--gamma", "2"], "--gamma"),
+        (["estimators", "--actions", "1"], "--actions"),
+        (["estimators", "--horizon", "9"], "fewer steps"),
+        (["estimators", "--seed", "-1"], "--seed"),
+        (["estimators", "--horizon", "2", "--write", "missing.md"], "missing.md"),
+        (["tabular", "--epsilons", "0", "1"], "--epsilons"),
+        (["tabular", "--epsilons", "x"], "--epsilons"),
+        (["tabular", "--gamma", "1"], "--gamma"),
+        (["tabular", "--concentration", "0"], "--concentration"),
+        (["tabular", "--concentration", "nan"], "--concentration"),
+        (["tabular", "--mdps", "0"], "--mdps"),
+        ([*TINY, "--write", "missing.md"], "missing.md"),
+        ([*TINY, "--figure", "/dev/null/figures"], "/dev/null"),
+    ],
+)
+def test_bad_options_exit_with_code_two_and_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_help_names_every_study(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text and what in text for name, (_, what) in STUDIES.items())
+
+
+def test_defaults_are_those_of_the_paper():
+    args, _ = tabular_study.parse([])
+    assert (args.states, args.actions, args.horizon, args.gamma, args.trajectories) == (10, 5, 20, 0.8, 1000)
+    assert (args.mdps, args.size_epsilon) == (10, 0.5)
