@@ -209,9 +209,8 @@ class MetaPolicyGradient(Algorithm):
         rounds = [self.process(trajectory) for trajectory in trajectories]
         params, sizes = self.split({name: p.detach() for name, p in self.meta_parameters().items()})
         with torch.no_grad():
-            old = self.inner.unroll(params, sizes, trajectories, rounds)
             credits = self.correction.credits(self.inner, params, sizes, trajectories, rounds)
-        return Problem(self, tuple(trajectories), tuple(rounds), old, credits, self.penalties)
+        return Problem(self, tuple(trajectories), tuple(rounds), credits, self.penalties)
 
     # Evaluation ----------------------------------------------------------------------------------------------------
 
@@ -255,7 +254,6 @@ class Problem:
         module: whose parameters move.
         trajectories: K + 1 rounds, fields ``[B, N, T, ...]``.
         rounds: the same as estimators see them.
-        old: the unrolled adaptation at the parameters that collected the data, without a graph.
         credits: K credits ``[B, N]`` of the inner trajectories, or none.
         penalties: KL coefficients of the inner rounds, owned by the module.
     """
@@ -263,7 +261,6 @@ class Problem:
     module: MetaPolicyGradient
     trajectories: tuple[Trajectories, ...]
     rounds: tuple[Round, ...]
-    old: Unrolled
     credits: list[Tensor]
     penalties: list[float]
 

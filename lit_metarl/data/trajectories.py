@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lit_metarl.data.collector import as_float
-from lit_metarl.envs.base import BatchedEnv, EnvError, Tasks
+from lit_metarl.envs.base import BatchedEnv, EnvError, EnvSpec, Tasks
 from lit_metarl.envs.tasks import TaskFamily
-from lit_metarl.types import Trajectories
+from lit_metarl.types import Trajectories, require
 
 ChooseActions = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Observations ``[B, N, O]`` → actions ``[B, N, A]`` (int ``[B, N]`` if discrete), log-probabilities ``[B, N]``."""
@@ -46,7 +47,7 @@ class TaskSimulator:
         self.env: BatchedEnv = family.make(num_tasks * trajectories, seed)
         self.action_scale = action_scale
         self.oracle_context = oracle_context
-        self.horizon = require_horizon(self.env)
+        self.horizon = horizon_of(self.env.spec)
         self._context = torch.zeros(num_tasks, trajectories, 0)
 
     def set_tasks(self, tasks: Tasks) -> None:
@@ -67,6 +68,10 @@ class TaskSimulator:
         Raises:
             EnvError: an observation or a reward is not finite; names task, trajectory and step.
         """
+        with _one_torch_thread():
+            return self._run(choose, after_step)
+
+    def _run(self, choose: ChooseActions, after_step: Callable[[int], None] | None) -> Trajectories:
         B, N, T = self.num_tasks, self.trajectories, self.horizon
         obs = self._observe(self.env.reset())
         record: dict[str, Tensor] = {"mask": torch.zeros(B, N, T), "reward": torch.zeros(B, N, T)}
@@ -126,11 +131,30 @@ class TaskSimulator:
         self.env.close()
 
 
-def require_horizon(env: BatchedEnv) -> int:
-    """T, the agent steps of an episode; ``EnvError`` if the environment has no time limit."""
-    if env.spec.max_episode_steps is None:
-        raise EnvError(f"{env.spec.name} has no time limit, so its trajectories have no length; give it one.")
-    return env.spec.max_episode_steps
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Keep torch's own threads out of the way of the simulator's.
+
+    Between two parallel operations they spin, waiting for the next, on cores that the simulator steps its environments
+    on; and a policy's operations on one step's observations are too small to gain from them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def horizon_of(spec: EnvSpec) -> int:
+    """T, the agent steps of an episode; ``ConfigError`` if the environment has no time limit."""
+    require(
+        spec.max_episode_steps is not None,
+        "data.env",
+        spec.name,
+        "it has no time limit, so its trajectories have no length; give it one (max_episode_steps)",
+    )
+    return spec.max_episode_steps or 0
 
 
 def _like(alive: Tensor, value: Tensor) -> Tensor:

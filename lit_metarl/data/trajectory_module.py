@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_metarl.data.experience import ExperienceDataModule, cpu_generator
 from lit_metarl.data.streams import Stream
-from lit_metarl.data.trajectories import ChooseActions, TaskSimulator, require_horizon, uniform_actions
+from lit_metarl.data.trajectories import ChooseActions, TaskSimulator, horizon_of, uniform_actions
 from lit_metarl.envs.base import Tasks, load_streams, streams_state
 from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.types import MetaBatch, MetaEpisodes, Params, State, Trajectories, require
@@ -80,7 +80,7 @@ class TrajectoryDataModule(ExperienceDataModule):
         self.oracle_context = oracle_context
         shares = {"num_tasks": num_tasks, "eval_tasks": eval_tasks, "test_tasks": test_tasks}
         super().__init__(env, seed, shares, video_size)
-        require_horizon(self._make(1, Stream.EVAL_ENV, trajectories, action_scale).env)
+        horizon_of(self.spec)
         self.trajectories = trajectories
         self.adaptation_steps = adaptation_steps
         self.action_scale = action_scale
@@ -119,15 +119,13 @@ class TrajectoryDataModule(ExperienceDataModule):
         self.generator = cpu_generator(self.stream_seed(Stream.COLLECT))
         self.env_steps = 0
 
-    def _make(
-        self, num_tasks: int, stream: Stream, trajectories: int | None = None, action_scale: float | None = None
-    ) -> TaskSimulator:
+    def _make(self, num_tasks: int, stream: Stream, trajectories: int | None = None) -> TaskSimulator:
         return TaskSimulator(
             self.env_factory,
             num_tasks,
             trajectories or self.trajectories,
             self.stream_seed(stream),
-            action_scale or self.action_scale,
+            self.action_scale,
             self.oracle_context,
         )
 

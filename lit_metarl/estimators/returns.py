@@ -67,13 +67,13 @@ def following_value(value: Tensor, mask: Tensor, bootstrap: Tensor | None = None
     Args:
         value: V(s_t), ``[..., N, T]``.
         mask: ``[..., N, T]``.
-        bootstrap: V(s_T) of episodes that ran through all T steps, ``[..., N]``; 0 if None. It is ignored for those
-            that ended earlier; give 0 for one that terminated exactly at the last step.
+        bootstrap: V(s_T) of episodes that ran through all T steps, ``[..., N]``; 0 if None. Of those that ended
+            earlier it does not matter; give 0 for one that terminated exactly at the last step.
 
     Returns:
-        ``[..., N, T]``.
+        ``[..., N, T]``; of no meaning at padded entries.
     """
-    last = torch.zeros_like(value[..., 0]) if bootstrap is None else torch.where(mask[..., -1] > 0, bootstrap, 0.0)
+    last = torch.zeros_like(value[..., 0]) if bootstrap is None else bootstrap
     return torch.cat([torch.where(mask > 0, value, 0.0)[..., 1:], last.unsqueeze(-1)], dim=-1)
 
 

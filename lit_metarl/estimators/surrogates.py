@@ -35,7 +35,7 @@ def log_likelihood(log_prob: Tensor, advantage: Tensor, mask: Tensor, gamma: flo
         ``[..., N]``.
     """
     weight = discounts(log_prob.shape[-1], gamma, log_prob)
-    return (weight * torch.where(mask > 0, log_prob, 0.0) * torch.where(mask > 0, advantage, 0.0)).sum(-1)
+    return (weight * torch.where(mask > 0, log_prob * advantage, 0.0)).sum(-1)
 
 
 def likelihood_ratio(log_ratio: Tensor, advantage: Tensor, mask: Tensor, gamma: float) -> Tensor:

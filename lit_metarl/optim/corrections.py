@@ -188,7 +188,8 @@ def _first_order(
         direction = {name: step_sizes[name] * g for name, g in grad(value)(adapted).items()}
         return jvp(lambda p: inner.values(p, before, inner_data), (params,), (direction,))[1]
 
-    credits = vmap(one_task)(params, adapted, *trajectories[-2:], *rounds[-2:])
+    (before, after), (inner_data, data) = trajectories[-2:], rounds[-2:]
+    credits = vmap(one_task)(params, adapted, before, after, inner_data, data)
     return credits / credits.shape[-1]
 
 

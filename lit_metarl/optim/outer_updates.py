@@ -22,8 +22,6 @@ OuterSurrogate = Callable[[Tensor, Round, float], Tensor]
 class MetaProblem(Protocol):
     """One iteration as an outer update sees it: fixed data, parameters to move."""
 
-    old: Unrolled
-    """Everything at the parameters that collected the data, without a graph."""
     penalties: list[float]
     """KL coefficients of the K inner rounds; state of the run that an update may change."""
 
@@ -156,33 +154,37 @@ class PPO(OuterUpdate):
         inner_rounds = len(problem.masks) - 1
         if len(problem.penalties) != inner_rounds:
             problem.penalties[:] = [self.kl_penalty] * inner_rounds
+        with torch.no_grad():
+            old = problem.unroll()
         for _ in range(self.epochs):
             unrolled = problem.unroll()
             value = problem.objective(unrolled, self._clipped)
-            kls = self._inner_kls(problem, unrolled)
+            kls = _inner_kls(problem, old, unrolled)
             penalty = sum(c * kl for c, kl in zip(problem.penalties, kls, strict=True)) / inner_rounds
             problem.ascend(value - penalty)
         metrics = {"objective": value.detach(), "inner_kl": torch.stack(kls).mean().detach()}
         if self.adaptive_kl:
-            self._adapt_penalties(problem)
+            self._adapt_penalties(problem, old)
             metrics["kl_penalty"] = value.new_tensor(problem.penalties).mean()
         return metrics
 
     def _clipped(self, log_prob: Tensor, round: Round, gamma: float) -> Tensor:
         return clipped_ratio(_log_ratio(log_prob, round), round.advantage, round.mask, gamma, self.clip)
 
-    def _inner_kls(self, problem: MetaProblem, unrolled: Unrolled) -> list[Tensor]:
-        rounds = zip(problem.old.distributions, unrolled.distributions, problem.masks, strict=True)
-        return [mean_kl(old, new, mask) for old, new, mask in list(rounds)[:-1]]
-
-    def _adapt_penalties(self, problem: MetaProblem) -> None:
+    def _adapt_penalties(self, problem: MetaProblem, old: Unrolled) -> None:
         with torch.no_grad():
-            kls = problem.reduce(torch.stack(self._inner_kls(problem, problem.unroll()))).tolist()
+            kls = problem.reduce(torch.stack(_inner_kls(problem, old, problem.unroll()))).tolist()
         for k, kl in enumerate(kls):
             if kl < self.kl_target / 1.5:
                 problem.penalties[k] /= 2.0
             elif kl > self.kl_target * 1.5:
                 problem.penalties[k] *= 2.0
+
+
+def _inner_kls(problem: MetaProblem, old: Unrolled, new: Unrolled) -> list[Tensor]:
+    """Mean KL(old ‖ new) of each of the K inner rounds, scalars."""
+    rounds = list(zip(old.distributions, new.distributions, problem.masks, strict=True))
+    return [mean_kl(*round) for round in rounds[:-1]]
 
 
 @dataclass(frozen=True)
@@ -214,12 +216,14 @@ class TRPO(OuterUpdate):
 
     def update(self, problem: MetaProblem) -> dict[str, Tensor]:
         """One constrained step."""
+        with torch.no_grad():
+            old = problem.unroll().distributions[-1]
 
         def objective(params: Params) -> Tensor:
             return problem.objective(problem.unroll(params), ratio)
 
         def kl(params: Params) -> Tensor:
-            return mean_kl(problem.old.distributions[-1], problem.unroll(params).distributions[-1], problem.masks[-1])
+            return mean_kl(old, problem.unroll(params).distributions[-1], problem.masks[-1])
 
         value = objective(problem.params)
         gradient = torch.autograd.grad(value, list(problem.params.values()))

@@ -230,6 +230,21 @@ def test_walkers_frame_skip():
     assert RandomParameters("walker2d", frame_skip=4).make(1, 0).spec.frame_dt == pytest.approx(0.008)
 
 
+@pytest.mark.parametrize(
+    ("family", "height", "stands"),
+    [
+        (Direction("ant"), [-0.01, 0.0, 0.1, 1.0, 1.01], [False, True, True, True, False]),
+        (Direction("ant", "hyperl"), [0.19, 0.2, 0.5, 1.0, 1.01], [False, True, True, True, False]),
+        (Goal(), [-0.01, 0.0, 0.1, 1.0, 1.01], [True] * 5),
+        (Direction("humanoid"), [0.99, 1.0, 1.5, 2.0, 2.01], [False, True, True, True, False]),
+    ],
+)
+def test_bounds_of_the_torso(family, height, stands):
+    env, _ = started(family, 5)
+    env._sim.field("qpos")[:, 2] = height
+    assert env._healthy().tolist() == stands
+
+
 def test_heading_by_hand():
     velocity = np.array([[3.0, 0.0], [0.0, 0.1], [-2.0, 0.0], [0.0, 0.0]])
     penalty = heading_penalty(velocity, velocity, np.tile([1.0, 0.0], (4, 1)))

@@ -317,8 +317,8 @@ def test_results_are_not_overwritten_by_later_steps():
     first = env.reset()
     kept, result = first.copy(), env.step(np.ones((2, 2)))
     copies = [array.copy() for array in result]
-    env.step(np.ones((2, 2)))
     env.reset()
+    env.step(np.ones((2, 2)))
     np.testing.assert_array_equal(first, kept)
     assert_identical(result, copies)
 

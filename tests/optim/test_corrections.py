@@ -73,7 +73,7 @@ class Enumeration:
             ]
         )
         self.problem = module.problem(self.trajectories)
-        log_probs = self.problem.old.log_probs
+        log_probs = [log_prob.detach() for log_prob in self.problem.unroll().log_probs]
         self.probability = torch.stack(
             [
                 (log_prob.sum(-1).exp() * DYNAMICS[i]).prod(-1)

@@ -1,0 +1,248 @@
+"""Trajectories: what is collected, with which policy, on which tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+
+from lit_metarl.algorithms import MAML
+from lit_metarl.data import TrajectoryDataModule
+from lit_metarl.data.trajectories import TaskSimulator
+from lit_metarl.envs.base import EnvError, EnvSpec, StepResult, load_streams, make_streams, streams_state
+from lit_metarl.envs.navigation import Navigation2D
+from lit_metarl.envs.points import PointEnv
+from lit_metarl.envs.tabular import TabularTasks
+from lit_metarl.envs.tasks import TaskFamily
+from lit_metarl.nn import GaussianMLP
+from lit_metarl.types import ConfigError, MetaBatch
+
+
+class CountdownEnv:
+    """Environment i ends after i + 2 steps; reward 1; the observation counts the steps. Written out, no physics."""
+
+    resumes_exactly, resume_note = True, ""
+
+    def __init__(self, num_envs: int, seed: int, broken_at: int) -> None:
+        self.spec = EnvSpec("test/countdown", 1, 1, 6)
+        self.num_envs, self.broken_at = num_envs, broken_at
+        self.steps, self.streams = np.zeros(num_envs), make_streams(seed, num_envs)
+        self.actions: list[np.ndarray] = []
+
+    def reset(self, mask=None):
+        self.steps[slice(None) if mask is None else mask] = 0
+        return self.steps[:, None].copy()
+
+    def step(self, action):
+        self.actions.append(action.copy())
+        self.steps += 1
+        reward = np.where(self.steps == self.broken_at, np.nan, 1.0)
+        ended = self.steps >= np.arange(self.num_envs) + 2
+        return StepResult(self.steps[:, None].copy(), reward, ended, self.steps >= 6)
+
+    def set_tasks(self, tasks):
+        self.tasks = dict(tasks)
+
+    def state_dict(self):
+        return {"steps": torch.from_numpy(self.steps.copy()), "streams": streams_state(self.streams)}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"].numpy().copy()
+        load_streams(self.streams, state["streams"])
+
+    def render(self, index=0, width=320, height=240):
+        return np.zeros((height, width, 3), dtype=np.uint8)
+
+    def close(self):
+        pass
+
+
+@dataclass(frozen=True)
+class Countdown(TaskFamily):
+    broken_at: int = -1
+
+    def make(self, num_envs: int, seed: int) -> Any:
+        return CountdownEnv(num_envs, seed, self.broken_at)
+
+    def sample(self, num_tasks, generator, split="train"):
+        return {"name": generator.uniform(size=num_tasks)}
+
+
+def constant(value: float):
+    return lambda obs: (torch.full((*obs.shape[:2], 1), value), torch.full(obs.shape[:2], -0.5))
+
+
+def test_padding_follows_the_end_of_each_episode() -> None:
+    simulator = TaskSimulator(Countdown(), 2, 3, seed=0, action_scale=0.1, oracle_context=False)
+    data = simulator.run(constant(4.0))
+    lengths = torch.tensor([[2.0, 3.0, 4.0], [5.0, 6.0, 6.0]])  # environment i: i + 2, at most 6
+    assert torch.equal(data.mask.sum(-1), lengths)
+    assert torch.equal(data.returns, lengths)
+    assert torch.equal(data.obs[1, 1, :, 0], torch.arange(6.0))
+    for field in (data.obs[..., 0], data.action[..., 0], data.reward, data.log_prob):
+        assert torch.equal(field[data.mask == 0], torch.zeros_like(field[data.mask == 0]))
+    assert torch.equal(data.log_prob[data.mask > 0], torch.full((26,), -0.5))
+
+
+def test_the_simulator_gets_scaled_and_clipped_actions_and_the_batch_keeps_the_policys() -> None:
+    simulator = TaskSimulator(Countdown(), 1, 2, seed=0, action_scale=0.1, oracle_context=False)
+    data = simulator.run(constant(4.0))
+    np.testing.assert_allclose(simulator.env.actions[0], 0.4)
+    assert float(data.action[0, 0, 0]) == 4.0
+    simulator.run(constant(-40.0))
+    np.testing.assert_allclose(simulator.env.actions[-1], -1.0)
+
+
+def test_every_trajectory_of_a_task_gets_its_task_and_context() -> None:
+    simulator = TaskSimulator(Countdown(), 2, 3, seed=0, action_scale=1.0, oracle_context=True)
+    simulator.set_tasks({"name": np.array([0.25, 0.75])})
+    np.testing.assert_allclose(simulator.env.tasks["name"], [0.25] * 3 + [0.75] * 3)
+    obs = simulator.run(constant(0.0)).obs
+    assert obs.shape == (2, 3, 6, 2)
+    assert torch.equal(obs[0, 2, 0], torch.tensor([0.0, 0.25]))
+    assert torch.equal(obs[1, 0, 0], torch.tensor([0.0, 0.75]))
+
+
+def test_a_value_that_is_not_finite_is_named() -> None:
+    simulator = TaskSimulator(Countdown(broken_at=2), 2, 1, 0, 1.0, False)
+    with pytest.raises(EnvError, match=r"test/countdown: task 0, trajectory 0 .* not finite at its step 2"):
+        simulator.run(constant(0.0))
+
+
+def test_discrete_actions_reach_the_simulator_as_they_are() -> None:
+    simulator = TaskSimulator(TabularTasks(horizon=3), 2, 2, 0, 0.1, False)
+    data = simulator.run(lambda obs: (torch.full(obs.shape[:2], 4), torch.zeros(obs.shape[:2])))
+    assert data.action.dtype == torch.int64
+    assert data.action.shape == (2, 2, 3)
+    assert torch.equal(data.action, torch.full((2, 2, 3), 4))
+
+
+class Spy(Callback):
+    """Checks every batch against the module as it stands when the batch arrives."""
+
+    def __init__(self) -> None:
+        self.batches: list[MetaBatch] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append(batch)
+        params = pl_module.initial_params(batch.rounds[0].obs.shape[0])
+        for k, round in enumerate(batch.rounds):
+            distribution = pl_module._distributions(params, round.obs)
+            seen = distribution.log_prob(round.action) * round.mask
+            torch.testing.assert_close(seen, round.log_prob, rtol=1e-4, atol=1e-4)
+            if k < len(batch.rounds) - 1:
+                params = pl_module.adapt(params, round)
+
+
+SMALL = {"num_tasks": 3, "trajectories": 4, "epoch_iterations": 2, "eval_tasks": 2, "test_tasks": 2}
+
+
+def fit(datamodule: TrajectoryDataModule, epochs: int = 2, **kwargs: Any) -> tuple[MAML, Spy]:
+    seed_everything(0)
+    spy = Spy()
+    module = MAML(datamodule.obs_dim, datamodule.action_dim, datamodule.num_actions, GaussianMLP((8,)), **kwargs)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        callbacks=[spy],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        inference_mode=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, datamodule=datamodule)
+    return module, spy
+
+
+def test_rounds_are_sampled_with_the_current_parameters_adapted_so_far() -> None:
+    datamodule = TrajectoryDataModule(Navigation2D(max_episode_steps=8), adaptation_steps=2, **SMALL)
+    module, spy = fit(datamodule)  # Spy asserts: lag 0 for every round
+    assert [len(batch.rounds) for batch in spy.batches] == [3] * 4
+    assert spy.batches[0].rounds[0].obs.shape == (3, 4, 8, 2)
+    assert spy.batches[-1].env_steps == sum(int(r.mask.sum()) for b in spy.batches for r in b.rounds)
+    assert module.env_steps == spy.batches[-1].env_steps
+
+
+def test_training_tasks_are_new_each_time_unless_they_are_fixed() -> None:
+    given: list[np.ndarray] = []
+
+    @dataclass(frozen=True)
+    class Recorded(Navigation2D):
+        def make(self, num_envs, seed):
+            env = super().make(num_envs, seed)
+            inner = env.set_tasks
+            env.set_tasks = lambda tasks: (given.append(np.asarray(tasks["goal"])[::4]), inner(tasks))[1]
+            return env
+
+    fit(TrajectoryDataModule(Recorded(max_episode_steps=3), **SMALL | {"eval_tasks": 3}), epochs=2)
+    train, evaluation = given[0:2] + given[4:6], given[2:4] + given[6:8]
+    rows = np.concatenate(train)
+    assert len(np.unique(rows, axis=0)) == len(rows) == 12
+    np.testing.assert_array_equal(evaluation[0], evaluation[2])  # held-out tasks are the same each time
+    assert not set(map(tuple, rows)) & set(map(tuple, np.concatenate(evaluation)))
+    given.clear()
+    fit(TrajectoryDataModule(Recorded(max_episode_steps=3), train_tasks=2, **SMALL), epochs=2)
+    assert len(np.unique(np.concatenate(given[0:2] + given[4:6]), axis=0)) == 2
+
+
+def test_the_task_is_in_the_observation_only_as_oracle_context() -> None:
+    hidden = TrajectoryDataModule(Navigation2D(max_episode_steps=3), **SMALL)
+    told = TrajectoryDataModule(Navigation2D(max_episode_steps=3), oracle_context=True, **SMALL)
+    assert (hidden.obs_dim, told.obs_dim, told.context_dim) == (2, 4, 2)
+    _, spy = fit(hidden)
+    first = spy.batches[0].rounds[0].obs[:, :, 0]
+    assert torch.equal(first, torch.zeros_like(first))  # the start, whatever the task
+    _, spy = fit(told)
+    assert len(spy.batches[0].rounds[0].obs[:, 0, 0].unique(dim=0)) == 3
+
+
+def test_evaluation_does_not_disturb_training() -> None:
+    def run(period: int) -> torch.Tensor:
+        datamodule = TrajectoryDataModule(Navigation2D(max_episode_steps=4), **SMALL | {"epoch_iterations": period})
+        return fit(datamodule, epochs=4 // period)[1].batches[-1].rounds[-1].obs
+
+    assert torch.equal(run(1), run(4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_tasks": 0}, "data.num_tasks = 0"),
+        ({"trajectories": 0}, "data.trajectories = 0"),
+        ({"adaptation_steps": 0}, "data.adaptation_steps = 0"),
+        ({"action_scale": 0.0}, r"data.action_scale = 0\.0"),
+        ({"train_tasks": 0}, "data.train_tasks = 0"),
+        ({"eval_adaptation_steps": -1}, "data.eval_adaptation_steps = -1"),
+        ({"epoch_iterations": 0}, "data.epoch_iterations = 0"),
+        ({"eval_tasks": 0}, "data.eval_tasks = 0"),
+        ({"seed": -1}, "data.seed = -1"),
+    ],
+)
+def test_impossible_settings_are_refused_by_key(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrajectoryDataModule(Navigation2D(), **settings)
+
+
+def test_horizon_zero_is_refused() -> None:
+    with pytest.raises((ConfigError, ValueError), match="max_episode_steps"):
+        TrajectoryDataModule(Navigation2D(max_episode_steps=0))
+
+
+def test_an_environment_without_a_time_limit_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Endless(Navigation2D):
+        def make(self, num_envs, seed):
+            env = super().make(num_envs, seed)
+            assert isinstance(env, PointEnv)
+            env.spec = EnvSpec("test/endless", 2, 2, None)
+            return env
+
+    with pytest.raises(ConfigError, match="no time limit"):
+        TrajectoryDataModule(Endless())
