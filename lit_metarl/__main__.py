@@ -14,7 +14,7 @@ commands:
   validate   evaluate:         lit-metarl validate --config … --ckpt_path last
   test       test episodes:    lit-metarl test --config … --ckpt_path best
   predict    film an episode:  lit-metarl predict --config … --ckpt_path best
-  benchmark  time the whole training loop, part by part
+  benchmark  time the whole training loop, part by part; that of meta-learning: lit-metarl benchmark meta
   report     results table from the runs in mlruns/
   study      measure a method:  lit-metarl study tabular
   doctor     say whether a training run would work on this machine

@@ -82,8 +82,8 @@ def gae(
 ) -> Tensor:
     """A_t = Σ_{s≥t} (γλ)^{s−t} δ_s with δ_t = r_t + γ·V(s_{t+1}) − V(s_t) (Schulman et al. 2016, Eq. 16).
 
-    Order 0: with λ = 1 it is reward-to-go − V(s_t), in expectation the advantage plus Q's own baseline, so surrogates
-    stay unbiased whatever V is; with λ < 1 biased unless V is exact, with less variance.
+    Order 0: with λ = 1 it is reward-to-go − V(s_t), in expectation Q(s_t, a_t) − V(s_t), so surrogates stay unbiased
+    whatever V is; with λ < 1 they are biased unless V is exact, with less variance.
 
     Args:
         reward: ``[..., N, T]``.
@@ -101,7 +101,7 @@ def gae(
 
 
 def normalise(advantage: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(A − mean)/std over all valid entries of one task, as practice does (Schulman et al. 2017, section 5, in code).
+    """(A − mean)/std over all valid entries of one task, as practice does (Andrychowicz et al. 2021).
 
     It rescales the step size per task; subtracting the mean biases every surrogate (by an amount that vanishes as N
     grows) and makes any sum of advantages over a task 0. Where several signals belong together (reward, value),

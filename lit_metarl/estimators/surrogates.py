@@ -39,7 +39,7 @@ def log_likelihood(log_prob: Tensor, advantage: Tensor, mask: Tensor, gamma: flo
 
 
 def likelihood_ratio(log_ratio: Tensor, advantage: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """Σ_t γ^t ρ_t A_t: LVC (Rothfuss et al. 2019, Eq. 11), TayPO-1 up to a constant (Tang et al. 2021, Eq. 6).
+    """Σ_t γ^t ρ_t A_t: LVC (Rothfuss et al. 2019; Liu et al. 2019, Eq. 6), TayPO-1 up to a constant (Tang et al. 2021).
 
     Order 1: unbiased. Order 2: biased, the products of scores of different steps are missing; low variance. Off-policy
     all orders are biased to first order in π − μ. Use TayPO-2 for the missing terms.
@@ -59,7 +59,7 @@ def likelihood_ratio(log_ratio: Tensor, advantage: Tensor, mask: Tensor, gamma: 
 
 
 def dice(log_ratio: Tensor, reward: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """Σ_t γ^t (Π_{s≤t} ρ_s) r_t (Foerster et al. 2018, section 5): step-wise importance sampling under another name.
+    """Σ_t γ^t (Π_{s≤t} ρ_s) r_t (Foerster et al. 2018; Liu et al. 2019, Eq. 5): step-wise importance sampling.
 
     Order 0, 1, 2: unbiased, off-policy too; high variance. Use :func:`tmaml` or :func:`loaded_dice` instead.
 
@@ -158,8 +158,9 @@ def clipped_ratio(log_ratio: Tensor, advantage: Tensor, mask: Tensor, gamma: flo
 
 
 def kl(log_ratio: Tensor, mask: Tensor) -> Tensor:
-    """Σ_t (ρ_t − 1 − log ρ_t), from samples of μ an estimate of KL(μ‖π_θ) (Schulman 2020; Kakade et al. 2002, Eq. 6).
+    """Σ_t (ρ_t − 1 − log ρ_t), from samples of μ an estimate of KL(μ‖π_θ) (Schulman et al. 2017, Eq. 8).
 
+    The estimator is the third of Schulman 2020, "Approximating KL Divergence".
     Order 0, 1, 2: unbiased for the divergence of whole trajectories, Σ_t E[KL(μ(·|s_t)‖π_θ(·|s_t))]. Never negative,
     and both value and gradient are exactly 0 at π_θ = μ, which the plain −log ρ is only on average. Divide by the
     number of valid steps for a mean per step; where distributions are at hand, their closed form has no variance.

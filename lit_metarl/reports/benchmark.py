@@ -36,7 +36,10 @@ def positive(text: str) -> int:
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Callable[[str], NoReturn]]:
     """The settings, and how to refuse those that only turn out later not to work (exit code 2)."""
-    parser = argparse.ArgumentParser("lit-metarl benchmark", description="Time SAC's training loop, part by part.")
+    parser = argparse.ArgumentParser(
+        "lit-metarl benchmark",
+        description="Time SAC's training loop, part by part. `meta` as first argument: meta-learning.",
+    )
     add = parser.add_argument
     add("--env", default="mujoco/half_cheetah", help="mujoco/ROBOT, dm_control/DOMAIN/TASK or gymnasium/ID")
     add("--hidden", type=positive, nargs="+", default=[256, 256], help="widths of actor and critics")
@@ -61,6 +64,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Callable[[str], NoR
 
 def main(arguments: list[str]) -> int:
     """Measure, print a table and return 0; bad values exit with code 2 and say which."""
+    if arguments[:1] == ["meta"]:
+        from lit_metarl.reports.meta_benchmark import main as meta
+
+        return meta(arguments[1:])
     args, refuse = parse(arguments)
     import torch
 

@@ -129,6 +129,11 @@ def correlation(estimate: Tensor, truth: Tensor) -> float:
     return float(x @ y / scale) if scale > 0 else 0.0
 
 
+def target_logits(epsilon: float, chosen: Tensor) -> Tensor:
+    """θ ``[S, A]`` of the policy (1 − ε)/A + ε·``chosen``, with ``chosen`` ``[S, A]`` the one-hot rows of a policy."""
+    return ((1 - epsilon) / chosen.shape[1] + epsilon * chosen).log()
+
+
 def accuracies_of_mdp(setting: Setting, index: int, points: Sequence[Point]) -> dict[Point, Array]:
     """Correlations of gradient and Hessian, ``[estimate, 2]``, in the random MDP number ``index``.
 
@@ -140,7 +145,7 @@ def accuracies_of_mdp(setting: Setting, index: int, points: Sequence[Point]) -> 
     data = simulate(mdp, max(num for _, num in points), setting.horizon, gamma, rng)
     results = {point: np.zeros((len(ESTIMATES), 2)) for point in points}
     for epsilon in sorted({epsilon for epsilon, _ in points}):
-        theta = ((1 - epsilon) / setting.actions + epsilon * chosen).log()
+        theta = target_logits(epsilon, chosen)
         truth = exact_derivatives(mdp, theta, gamma)
         sizes = [num for each, num in points if each == epsilon]
         used = data.first(max(sizes))

@@ -142,6 +142,7 @@ def test_padding_does_not_matter(name):
     gradients = [grad(lambda x, rest=rest: ALL[name](x, *rest, mask).sum())(x) for x, *rest in (clean, dirty)]
     assert_close(gradients[0], gradients[1], rtol=0, atol=0)
     assert (gradients[1][mask == 0] == 0).all()
+    assert (ALL[name](*dirty, 0 * mask) == 0).all()  # nothing is left of a trajectory without any step
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -23,6 +23,7 @@ from lit_metarl.reports.tabular_accuracy import (
     log_ratio_derivatives,
     policy_derivatives,
     simulate,
+    target_logits,
 )
 
 TINY = ["tabular", "--mdps", "2", "--states", "3", "--actions", "2", "--horizon", "4", "--epsilons", "0", "0.5"]
@@ -104,6 +105,11 @@ def test_trajectories_are_those_of_the_mdp():
         share = np.bincount(after, minlength=4) / len(after)
         np.testing.assert_allclose(share, mdp.transition[pair // 3, pair % 3], atol=4 * 0.5 / np.sqrt(len(after)))
     np.testing.assert_allclose(np.bincount(data.action.flatten()) / 15_000, 1 / 3, atol=0.02)
+
+
+def test_target_is_between_uniform_and_deterministic():
+    policy = torch.softmax(target_logits(0.4, torch.eye(4)[[2, 0]].double()), -1)
+    assert_close(policy, torch.tensor([[0.15, 0.15, 0.55, 0.15], [0.55, 0.15, 0.15, 0.15]]).double())
 
 
 def test_accuracies_have_the_known_pattern():

@@ -1,0 +1,214 @@
+"""``lit-metarl benchmark meta``: speed and memory of meta-learning, against bare physics and between algorithms.
+
+Machines are noisy, so all that is compared is measured in every round of one process, and ratios are taken within a
+round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+from lit_metarl.reports.benchmark import describe, fit, positive
+from lit_metarl.reports.document import ReportError, markers, write_block
+from lit_metarl.reports.meta_timing import PARTS, Measured, Memory, Rounds, Spread, spread
+
+BLOCK = "meta-benchmark"  # of the README
+COLLECTION_TASKS = (2, 20, 200)  # times --trajectories: the environments whose steps should cost the same
+MEMORY_ITERATIONS = 2  # the second collects while the first one's data is still held
+SPEED_GOAL = 0.85  # of bare physics
+MEMORY_GOAL = 1.5  # GiB, the whole process
+COMPARISONS = (  # algorithm, reference, goal of the ratio of their iteration times
+    ("SG-MRL, cross_task", "MAML", 1.02),
+    ("SG-MRL, leave_one_out", "MAML", 1.15),
+    ("SG-MRL, first_order", "MAML", None),
+    ("MAML", "FO-MAML", 1.10),
+    ("ProMP-TayPO-2", "ProMP", 1.05),
+)
+
+
+class Result(NamedTuple):
+    """All that is measured."""
+
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    memory: Memory
+    measured: list[Measured]
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, Callable[[str], NoReturn]]:
+    """The settings, and how to refuse those that only turn out later not to work (exit code 2)."""
+    parser = argparse.ArgumentParser(
+        "lit-metarl benchmark meta", description="Time meta-iterations on a robot that runs forward or backward."
+    )
+    add = parser.add_argument
+    add("--tasks", type=positive, default=40, help="tasks of an iteration")
+    add("--trajectories", type=positive, default=20, help="trajectories of a task, before adaptation and after it")
+    add("--horizon", type=positive, default=100, help="steps of a trajectory")
+    add("--rounds", type=positive, default=5, help="repetitions of every measurement")
+    add("--threads", type=positive, help="threads of torch and of the simulator; all CPUs if not given")
+    add("--robot", default="half_cheetah", help="a robot of the task family Direction")
+    add("--hidden", type=positive, nargs="+", default=[64, 64], help="widths of the policy")
+    add("--write", metavar="FILE", help=f"put the text between {' and '.join(markers(BLOCK))} of FILE")
+    parser.set_defaults(accelerator="cpu")
+    args = parser.parse_args(arguments)
+    if args.tasks < 2:
+        parser.error("argument --tasks: a credit across tasks needs at least 2")
+    return args, parser.error
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print the text and return 0; bad values exit with code 2 and say which."""
+    args, refuse = parse(arguments)
+    import torch
+
+    from lit_metarl.cli import quieten
+    from lit_metarl.envs.base import EnvError
+    from lit_metarl.types import ConfigError, DivergenceError
+
+    quieten()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(args.threads or threads)
+    try:
+        text = report(measure(args))
+    except (ConfigError, DivergenceError, EnvError) as error:
+        refuse(str(error))
+    finally:
+        torch.set_num_threads(threads)
+    sys.stdout.write(text)
+    if args.write:
+        try:
+            write_block(args.write, BLOCK, f"```text\n{text}```")
+        except ReportError as error:
+            refuse(str(error))
+    return 0
+
+
+def measure(args: argparse.Namespace) -> Result:
+    """Everything: memory first, on iterations alone, then the rounds.
+
+    Raises:
+        ConfigError, EnvError: the tasks cannot be built or trained on.
+        DivergenceError: adaptation left the finite numbers.
+    """
+    from lightning.pytorch import seed_everything
+
+    from lit_metarl.algorithms import MAML
+    from lit_metarl.data import TrajectoryDataModule
+    from lit_metarl.data.trajectories import TaskSimulator
+    from lit_metarl.nn import GaussianMLP
+
+    seed_everything(0, verbose=False)
+    described, family, memory = describe(args), _family(args), Memory()
+    data = TrajectoryDataModule(family, args.tasks, args.trajectories, epoch_iterations=1)
+    sizes: dict[str, Any] = {"obs_dim": data.obs_dim, "action_dim": data.action_dim, "policy": GaussianMLP(args.hidden)}
+    maml = MAML(**sizes)
+    fit(args, maml, MEMORY_ITERATIONS, memory.hooks(), datamodule=data)
+    simulators = [
+        TaskSimulator(family, tasks, args.trajectories, 0, data.action_scale, False) for tasks in COLLECTION_TASKS
+    ]
+    rounds = Rounds(data, _algorithms(sizes), simulators)
+    fit(args, maml, args.rounds + 1, rounds.hooks(), datamodule=data)
+    return Result(described["settings"], described["machine"], memory, rounds.measured[1:])  # the first one warms up
+
+
+def _family(args: argparse.Namespace) -> Any:
+    from lit_metarl.envs.locomotion_tasks import Direction
+    from lit_metarl.types import ConfigError
+
+    try:
+        return Direction(args.robot, max_episode_steps=args.horizon, threads=args.threads or 0)
+    except ValueError as error:
+        raise ConfigError(f"argument --robot: {error}") from error
+
+
+def _algorithms(sizes: dict[str, Any]) -> dict[str, Any]:
+    """What is compared, by the names of :data:`COMPARISONS`."""
+    from lit_metarl.algorithms import FOMAML, MAML, SGMRL, ProMP, ProMPTayPO2
+    from lit_metarl.optim import SGMRLCorrection
+
+    return {
+        "MAML": MAML(**sizes),
+        "FO-MAML": FOMAML(**sizes),
+        "SG-MRL, cross_task": SGMRL(**sizes, correction=SGMRLCorrection("cross_task")),
+        "SG-MRL, leave_one_out": SGMRL(**sizes, correction=SGMRLCorrection("leave_one_out")),
+        "SG-MRL, first_order": SGMRL(**sizes, correction=SGMRLCorrection("first_order")),
+        "ProMP": ProMP(**sizes),
+        "ProMP-TayPO-2": ProMPTayPO2(**sizes),
+    }
+
+
+def report(result: Result) -> str:
+    """The text for people."""
+    settings, machine = result.settings, result.machine
+    lines = [
+        f"{settings['robot']}, direction · {settings['tasks']} tasks × {settings['trajectories']} trajectories × "
+        f"{settings['horizon']} steps, 1 inner step · policy {'-'.join(map(str, settings['hidden']))}",
+        f"cpu · {machine['threads']} threads of {machine['cpus']} CPUs · load {machine['load']:.1f} · "
+        f"medians of {settings['rounds']} rounds (in brackets: all rounds)",
+    ]
+    if machine["load"] + machine["threads"] > machine["cpus"] + 0.5:
+        lines.append("others use the CPUs: the times are too long, those with several threads most")
+    sections = (_speed(result.measured), _comparison(result.measured), _memory(result.memory))
+    for section in (*sections, _collection(result.measured)):
+        lines += ["", *section]
+    return "\n".join(lines) + "\n"
+
+
+def _speed(measured: list[Measured]) -> list[str]:
+    whole = spread(m.env_steps / m.iteration for m in measured)
+    bare = spread(m.env_steps / m.bare for m in measured)
+    ratio = spread(m.bare / m.iteration for m in measured)
+    # The parts of one real iteration, that of the median time: medians part by part would not add up to 100 %.
+    parts = sorted(measured, key=lambda m: m.iteration)[(len(measured) - 1) // 2].parts
+    total = sum(parts.values())
+    return [
+        f"MAML's iterations     {_row(whole, 9, 0)} env steps/s",
+        f"bare mujoco.batch     {_row(bare, 9, 0)} env steps/s, as many environments and threads",
+        f"whole to bare         {_row(ratio, 9, 3)} goal ≥ {SPEED_GOAL}: {_verdict(ratio.median >= SPEED_GOAL)}",
+        "",
+        f"{'part':<14}{'share':>8}{'ms':>10}",
+        *(f"{name:<14}{100 * s / total:>6.1f} %{1e3 * s:>10.1f}   {PARTS[name]}" for name, s in parts.items()),
+    ]
+
+
+def _comparison(measured: list[Measured]) -> list[str]:
+    lines = [f"{'algorithm':<23}{'own ms':>9}   {'iteration time to that of':<27}ratio"]
+    for name, reference, goal in COMPARISONS:
+        own = spread(1e3 * m.own[name] for m in measured).median
+        ratio = spread(m.iteration_of(name) / m.iteration_of(reference) for m in measured)
+        reached = "" if goal is None else f" goal ≤ {goal}: {_verdict(ratio.median <= goal)}"
+        lines.append(f"{name:<23}{own:>9.1f}   {reference:<23}{_row(ratio, 9, 3)}{reached}")
+    return [
+        *lines,
+        "own: adaptation and update on the data of MAML's iteration; the rest of that iteration is common to all, so",
+        "an iteration of another algorithm is computed as collection + its own adaptation and update.",
+    ]
+
+
+def _memory(memory: Memory) -> list[str]:
+    return [
+        f"resident memory: {memory.baseline:.2f} GiB before the first iteration, at most {memory.peak:.2f} GiB "
+        f"(+{memory.peak - memory.baseline:.2f}); goal ≤ {MEMORY_GOAL}: {_verdict(memory.peak <= MEMORY_GOAL)}"
+    ]
+
+
+def _collection(measured: list[Measured]) -> list[str]:
+    smallest = min(measured[0].collection)
+    lines = [f"{'environments':<14}{'µs per env step of collection':<36}relative to {smallest}"]
+    for number in sorted(measured[0].collection):
+        cost = spread(1e6 * m.collection[number] for m in measured)
+        ratio = spread(m.collection[number] / m.collection[smallest] for m in measured)
+        lines.append(f"{number:<14}{_row(cost, 9, 2):<34}{_row(ratio, 6, 2)}")
+    return lines
+
+
+def _row(value: Spread, width: int, digits: int) -> str:
+    number = f"{value.median:>{width},.{digits}f}"
+    return f"{number}   ({value.low:,.{digits}f} to {value.high:,.{digits}f})"
+
+
+def _verdict(reached: bool) -> str:
+    return "reached" if reached else "missed"

@@ -1,0 +1,480 @@
+"""The family of meta-policy-gradients: gradients against plain torch, strategies, trust regions, what adapts."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, seed_everything
+from meta_cases import attach, quiet_trainer, random_rounds
+from torch import Tensor
+from torch.func import functional_call
+
+from lit_metarl import load_policy
+from lit_metarl.algorithms import (
+    EMAML,
+    FOMAML,
+    LVC,
+    MAML,
+    SGMRL,
+    TMAML,
+    TRPOMAML,
+    DiCEMAML,
+    MetaPolicyGradient,
+    ProMP,
+    ProMPTayPO2,
+    TRPODiCE,
+)
+from lit_metarl.data import TrajectoryDataModule
+from lit_metarl.envs.navigation import Navigation2D
+from lit_metarl.envs.tabular import TabularTasks
+from lit_metarl.estimators import TMAML as TMAMLSurrogate
+from lit_metarl.estimators import (
+    DiCE,
+    DoublyRobust,
+    LikelihoodRatio,
+    LoadedDiCE,
+    LogLikelihood,
+    TayPO,
+    TruncatedDR,
+)
+from lit_metarl.nn import CategoricalMLP, GaussianMLP, LinearFeature
+from lit_metarl.optim import PPO, TRPO, VPG, EMAMLCorrection, NoCorrection, SGMRLCorrection
+from lit_metarl.optim.outer_updates import likelihood, ratio
+from lit_metarl.types import ConfigError, DivergenceError, MetaEpisodes, Trajectories
+
+O, A, RIDGE = 3, 2, 0.1  # noqa: E741
+
+
+def make(cls: type[MetaPolicyGradient] = MAML, **kwargs: Any) -> MetaPolicyGradient:
+    torch.manual_seed(0)
+    settings = {"policy": GaussianMLP((4,)), "baseline": LinearFeature(RIDGE), "gamma": 0.9, "gae_lambda": 0.7}
+    return cls(O, A, **(settings | kwargs)).double()
+
+
+def meta_gradient(module: MetaPolicyGradient, rounds: list[Trajectories]) -> dict[str, Tensor]:
+    """What VPG follows."""
+    problem = module.problem(rounds)
+    value = problem.objective(problem.unroll(), likelihood)
+    return dict(zip(problem.params, torch.autograd.grad(value, list(problem.params.values())), strict=True))
+
+
+def parameters(module: MetaPolicyGradient) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.meta_parameters().items()}
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+# Gradients ---------------------------------------------------------------------------------------------------------
+
+
+def plain_log_prob(params: dict[str, Tensor], obs: Tensor, action: Tensor) -> Tensor:
+    hidden = torch.tanh(obs @ params["trunk.0.weight"].T + params["trunk.0.bias"])
+    mean = hidden @ params["trunk.2.weight"].T + params["trunk.2.bias"]
+    return torch.distributions.Normal(mean, params["log_std"].exp()).log_prob(action).sum(-1)
+
+
+def plain_advantages(obs: np.ndarray, reward: np.ndarray, lengths: list[int]) -> np.ndarray:
+    """One task's: ridge regression on its steps, generalised advantages by recursion, zero mean and unit deviation."""
+    to_go, features, advantage = {}, {}, {}
+    for n, length in enumerate(lengths):
+        following = 0.0
+        for t in reversed(range(length)):
+            to_go[n, t] = following = reward[n, t] + 0.9 * following
+            time = t / 100
+            features[n, t] = [*obs[n, t], *obs[n, t] ** 2, time, time**2, time**3, 1.0]
+    x, y = np.array(list(features.values())), np.array(list(to_go.values()))
+    weights = np.linalg.lstsq(
+        np.vstack([x, np.sqrt(RIDGE) * np.eye(x.shape[1])]), np.concatenate([y, np.zeros(x.shape[1])])
+    )[0]
+    for n, length in enumerate(lengths):
+        following = next_value = 0.0
+        for t in reversed(range(length)):
+            value = np.dot(features[n, t], weights)
+            following = reward[n, t] + 0.9 * next_value - value + 0.9 * 0.7 * following
+            next_value, advantage[n, t] = value, following
+    values = np.array(list(advantage.values()))
+    result = np.zeros_like(reward)
+    for index, value in advantage.items():
+        result[index] = (value - values.mean()) / values.std()
+    return result
+
+
+def plain_meta_gradient(theta: dict[str, Tensor], rounds: list[Trajectories], lr: float, discounted: bool) -> Any:
+    """MAML task by task and step by step: θ' = θ + α ∇J(θ), then the gradient of the mean of J(θ') in θ."""
+    theta = {name: value.detach().clone().requires_grad_() for name, value in theta.items()}
+    tasks, number, horizon = rounds[0].reward.shape
+    total = torch.zeros((), dtype=torch.float64)
+    for task in range(tasks):
+        params = theta
+        for k, round in enumerate(rounds):
+            lengths = round.mask[task].sum(-1).int().tolist()
+            advantage = torch.tensor(plain_advantages(round.obs[task].numpy(), round.reward[task].numpy(), lengths))
+            value = torch.zeros((), dtype=torch.float64)
+            for n, length in enumerate(lengths):
+                log_prob = plain_log_prob(params, round.obs[task, n, :length], round.action[task, n, :length])
+                for t in range(length):
+                    value = value + (0.9**t if discounted else 1.0) * log_prob[t] * advantage[n, t]
+            value = value / number / horizon
+            if k < len(rounds) - 1:
+                gradient = torch.autograd.grad(value, list(params.values()), create_graph=True)
+                params = {name: p + lr * g for (name, p), g in zip(params.items(), gradient, strict=True)}
+        total = total + value / tasks
+    return torch.autograd.grad(total, list(theta.values()))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("discounted", [False, True])
+def test_the_meta_gradient_equals_plain_torch(steps: int, discounted: bool) -> None:
+    module = make(inner_lr=0.7, discounted=discounted)
+    for tasks in (1, 3):
+        rounds = random_rounds(module, tasks, steps)
+        theta = dict(module.policy.named_parameters())
+        expected = plain_meta_gradient(theta, rounds, 0.7, discounted)
+        for own, plain in zip(meta_gradient(module, rounds).values(), expected, strict=True):
+            assert_close(own, plain)
+            assert plain.abs().max() > 1e-4
+
+
+def test_first_order_takes_the_gradient_at_the_adapted_parameters() -> None:
+    module = make(FOMAML, inner_lr=0.7)
+    rounds = random_rounds(module)
+    adapted = {n: p.requires_grad_() for n, p in module.adapt(module.initial_params(3), rounds[0]).items()}
+    total = torch.zeros((), dtype=torch.float64)
+    for task in range(3):
+        here = {name: value[task] for name, value in adapted.items()}
+        log_prob = functional_call(module.policy, here, (rounds[1].obs[task],)).log_prob(rounds[1].action[task])
+        advantage = plain_advantages(
+            rounds[1].obs[task].numpy(), rounds[1].reward[task].numpy(), rounds[1].mask[task].sum(-1).int().tolist()
+        )
+        total = total + (log_prob * torch.tensor(advantage)).sum() / 4 / 5 / 3
+    expected = [g.sum(0) for g in torch.autograd.grad(total, list(adapted.values()))]
+    first = meta_gradient(module, rounds)
+    exact = meta_gradient(make(MAML, inner_lr=0.7), rounds)
+    for (name, own), plain in zip(first.items(), expected, strict=True):
+        assert_close(own, plain)
+        assert not torch.allclose(own, exact[name], rtol=1e-3)
+
+
+def test_first_step_of_ppo_is_that_of_vanilla_policy_gradient() -> None:
+    """At the old parameters ratios are 1 and the KL penalty has no slope; a second epoch is elsewhere."""
+    gradients = {}
+    for name, outer in {"vpg": VPG(), "ppo": PPO(epochs=1, kl_penalty=3.0), "later": PPO(lr=0.1, epochs=2)}.items():
+        module = attach(make(outer=outer, inner=LikelihoodRatio(), discounted=True))
+        module.outer.update(module.problem(random_rounds(module, steps=2)))
+        gradients[name] = [p.grad for p in module.policy.parameters()]
+    for vpg, ppo, later in zip(*gradients.values(), strict=True):
+        assert_close(ppo, vpg)
+        assert not torch.allclose(later, vpg, rtol=1e-3)
+
+
+def test_surrogates_of_order_one_adapt_alike_and_differ_in_curvature() -> None:
+    modules = [make(inner=inner) for inner in (LogLikelihood(), LikelihoodRatio(), LoadedDiCE(), TayPO())]
+    rounds = random_rounds(modules[0])
+    adapted = [module.adapt(module.initial_params(3), rounds[0]) for module in modules]
+    gradients = [meta_gradient(module, rounds)["policy.trunk.0.weight"] for module in modules]
+    for other in adapted[1:]:
+        assert_close(other, adapted[0])
+    for one, two in itertools.combinations(gradients[:3], 2):
+        assert not torch.allclose(one, two, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cls", "steps"), [(MAML, 1), (SGMRL, 1), (EMAML, 1), (TMAML, 2), (ProMPTayPO2, 2)], ids=lambda x: str(x)
+)
+def test_padding_does_not_matter(cls: type[MetaPolicyGradient], steps: int) -> None:
+    module = make(cls, time_average=False)
+    rounds = random_rounds(module, steps=steps)
+    longer = [
+        Trajectories(
+            *(torch.cat([x, torch.zeros(3, 4, 3, *x.shape[3:], dtype=x.dtype)], dim=2) for x in round)
+        )
+        for round in rounds
+    ]
+    assert longer[0].obs.shape == (3, 4, 8, O)
+    assert_close(meta_gradient(module, longer), meta_gradient(module, rounds))
+    averaged = make(cls, time_average=True)
+    assert not torch.allclose(
+        meta_gradient(averaged, longer)["policy.log_std"], meta_gradient(averaged, rounds)["policy.log_std"], rtol=1e-3
+    )
+
+
+# Strategies --------------------------------------------------------------------------------------------------------
+
+FAMILY = {
+    MAML: (LogLikelihood(), NoCorrection(), VPG(), False),
+    FOMAML: (LogLikelihood(), NoCorrection(), VPG(), True),
+    TRPOMAML: (LogLikelihood(), NoCorrection(), TRPO(), False),
+    EMAML: (LogLikelihood(), EMAMLCorrection(), VPG(), False),
+    SGMRL: (LogLikelihood(), SGMRLCorrection("leave_one_out"), VPG(), False),
+    DiCEMAML: (DiCE(), NoCorrection(), VPG(), False),
+    TRPODiCE: (LoadedDiCE(decay=1.0), NoCorrection(), TRPO(), False),
+    LVC: (LikelihoodRatio(), NoCorrection(), VPG(), False),
+    ProMP: (LikelihoodRatio(), NoCorrection(), PPO(), False),
+    ProMPTayPO2: (TayPO(order=2), NoCorrection(), PPO(), False),
+    TMAML: (TMAMLSurrogate(), NoCorrection(), VPG(), False),
+}
+
+
+@pytest.mark.parametrize("cls", FAMILY, ids=lambda cls: cls.__name__)
+def test_a_name_is_a_choice_of_strategies(cls: type[MetaPolicyGradient]) -> None:
+    def strategies(module: MetaPolicyGradient) -> tuple[Any, ...]:
+        return module.inner.surrogate, module.correction, module.outer, module.inner.first_order
+
+    assert strategies(make(cls)) == FAMILY[cls]
+    given = (DoublyRobust(), SGMRLCorrection("none"), PPO(lr=0.5), not FAMILY[cls][3])
+    names = ("inner", "correction", "outer", "first_order")
+    assert strategies(make(cls, **dict(zip(names, given, strict=True)))) == given
+
+
+INNER = (
+    *(LogLikelihood(), LikelihoodRatio(), DiCE(), LoadedDiCE(0.5), DoublyRobust(), TruncatedDR()),
+    *(TayPO(3), TMAMLSurrogate()),
+)
+CREDITS = ("leave_one_out", "first_order", "cross_task", "none")
+CORRECTIONS = (
+    *(NoCorrection(), EMAMLCorrection(), *map(SGMRLCorrection, CREDITS)),
+    SGMRLCorrection(doubly_robust=True),
+)
+OUTER = (VPG(), PPO(epochs=2, adaptive_kl=True), TRPO())
+
+
+@pytest.mark.parametrize("inner", INNER, ids=repr)
+@pytest.mark.parametrize("correction", CORRECTIONS, ids=repr)
+@pytest.mark.parametrize("outer", OUTER, ids=lambda outer: type(outer).__name__)
+def test_everything_composes(inner: Any, correction: Any, outer: Any) -> None:
+    module = attach(make(inner=inner, correction=correction, outer=outer, learn_inner_lr=True))
+    before = parameters(module)
+    metrics = module.outer.update(module.problem(random_rounds(module, tasks=2)))
+    assert all(torch.isfinite(value) for value in metrics.values())
+    for name, value in parameters(module).items():
+        assert torch.isfinite(value).all()
+        assert not torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("cls", [TRPOMAML, TRPODiCE])
+def test_a_trust_region_step_improves_within_its_bound(cls: type[MetaPolicyGradient]) -> None:
+    module = attach(make(cls, inner_lr=0.5, outer=TRPO(max_kl=0.02)))
+    rounds = random_rounds(module)
+
+    def adapted_distributions() -> torch.distributions.Normal:
+        distribution = module.problem(rounds).old.distributions[-1]
+        return torch.distributions.Normal(distribution.mean, distribution.log_std.exp())
+
+    old, problem = adapted_distributions(), module.problem(rounds)
+    before = float(problem.objective(problem.unroll(), ratio))
+    metrics = module.outer.update(problem)
+    kl = torch.distributions.kl_divergence(old, adapted_distributions()).sum(-1)
+    mean_kl = float((kl * rounds[-1].mask).sum() / rounds[-1].mask.sum())
+    assert 0.002 < mean_kl <= 0.02
+    assert float(metrics["outer_kl"]) == pytest.approx(mean_kl, rel=1e-6)
+    assert float(metrics["objective"]) == pytest.approx(before)
+    assert float(problem.objective(problem.unroll(), ratio)) > before + 1e-3
+
+
+def test_adaptive_penalties_follow_the_kl_of_their_round() -> None:
+    def penalties_after(target: float) -> tuple[list[float], list[float]]:
+        module = attach(make(ProMP, outer=PPO(lr=0.05, kl_penalty=0.25, adaptive_kl=True, kl_target=target)))
+        rounds = random_rounds(module, steps=2)
+        problem = module.problem(rounds)
+        module.outer.update(problem)
+        new = problem.unroll().distributions
+        kls = [
+            float((old.kl(now) * round.mask).sum() / round.mask.sum())
+            for old, now, round in zip(problem.old.distributions, new, rounds, strict=True)
+        ]
+        assert module.counters()["penalties"] == module.penalties
+        other = make(ProMP)
+        other.load_counters(module.counters())
+        assert other.penalties == module.penalties
+        return module.penalties, kls[:-1]
+
+    assert penalties_after(1e9)[0] == [0.125, 0.125]
+    low, kls = penalties_after(1e-9)
+    assert low == [0.5, 0.5]
+    first, second = sorted(kls)
+    assert penalties_after(first)[0][kls.index(first)] == 0.25
+    assert second > 1e-3
+    fixed = attach(make(ProMP, outer=PPO(kl_penalty=0.25)))
+    fixed.outer.update(fixed.problem(random_rounds(fixed)))
+    assert fixed.penalties == [0.25]
+
+
+# What adapts -------------------------------------------------------------------------------------------------------
+
+
+def test_only_parameters_that_the_expression_finds_adapt() -> None:
+    module = make(adapted=r"^trunk\.2\.|log_std")
+    initial = module.initial_params(3)
+    adapted = module.adapt(initial, random_rounds(module)[0])
+    moved = {name for name in initial if not torch.equal(adapted[name], initial[name])}
+    assert moved == {"trunk.2.weight", "trunk.2.bias", "log_std"}
+    gradient = meta_gradient(module, random_rounds(module))
+    assert all(g.abs().max() > 1e-4 for g in gradient.values())  # the shared ones are learned all the same
+
+
+def test_learned_step_sizes_start_at_the_fixed_one_and_are_used() -> None:
+    fixed, learned = make(inner_lr=0.3), attach(make(inner_lr=0.3, learn_inner_lr=True, adapted="trunk"))
+    everything = make(inner_lr=0.3, learn_inner_lr=True)
+    rounds = random_rounds(fixed)
+    initial = fixed.initial_params(3)
+    assert_close(everything.adapt(initial, rounds[0]), fixed.adapt(initial, rounds[0]), 0.0)
+    assert list(learned.learned_step_sizes) == [f"trunk/{layer}" for layer in ("0/weight", "0/bias", "2/weight", "2/bias")]
+    assert learned.learned_step_sizes["trunk/0/weight"].shape == (4, O)
+    learned.outer.update(learned.problem(rounds))
+    for size in learned.learned_step_sizes.values():
+        assert size.grad.abs().max() > 1e-6
+        assert not torch.isclose(size, torch.tensor(0.3).double(), atol=1e-6).any()
+    with torch.no_grad():
+        learned.learned_step_sizes["trunk/0/bias"].zero_()
+        learned.learned_step_sizes["trunk/2/bias"].fill_(0.6)
+    initial = learned.initial_params(3)
+    adapted = learned.adapt(initial, rounds[0])
+    assert torch.equal(adapted["trunk.0.bias"], initial["trunk.0.bias"])
+    reference = make(inner_lr=0.6)
+    reference.policy.load_state_dict(learned.policy.state_dict())
+    assert_close(adapted["trunk.2.bias"], reference.adapt(initial, rounds[0])["trunk.2.bias"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"inner_lr": 0.0}, r"model.inner_lr = 0\.0"),
+        ({"inner_lr": float("inf")}, "model.inner_lr = inf"),
+        ({"gamma": 1.5}, r"model.gamma = 1\.5"),
+        ({"gamma": -0.1}, r"model.gamma = -0\.1"),
+        ({"gae_lambda": 2.0}, r"model.gae_lambda = 2\.0"),
+        ({"adapted": "nothing"}, "model.adapted = 'nothing' cannot be used: it finds none of the parameters log_std"),
+        ({"adapted": "("}, r"model.adapted = '\(' cannot be used"),
+        ({"policy": CategoricalMLP()}, "CategoricalMLP.*use GaussianMLP"),
+        ({"policy": GaussianMLP(), "num_actions": 4}, "GaussianMLP.*4 discrete ones; use CategoricalMLP"),
+    ],
+)
+def test_impossible_settings_are_refused_by_key(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(**settings)
+
+
+# Data and evaluation -----------------------------------------------------------------------------------------------
+
+
+def test_rewards_values_and_advantages_share_a_scale() -> None:
+    rounds = random_rounds(make())
+    raw, scaled = (make(normalise_advantages=flag).process(rounds[0]) for flag in (False, True))
+    assert_close(raw.reward, rounds[0].reward)
+    for task in range(3):
+        valid = rounds[0].mask[task] > 0
+        advantage = raw.advantage[task][valid]
+        scale = advantage.std(correction=0)
+        assert abs(float(scale) - 1) > 0.01
+        assert_close(scaled.reward[task] * scale, raw.reward[task])
+        assert_close(scaled.value[task] * scale, raw.value[task])
+        assert_close(scaled.advantage[task][valid] * scale, advantage - advantage.mean())
+
+
+def test_metrics_of_an_evaluation() -> None:
+    returns = {
+        "test": torch.tensor([[[0.0, 2.0], [3.0, 5.0]], [[1.0, 3.0], [10.0, 12.0]]]),
+        "out_of_distribution": torch.tensor([[[-1.0, -1.0]], [[-2.0, -4.0]]]),
+    }
+    random = {"test": torch.tensor([[-8.0, -6.0], [-4.0, -4.0]])}
+    metrics = make().evaluation_metrics(MetaEpisodes(returns, {}, random, {}))
+    assert {name: float(value) for name, value in metrics.items()} == {
+        "return": 6.5,
+        "return_std": 4.5,
+        "return_after_0_steps": 2.5,
+        "return_after_1_steps": 6.5,
+        "return_random": -5.5,
+        "out_of_distribution/return": -3.0,
+        "out_of_distribution/return_std": 0.0,
+        "out_of_distribution/return_after_0_steps": -1.0,
+        "out_of_distribution/return_after_1_steps": -3.0,
+    }
+
+
+# In a Trainer ------------------------------------------------------------------------------------------------------
+
+
+class LogRatios(Callback):
+    """log ρ of every batch at the parameters that collected it, in the precision of a training step."""
+
+    def __init__(self) -> None:
+        self.values: list[Tensor] = []
+        self.in_float32: list[Tensor] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        for precision, seen in (
+            (trainer.precision_plugin.train_step_context(), self.values),
+            (torch.autocast("cpu", enabled=False), self.in_float32),
+        ):
+            with precision:
+                log_prob = pl_module.problem(batch.rounds).old.log_probs[0]
+            seen.append((log_prob - batch.rounds[0].log_prob)[batch.rounds[0].mask > 0].abs())
+
+
+def fit(cls: type[MetaPolicyGradient], env: Any = None, precision: Any = "32-true", **kwargs: Any) -> Any:
+    """Two iterations."""
+    datamodule = TrajectoryDataModule(
+        env or Navigation2D(max_episode_steps=6),
+        num_tasks=2,
+        trajectories=3,
+        epoch_iterations=1,
+        eval_tasks=2,
+        test_tasks=2,
+    )
+    seed_everything(0)
+    module = cls(datamodule.obs_dim, datamodule.action_dim, datamodule.num_actions, **kwargs)
+    ratios = LogRatios()
+    trainer = quiet_trainer(max_epochs=2, precision=precision, callbacks=[ratios])
+    before = parameters(module)
+    trainer.fit(module, datamodule=datamodule)
+    assert not any(torch.equal(value, before[name]) for name, value in parameters(module).items())
+    assert all(torch.isfinite(value).all() for value in parameters(module).values())
+    return trainer, module, ratios
+
+
+@pytest.mark.parametrize("cls", [ProMP, TRPOMAML, SGMRL])
+def test_discrete_actions(cls: type[MetaPolicyGradient], tmp_path: Path) -> None:
+    tasks = TabularTasks(num_states=4, num_actions=3, horizon=5, num_terminal=1)
+    trainer, module, ratios = fit(cls, tasks, policy=CategoricalMLP((), bias=False))
+    assert max(float(r.max()) for r in ratios.values) < 1e-5
+    assert 0 < float(trainer.callback_metrics["eval/return"]) < 5
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    choices = load_policy(tmp_path / "a.ckpt")(np.eye(4))
+    assert choices.tolist() == module.policy.trunk[0].weight.argmax(0).tolist()
+
+
+def test_bf16_collects_in_the_precision_it_trains_in() -> None:
+    _, _, ratios = fit(ProMP, precision="bf16-mixed", policy=GaussianMLP((64, 64)))
+    assert len(ratios.values) == 2
+    for now, in_float32 in zip(ratios.values, ratios.in_float32, strict=True):
+        print(now.mean(), now.max(), in_float32.mean(), in_float32.max())
+
+
+def test_float16_is_refused() -> None:
+    with pytest.raises(ConfigError, match="trainer.precision = '16-true'.*use 32-true or bf16-mixed"):
+        fit(MAML, precision="16-true")
+
+
+def test_divergence_names_what_to_lower() -> None:
+    with pytest.raises(DivergenceError, match=r"not finite after \d+ environment steps. Lower model.inner_lr = 1000"):
+        fit(MAML, inner_lr=1e6)
+
+
+def test_a_saved_policy_is_the_one_before_adaptation_in_the_simulators_range(tmp_path: Path) -> None:
+    trainer, module, _ = fit(MAML, policy=GaussianMLP((4,)))
+    with torch.no_grad():
+        module.policy.trunk[2].bias.copy_(torch.tensor([-50.0, 3.0]))
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    obs = np.array([[0.1, -0.2], [0.4, 0.3]])
+    mean = module.policy(torch.tensor(obs, dtype=torch.float32)).mean.detach().numpy()
+    expected = np.clip(0.1 * mean, -1.0, 1.0)
+    assert (expected[:, 0] == -1.0).all()
+    assert (np.abs(expected[:, 1]) < 1.0).all()
+    np.testing.assert_allclose(load_policy(tmp_path / "a.ckpt")(obs), expected, rtol=1e-5)

@@ -1,0 +1,59 @@
+"""Meta-batches and optimizers without simulator and training loop, for tests of what is done with them."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from lightning.pytorch import Trainer
+
+from lit_metarl.algorithms import MetaPolicyGradient
+from lit_metarl.types import Trajectories
+
+Module = TypeVar("Module", bound=MetaPolicyGradient)
+
+
+def random_rounds(
+    module: MetaPolicyGradient, tasks: int = 3, steps: int = 1, full: bool = False, seed: int = 0
+) -> list[Trajectories]:
+    """``steps + 1`` rounds of 4 random trajectories of 2 to 5 steps (5 if ``full``), sampled as the collector does."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = next(module.parameters()).dtype
+    params, rounds = module.initial_params(tasks), []
+    for step in range(steps + 1):
+        lengths = torch.randint(2, 6, (tasks, 4, 1), generator=generator)
+        mask = torch.ones(tasks, 4, 5, dtype=dtype) if full else (torch.arange(5) < lengths).to(dtype)
+        obs = torch.randn(tasks, 4, 5, module.sizes[0], generator=generator, dtype=dtype) * mask[..., None]
+        reward = torch.randn(tasks, 4, 5, generator=generator, dtype=dtype) * mask
+        action, log_prob = module.sample_actions(params, obs, generator)
+        alive = mask.view(*mask.shape, *[1] * (action.ndim - mask.ndim)).to(action.dtype)
+        rounds.append(Trajectories(obs, action * alive, reward, log_prob * mask, mask))
+        if step < steps:
+            params = module.adapt(params, rounds[-1])
+    return rounds
+
+
+def quiet_trainer(**kwargs) -> Trainer:
+    """A Trainer on the CPU that writes and prints nothing."""
+    settings = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "inference_mode": False,
+        "log_every_n_steps": 1,
+    }
+    return Trainer(**(settings | kwargs))
+
+
+def attach(module: Module) -> Module:
+    """Give ``module`` its optimizers, as a Trainer does before it trains."""
+    trainer = quiet_trainer()
+    trainer.strategy.connect(module)
+    trainer.strategy.setup_environment()
+    module.trainer = trainer
+    trainer.strategy.setup_optimizers(trainer)
+    return module
