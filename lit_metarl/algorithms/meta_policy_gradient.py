@@ -22,6 +22,7 @@ from lit_metarl.optim.corrections import NoCorrection, SamplingCorrection, adapt
 from lit_metarl.optim.inner_loop import InnerLoop, StepSizes, Unrolled
 from lit_metarl.optim.outer_updates import VPG, OuterSurrogate, OuterUpdate
 from lit_metarl.types import (
+    ConfigError,
     DivergenceError,
     MetaBatch,
     MetaEpisodes,
@@ -108,7 +109,10 @@ class MetaPolicyGradient(Algorithm):
         surrogate = inner or self.default_inner
         self.inner = InnerLoop(self.policy, surrogate, gamma, discounted, time_average, first_order)
         names = [name for name, _ in self.policy.named_parameters()]
-        self.adapted = [name for name in names if re.search(adapted, name)]
+        try:
+            self.adapted = [name for name in names if re.search(adapted, name)]
+        except re.error as error:
+            raise ConfigError(f"model.adapted = {adapted!r} cannot be used: {error}.") from error
         require(bool(self.adapted), "model.adapted", adapted, f"it finds none of the parameters {', '.join(names)}")
         self.inner_lr = inner_lr
         learned = self.adapted if learn_inner_lr else []

@@ -1,7 +1,7 @@
 """Families of locomotion tasks: robots that have to find out where, how fast or with which body to run.
 
 Sources: Fallah et al. 2021, https://arxiv.org/abs/2002.05135 (SG-MRL); Tang et al. 2021,
-https://arxiv.org/abs/2109.13706 (unified); Liu et al. 2019, http://proceedings.mlr.press/v97/liu19g.html (TMAML);
+https://arxiv.org/abs/2106.13125 (unified); Liu et al. 2019, http://proceedings.mlr.press/v97/liu19g.html (TMAML);
 Sarafian et al. 2021, https://arxiv.org/abs/2106.06842 (HypeRL); Rothfuss et al. 2019,
 https://arxiv.org/abs/1810.06784 (ProMP), whose released environments the first three use. What the texts leave open
 is as released. Where text and code differ:

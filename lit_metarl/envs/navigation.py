@@ -1,7 +1,7 @@
 """Families of navigation tasks: a point has to find a goal that it does not see.
 
 Actions a lie in [-1, 1]; ``clip`` bounds each coordinate. Sources: Fallah et al. 2021, https://arxiv.org/abs/2002.05135
-(SG-MRL); Tang et al. 2021, https://arxiv.org/abs/2109.13706 (unified estimators), whose navigation is that of
+(SG-MRL); Tang et al. 2021, https://arxiv.org/abs/2106.13125 (unified estimators), whose navigation is that of
 Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784 (ProMP); Liu et al. 2019, http://proceedings.mlr.press/v97/liu19g.html
 (TMAML).
 

@@ -49,6 +49,7 @@ class Run:
     steps: Array  # [T] environment steps
     returns: Array  # [T] mean of the evaluation episodes
     times: Array  # [T] ms since 1970
+    before: Array | None = None  # [T] of a meta-learner, the return before adaptation
 
     @property
     def group(self) -> tuple[str, str, str, str]:
@@ -65,6 +66,12 @@ class Run:
         """Mean evaluation return over ``after < step ≤ until``; NaN without an evaluation there."""
         counted = self.returns[(self.steps > after) & (self.steps <= until)]
         return float(counted.mean()) if len(counted) else math.nan
+
+    def mean_return_before(self, after: float, until: float) -> float | None:
+        """The same before adaptation; None if this is no meta-learner's run."""
+        if self.before is None:
+            return None
+        return float(self.before[(self.steps > after) & (self.steps <= until)].mean())
 
     def minutes(self, step: int) -> float:
         """Minutes from the start of the run to its last evaluation up to ``step``."""
@@ -117,7 +124,8 @@ def _all_runs(client: Any, experiment_ids: list[str]) -> Iterator[Any]:
 
 
 def _read_run(client: Any, run: Any, experiment: str) -> Run | None:
-    points = client.get_metric_history(run.info.run_id, "eval/return")
+    run_id = run.info.run_id
+    points = client.get_metric_history(run_id, "eval/return")
     tags = run.data.tags
     if not points or any(tag not in tags for tag in _TAGS):
         return None
@@ -127,16 +135,19 @@ def _read_run(client: Any, run: Any, experiment: str) -> Run | None:
     values = {point.step: point.value for point in ordered}
     times = {point.step: point.timestamp for point in reversed(ordered)}
     steps = sorted(values)
+    unadapted = sorted(client.get_metric_history(run_id, "eval/return_after_0_steps"), key=lambda p: p.timestamp)
+    before = {point.step: point.value for point in unadapted}
     return Run(
         experiment=experiment,
         **{tag: tags[tag] for tag in _TAGS},
         commit=tags.get("git_commit", "unknown"),
-        config=_config_hash(client, run.info.run_id),
+        config=_config_hash(client, run_id),
         status=run.info.status,
         start=run.info.start_time,
         steps=np.array(steps, dtype=np.float64),
         returns=np.array([values[step] for step in steps]),
         times=np.array([times[step] for step in steps], dtype=np.float64),
+        before=np.array([before[step] for step in steps]) if before else None,
     )
 
 

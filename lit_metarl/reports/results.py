@@ -28,14 +28,18 @@ from lit_metarl.tracking import TrackingError
 
 Group = tuple[str, str, str, str]  # experiment, environment, algorithm, config: `Run.group`
 
-BLOCK = "results"  # of the README
+BLOCK = "results"  # of the README, by default
 _NOTE = f"""\
 Return at a step s: mean of `eval/return` over the evaluations in the last {100 * WINDOW:.0f} % of the steps before it \
 (0.9 s < step ≤ s), then the interquartile mean (IQM) over seeds, or the mean below 4 seeds. 95 % interval: percentile \
 bootstrap over seeds, 10,000 resamples; none for one seed, and too narrow for few. Minutes: from the start of a run to \
 its last evaluation counted, pauses included, mean over seeds. Config: hash of the configuration without seed, logger \
-and checkpoint. Published SAC: mean (min–max; seeds) over the last {PUBLISHED_WINDOW:,} steps, from `data/sac.csv` of \
+and checkpoint."""
+_PUBLISHED_NOTE = f"""\
+ Published SAC: mean (min–max; seeds) over the last {PUBLISHED_WINDOW:,} steps, from `data/sac.csv` of \
 [pytorch_sac](https://github.com/denisyarats/pytorch_sac); beside it the mean over our seeds of the same window."""
+_ADAPTATION_NOTE = """\
+ A meta-learner's return is the one after adaptation on held-out tasks, of the stochastic policy."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Row:
     statistic: str  # "IQM" or "mean"
     score: float
     interval: tuple[float, float] | None
+    before: float | None  # of a meta-learner: the same before adaptation
     returns: dict[str, float]  # by seed
     statuses: dict[str, str]  # by seed
     same_window: float | None  # our mean over the steps that `published` is a mean over
@@ -104,6 +109,7 @@ def _make_row(runs: Sequence[Run], step: int) -> Row:
         statistic="IQM" if len(runs) >= 4 else "mean",
         score=float(interquartile_mean(scores)),
         interval=bootstrap_interval(scores) if len(runs) > 1 else None,
+        before=_before_adaptation(runs, step),
         returns=returns,
         statuses={run.seed: run.status for run in runs},
         same_window=float(np.mean(same)) if published else None,
@@ -114,11 +120,20 @@ def _make_row(runs: Sequence[Run], step: int) -> Row:
     )
 
 
+def _before_adaptation(runs: Sequence[Run], step: int) -> float | None:
+    scores = [run.mean_return_before(step * (1 - WINDOW), step) for run in runs]
+    return None if None in scores else float(interquartile_mean(np.array(scores)))
+
+
 def markdown(rows: Sequence[Row], remarks: Sequence[str] = ()) -> str:
-    """Return the table with its reading directions below, and ``remarks``."""
-    lines = [list(_cells(rows[0])), ["---"] * len(_cells(rows[0])), *(list(_cells(row).values()) for row in rows)]
+    """Return the table, without columns that are empty throughout, its reading directions below, and ``remarks``."""
+    cells = [_cells(row) for row in rows]
+    columns = [name for name in cells[0] if any(row[name] != "–" for row in cells)]
+    lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in cells)]
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return "\n\n".join([table, _NOTE, *remarks]) + "\n"
+    note = _NOTE + (_PUBLISHED_NOTE if "published SAC" in columns else "")
+    note += _ADAPTATION_NOTE if "before adaptation" in columns else ""
+    return "\n\n".join([table, note, *remarks]) + "\n"
 
 
 def _cells(row: Row) -> dict[str, str]:
@@ -132,6 +147,7 @@ def _cells(row: Row) -> dict[str, str]:
         "return": f"{row.score:.4g} ({row.statistic})",
         "95 % interval": "–" if row.interval is None else f"{row.interval[0]:.4g} to {row.interval[1]:.4g}",
         "min–max": f"{np.min(scores):.4g} to {np.max(scores):.4g}",
+        "before adaptation": "–" if row.before is None else f"{row.before:.4g}",
         "seeds": f"{len(scores)}" + (f" ({', '.join(unfinished)})" if unfinished else ""),
         "published SAC": "–"
         if published is None
@@ -166,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--all", action="store_true", help="also runs that are running or failed")
     parser.add_argument("--write", metavar="FILE", help=f"put the table between {' and '.join(markers(BLOCK))} of FILE")
+    parser.add_argument("--block", default=BLOCK, metavar="NAME", help="markers of another name (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the rows, with every seed, as JSON")
     parser.add_argument("--curves", metavar="DIR", help="draw the learning curves, one PNG per environment")
     return parser
@@ -198,7 +215,7 @@ def _report(options: argparse.Namespace) -> None:
     text = markdown(rows, remarks)
     sys.stdout.write(text)
     if options.write:
-        write_block(options.write, BLOCK, text)
+        write_block(options.write, options.block, text)
     try:
         if options.json:
             Path(options.json).write_text(to_json(rows, remarks), encoding="utf-8")

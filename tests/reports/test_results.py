@@ -31,6 +31,7 @@ def add_run(
     status: str = "success",
     width: int = 64,
     commit: str = "abc1234",
+    before: float | None = None,
 ) -> str:
     """One run through the logger of a training run; its evaluation at step s comes s / 1000 seconds after its start."""
     logger = MLflowLogger(str(root), experiment, run_name=f"seed {seed}")
@@ -45,6 +46,8 @@ def add_run(
     logger.log_text(yaml.safe_dump(config), "config/fit.yaml")
     start = logger.experiment.get_run(logger.run_id).info.start_time
     points = [Metric("eval/return", slope * step / 1000, start + step, step) for step in steps]
+    if before is not None:
+        points += [Metric("eval/return_after_0_steps", before * step / 1000, start + step, step) for step in steps]
     logger.experiment.log_batch(logger.run_id, metrics=points)
     logger.log_metrics({"train/return": -1.0}, step=steps[-1])
     if status == "running":
@@ -77,7 +80,7 @@ def report(root: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> l
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.replace("\\|", "¦").strip("|").split("|")] for line in lines]
-    assert {len(line) for line in cells} == {13}
+    assert len({len(line) for line in cells}) == 1
     return [dict(zip(cells[0], line, strict=True)) for line in cells[2:]]
 
 
@@ -102,6 +105,17 @@ def test_row_of_four_seeds(root: Path, capsys: pytest.CaptureFixture[str]) -> No
     # (45k, 50k]: one evaluation, 250 and 350; below four seeds the mean
     assert (walker["return"], walker["95 % interval"]) == ("300 (mean)", "250 to 350")
     assert (walker["environment steps"], walker["published SAC"], walker["ours, same window"]) == ("50,000", "–", "–")
+
+
+def test_a_meta_learner_has_its_return_before_adaptation_beside(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for seed, before in enumerate([0.5, 1.5]):
+        add_run(tmp_path, "meta", seed, 2.0, environment="points/corners", before=before)
+    document = tmp_path / "notes.md"
+    document.write_text("<!-- meta:begin -->\n<!-- meta:end -->\n")
+    (row,) = report(tmp_path, capsys, "--write", str(document), "--block", "meta")
+    assert (row["return"], row["before adaptation"]) == ("195 (mean)", "97.5")  # 97.5 · 2, and 97.5 · (0.5 + 1.5)/2
+    assert "published SAC" not in row  # a column that is empty throughout
+    assert "held-out tasks" in document.read_text()
 
 
 def test_equal_settings_share_a_hash(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
