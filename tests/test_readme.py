@@ -17,6 +17,7 @@ import torch
 
 from lit_metarl.__main__ import main
 from lit_metarl.config import load_config
+from lit_metarl.envs import locomotion_tasks, navigation
 from lit_metarl.envs.rendering import rendering_available
 
 ROOT = Path(__file__).parents[1]
@@ -58,11 +59,12 @@ def test_set_up_is_two_commands_and_ci_runs_the_test_command() -> None:
 
 
 def test_every_training_command_runs(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (checkout / "my_env.py").write_text(next(code for code in PYTHON if "my_env.py" in code))
+    for name in ("my_env.py", "my_tasks.py"):
+        (checkout / name).write_text(next(code for code in PYTHON if f"# {name}" in code))
     monkeypatch.syspath_prepend(str(checkout))
     main_job = SET_UP[0].rpartition(".venv/bin/")[2]
     lines = [main_job, *(line for line in BASH if is_training(line))]
-    assert len(lines) == 14
+    assert len(lines) == 15
     for line in lines:
         command = words(line)[1:]
         if command[0] == "predict" and rendering_available():
@@ -83,6 +85,17 @@ def test_the_policy_snippet(checkout: Path) -> None:
     scope = {"obs": np.zeros((2, 5))}
     exec(code.replace("<run id>", run.name), scope)
     assert scope["action"].shape == (2, 1)
+
+
+def test_differences_of_papers_and_code_are_those_of_the_task_families() -> None:
+    rows = [
+        line.replace("``", "`")
+        for module in (navigation, locomotion_tasks)
+        for line in (module.__doc__ or "").splitlines()
+        if line.startswith("|") and "---" not in line and "released code |" not in line
+    ]
+    assert len(rows) > 10
+    assert all(row in README for row in rows)
 
 
 def test_all_other_commands_are_known() -> None:

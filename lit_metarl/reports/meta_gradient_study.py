@@ -1,0 +1,252 @@
+"""``lit-metarl study meta_gradient``: exact bias and variance of estimated meta-gradients.
+
+Every inner and outer batch of a tiny MDP is a task of one problem of the algorithm itself, in float64, so there is no
+sampling error. V_K(θ) = E J(θ_K) over the inner data; the truth is its gradient (Fallah et al. 2021, Eq. 10).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+from torch.nn.functional import one_hot
+
+from lit_metarl.algorithms.maml import MAML
+from lit_metarl.algorithms.meta_policy_gradient import MetaPolicyGradient, Problem
+from lit_metarl.envs.tabular import random_mdp
+from lit_metarl.envs.tabular_exact import all_trajectories, state_values
+from lit_metarl.estimators import DiCE, InnerSurrogate, LogLikelihood
+from lit_metarl.nn import Baseline, CategoricalMLP, NoBaseline, TimeMean
+from lit_metarl.optim.corrections import EMAMLCorrection, NoCorrection, SamplingCorrection, SGMRLCorrection
+from lit_metarl.optim.outer_updates import likelihood
+from lit_metarl.reports.document import ReportError, markers, write_block
+from lit_metarl.types import Params, Round, Trajectories
+
+BLOCK = "meta-gradient"  # of the README
+EXACT = 1e-10  # relative bias that is rounding
+HORIZON, GAMMA, ALPHA, SIZE, SEED = 2, 0.9, 0.3, 2, 3  # SIZE: trajectories of an inner batch
+DISCOUNTS = GAMMA ** torch.arange(HORIZON, dtype=torch.float64)  # [T]
+MDP = random_mdp(2, 2, SEED)
+THETA = torch.tensor([[0.3, -0.4], [-0.2, 0.5]], dtype=torch.float64)  # softmax table of the initial policy, [S, A]
+ALL = all_trajectories(MDP, np.full((2, 2), 0.5), HORIZON)  # M = 8 of them
+DYNAMICS = ALL.probability / 0.5**HORIZON  # probability of each if its actions were certain, [M]
+OBS = one_hot(ALL.state, 2).double()  # [M, T, S]
+
+
+@dataclass(frozen=True)
+class KnownValue(Baseline):
+    """V_t(s) of the initial policy in closed form, ``[B, N, T]``: a baseline that depends on no trajectory."""
+
+    def predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+        """See :meth:`Baseline.predict`; only ``obs`` is read."""
+        return mask * (obs * state_values(MDP, THETA, GAMMA, HORIZON)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A row of the table.
+
+    Attributes:
+        name: in the table.
+        correction: of the meta-gradient.
+        inner: surrogate that adapts.
+        baseline: of inner and outer batches.
+        first_order: treat the inner gradient as a constant.
+        normalise: advantages per task and round.
+        steps: K, adaptation steps on as many inner batches.
+        outer: trajectories of the outer batch.
+        alpha: inner step size.
+        first_round_only: score only the first inner batch.
+    """
+
+    name: str
+    correction: SamplingCorrection = NoCorrection()
+    inner: InnerSurrogate = LogLikelihood()
+    baseline: Baseline = NoBaseline()
+    first_order: bool = False
+    normalise: bool = False
+    steps: int = 1
+    outer: int = 1
+    alpha: float = ALPHA
+    first_round_only: bool = False
+
+    def module(self) -> MetaPolicyGradient:
+        """The algorithm, with the initial policy :data:`THETA`."""
+        module = MAML(
+            2,
+            1,
+            2,
+            CategoricalMLP(hidden=(), bias=False),
+            self.baseline,
+            self.inner,
+            self.correction,
+            inner_lr=self.alpha,
+            first_order=self.first_order,
+            gamma=GAMMA,
+            normalise_advantages=self.normalise,
+            discounted=True,
+            time_average=False,
+        ).double()
+        with torch.no_grad():
+            next(module.policy.parameters()).copy_(THETA.T)
+        return module
+
+
+NONE, ACROSS, LEFT_OUT = (SGMRLCorrection(credit) for credit in ("none", "cross_task", "leave_one_out"))
+FIT, FIT_OTHERS = TimeMean(), TimeMean(held_out=True)
+ESTIMATORS = (
+    Estimator("MAML"),
+    Estimator("MAML, DiCE as inner surrogate", inner=DiCE()),
+    Estimator("MAML, first order", first_order=True),
+    Estimator("E-MAML", EMAMLCorrection()),
+    Estimator("SG-MRL, `none` (Eq. 13 as printed)", NONE),
+    Estimator("SG-MRL, `cross_task`", ACROSS),
+    Estimator("SG-MRL, `leave_one_out`", LEFT_OUT),
+    Estimator("SG-MRL, `first_order`", SGMRLCorrection("first_order")),
+    Estimator("SG-MRL, `leave_one_out`, DiCE as inner surrogate", LEFT_OUT, inner=DiCE()),
+    Estimator("SG-MRL, `leave_one_out`, first order", LEFT_OUT, first_order=True),
+    Estimator("K = 2: SG-MRL, `none`", NONE, steps=2),
+    Estimator("K = 2: SG-MRL, `cross_task`", ACROSS, steps=2),
+    Estimator("K = 2: SG-MRL, `leave_one_out`", LEFT_OUT, steps=2),
+    Estimator("K = 2: SG-MRL, `cross_task`, first round only", ACROSS, steps=2, first_round_only=True),
+    Estimator("N = 2: SG-MRL, `leave_one_out`", LEFT_OUT, outer=2),
+    Estimator("N = 2, value known: `leave_one_out`", LEFT_OUT, baseline=KnownValue(), outer=2),
+    Estimator(
+        "N = 2, value known: `leave_one_out`, doubly robust",
+        SGMRLCorrection(doubly_robust=True),
+        baseline=KnownValue(),
+        outer=2,
+    ),
+    Estimator("N = 2, mean of the others: `cross_task`", ACROSS, baseline=FIT_OTHERS, outer=2),
+    Estimator("N = 2, mean of the others: `leave_one_out`", LEFT_OUT, baseline=FIT_OTHERS, outer=2),
+    Estimator("N = 2, mean of all: `cross_task`", ACROSS, baseline=FIT, outer=2),
+    Estimator("N = 2, mean of all: `leave_one_out`", LEFT_OUT, baseline=FIT, outer=2),
+    Estimator("N = 2, normalised: `leave_one_out`", LEFT_OUT, normalise=True, outer=2),
+)
+
+
+class Quality(NamedTuple):
+    """Of the meta-gradient of one task."""
+
+    bias: float  # ‖E[estimate] − ∇V_K‖ / ‖∇V_K‖
+    variance: float  # summed over entries
+
+
+class Enumeration:
+    """Every combination of K inner batches of ``size`` trajectories and an outer one, each as one of C tasks."""
+
+    def __init__(self, module: MetaPolicyGradient, size: int = SIZE, steps: int = 1, outer: int = 1) -> None:
+        every = torch.arange(len(DYNAMICS))
+        combinations = torch.cartesian_prod(*[every] * (size * steps + outer))  # [C, K size + outer]
+        self.module = module
+        self.chosen = combinations.split([*[size] * steps, outer], dim=1)  # K times [C, size], then [C, outer]
+        self.problem = module.problem(self._collect())
+        self.probability = self.likelihood().detach()  # [C]
+        self.returns = (ALL.reward[self.chosen[-1]] @ DISCOUNTS).mean(-1)  # J̃(θ_K), [C]
+
+    def _collect(self) -> list[Trajectories]:
+        """As a collector does: every round has the log-probabilities of the parameters that it was sampled with."""
+        params = self.module.initial_params(len(self.chosen[0]))
+        rounds: list[Trajectories] = []
+        for chosen in self.chosen:
+            params = self.module.adapt(params, rounds[-1]) if rounds else params
+            reward = ALL.reward[chosen]
+            data = Trajectories(OBS[chosen], ALL.action[chosen], reward, torch.zeros_like(reward), ALL.mask[chosen])
+            log_prob = vmap(self.module.inner.log_prob)(params, data).detach()
+            rounds.append(data._replace(log_prob=log_prob))
+        return rounds
+
+    def likelihood(self) -> Tensor:
+        """Probability of every combination as a function of the initial parameters, ``[C]``; they sum to 1."""
+        log_probs = self.problem.unroll().log_probs
+        rounds = zip(log_probs, self.chosen, strict=True)
+        return torch.cat([log_prob.sum(-1).exp() * DYNAMICS[chosen] for log_prob, chosen in rounds], -1).prod(-1)
+
+    def value_gradient(self) -> Tensor:
+        """∇V_K as the derivative of Σ_c p_c(θ) J̃_c, ``[P]``; true if the inner surrogate is the log-likelihood."""
+        value = self.likelihood() @ self.returns
+        return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(self.problem.params.values()))])
+
+    def everyone(self, value: Tensor) -> list[Tensor]:
+        """``value [C]`` as the credit of every inner trajectory, K times ``[C, size]``."""
+        return [value[:, None].expand(chosen.shape) for chosen in self.chosen[:-1]]
+
+    def credits(self) -> list[Tensor]:
+        """The correction's, K times ``[C, size]``; where it compares with other tasks, with infinitely many."""
+        correction, own = self.module.correction, self.problem.credits
+        centred = self.returns - self.probability @ self.returns
+        if isinstance(correction, EMAMLCorrection):
+            std = (self.probability @ centred.square()).sqrt()
+            return self.everyone(centred / std / self.chosen[0].shape[-1])
+        if isinstance(correction, SGMRLCorrection) and correction.credit != "none":
+            across = self.everyone(centred)
+            return across if correction.credit == "cross_task" else [*across[:-1], own[-1]]
+        return own
+
+    def gradients(self, credits: list[Tensor] | None = None) -> Tensor:
+        """The meta-gradient of every task by itself, ``[C, P]``; with :meth:`credits` if None."""
+
+        def objective(meta: Params, data: list[Trajectories], rounds: list[Round], credits: list[Tensor]) -> Tensor:
+            alone = tuple(Trajectories(*(x[None] for x in each)) for each in data)
+            seen = tuple(Round(*(x[None] for x in each)) for each in rounds)
+            task = Problem(self.module, alone, seen, [credit[None] for credit in credits], [])
+            return task.task_objectives(task.unroll(meta), likelihood)[0]
+
+        problem = self.problem
+        meta = {name: value.detach() for name, value in problem.params.items()}
+        credits = self.credits() if credits is None else credits
+        each = vmap(grad(objective), (None, 0, 0, 0))(meta, problem.trajectories, problem.rounds, credits)
+        return torch.cat([gradient.flatten(1) for gradient in each.values()], -1)
+
+    def quality(self, gradients: Tensor, truth: Tensor) -> Quality:
+        """Bias and variance of ``gradients [C, P]`` as estimates of ``truth [P]``."""
+        mean = self.probability @ gradients
+        variance = (self.probability @ (gradients - mean).square()).sum()
+        return Quality(float((mean - truth).norm() / truth.norm()), float(variance))
+
+
+def measure(estimator: Estimator) -> Quality:
+    """Bias and variance of an estimator, against ∇V_K of the adaptation that it stands for."""
+    world = Enumeration(estimator.module(), SIZE, estimator.steps, estimator.outer)
+    credits = world.credits()
+    if estimator.first_round_only:
+        credits = [credits[0], *(torch.zeros_like(credit) for credit in credits[1:])]
+    # With DiCE or first order the adapted parameters are the same numbers, but not the same function of θ.
+    true = replace(estimator, correction=NoCorrection(), inner=LogLikelihood(), first_order=False)
+    truth = Enumeration(true.module(), SIZE, estimator.steps).value_gradient()
+    return world.quality(world.gradients(credits), truth)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print a table and return 0; a file that cannot be written exits with code 2."""
+    parser = argparse.ArgumentParser(
+        "lit-metarl study meta_gradient", description="Bias and variance of estimated meta-gradients, without sampling."
+    )
+    parser.add_argument("--write", metavar="FILE", help=f"put the table between {' and '.join(markers(BLOCK))} of FILE")
+    args = parser.parse_args(arguments)
+    text = markdown({estimator.name: measure(estimator) for estimator in ESTIMATORS})
+    sys.stdout.write(text)
+    if args.write:
+        try:
+            write_block(args.write, BLOCK, text)
+        except ReportError as error:
+            parser.error(str(error))
+    return 0
+
+
+def markdown(rows: dict[str, Quality]) -> str:
+    """The table, with how to read it below."""
+    lines = [f"| {name} | {percent(quality.bias)} | {quality.variance:.3g} |" for name, quality in rows.items()]
+    return "\n".join(["| estimator | bias | variance |", "|---|---:|---:|", *lines]) + "\n"
+
+
+def percent(bias: float) -> str:
+    """A relative bias in %, 0 if it is rounding."""
+    digits = f"{100 * bias:,.0f}" if bias >= 0.1 else f"{100 * bias:.2g}"
+    return "0" if bias < EXACT else f"{digits} %"
