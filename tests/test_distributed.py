@@ -1,4 +1,4 @@
-"""Two processes on the CPU: the averaged gradient is the joined batch's, and every process's replay survives resume."""
+"""Two processes on the CPU: the averaged gradient is the joined batch's, and every process's state survives resume."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lit_metarl.algorithms import SAC
+from meta_cases import attach, random_rounds
+
+from lit_metarl.algorithms import MAML, SAC
 from lit_metarl.losses.sac import actor_loss, critic_loss
-from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
+from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, TanhGaussianMLP
+from lit_metarl.optim import PPO, TRPO, VPG
+from lit_metarl.types import Trajectories
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 M, O, A = 12, 4, 2  # noqa: E741
@@ -42,32 +46,71 @@ def gradients(rows: slice) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in sac.named_parameters() if p.grad is not None}
 
 
+META = {
+    "VPG": VPG(lr=0.5, optimizer_class="SGD"),
+    "PPO": PPO(lr=0.05, epochs=3, adaptive_kl=True, kl_target=0.02),
+    "TRPO": TRPO(max_kl=0.02),
+}
+
+
+def meta_update(outer: str, tasks: slice) -> dict[str, torch.Tensor]:
+    """Parameters and KL coefficients after one outer update on ``tasks`` of a fixed meta-batch of four."""
+    torch.manual_seed(0)
+    module = attach(MAML(O, A, policy=GaussianMLP((4,)), outer=META[outer], inner_lr=0.5, learn_inner_lr=True).double())
+    rounds = random_rounds(module, tasks=4, full=True)
+    module.outer.update(module.problem([Trajectories(*(x[tasks] for x in round)) for round in rounds]))
+    parameters = {name: value.detach().clone() for name, value in module.meta_parameters().items()}
+    return parameters | {"penalties": torch.tensor(module.penalties)}
+
+
 def worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     half = slice(0, M // 2) if rank == 0 else slice(M // 2, M)
     torch.save(gradients(half), f"{folder}/rank{rank}.pt")
+    tasks = slice(0, 2) if rank == 0 else slice(2, 4)
+    torch.save({outer: meta_update(outer, tasks) for outer in META}, f"{folder}/meta{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_averaged_gradient_is_that_of_the_joined_batch(tmp_path: Path) -> None:
-    workers = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes left what they computed."""
+    folder = tmp_path_factory.mktemp("two")
+    workers = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in range(2)]
     assert [process.wait(timeout=120) for process in workers] == [0, 0]
+    return folder
+
+
+def test_averaged_gradient_is_that_of_the_joined_batch(folder: Path) -> None:
     joined = gradients(slice(0, M))
     assert len(joined) > 4
     alone = gradients(slice(0, M // 2))
     for rank in range(2):
-        averaged = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        averaged = torch.load(folder / f"rank{rank}.pt", weights_only=True)
         for name, expected in joined.items():
             torch.testing.assert_close(averaged[name], expected, atol=1e-7, rtol=1e-5)
     assert any(not torch.allclose(alone[name], joined[name]) for name in joined)  # one process alone differs
 
 
-def fit(folder: Path, *flags: str) -> dict[str, Any]:
+@pytest.mark.parametrize("outer", META)
+def test_meta_update_is_that_of_the_joined_tasks(outer: str, folder: Path) -> None:
+    joined, alone = meta_update(outer, slice(0, 4)), meta_update(outer, slice(0, 2))
+    first, second = (torch.load(folder / f"meta{rank}.pt", weights_only=True)[outer] for rank in range(2))
+    for name, expected in joined.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], expected, atol=1e-8, rtol=1e-6)
+    assert not torch.allclose(alone["policy.trunk.0.weight"], joined["policy.trunk.0.weight"], rtol=1e-4)
+
+
+SAC_FILES = ("experiment/sac_small_pendulum.yaml", "overlay/smoke.yaml")
+META_FILES = ("experiment/corners_trpo_maml.yaml", "overlay/smoke_meta.yaml")
+
+
+def fit(files: tuple[str, ...], folder: Path, *flags: str) -> dict[str, Any]:
     """Run the command line in two processes; returns the last checkpoint."""
-    files = [CONFIGS / "experiment" / "sac_small_pendulum.yaml", CONFIGS / "overlay" / "smoke.yaml"]
-    command = [sys.executable, "-m", "lit_metarl", "fit", *(f"--config={file}" for file in files)]
-    command += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.eval_episodes=2"]
-    command += ["--data.test_episodes=2", f"--trainer.logger.root={folder}", *flags]
+    command = [sys.executable, "-m", "lit_metarl", "fit", *(f"--config={CONFIGS / file}" for file in files)]
+    command += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command += [f"--trainer.logger.root={folder}", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = folder.glob("runs/*/last.ckpt")
@@ -75,9 +118,10 @@ def fit(folder: Path, *flags: str) -> dict[str, Any]:
 
 
 def test_every_process_resumes_its_own_replay(tmp_path: Path) -> None:
-    straight = fit(tmp_path / "straight")
-    fit(tmp_path / "resumed", "--trainer.max_epochs=1")
-    resumed = fit(tmp_path / "resumed", "--ckpt_path=last")
+    flags = ("--data.eval_episodes=2", "--data.test_episodes=2")
+    straight = fit(SAC_FILES, tmp_path / "straight", *flags)
+    fit(SAC_FILES, tmp_path / "resumed", *flags, "--trainer.max_epochs=1")
+    resumed = fit(SAC_FILES, tmp_path / "resumed", *flags, "--ckpt_path=last")
     for name, value in straight["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name]), name
     ranks = [state["experience"]["replay"]["storage"]["obs"] for state in resumed["ReplayDataModule"]["ranks"]]
@@ -86,6 +130,21 @@ def test_every_process_resumes_its_own_replay(tmp_path: Path) -> None:
     for own, expected in zip(ranks, straight["ReplayDataModule"]["ranks"], strict=True):
         assert torch.equal(own, expected["experience"]["replay"]["storage"]["obs"])
     assert resumed["algorithm"]["counters"]["env_steps"] == 2 * (20 + 16)  # both processes together
+
+
+def test_every_process_resumes_its_own_tasks(tmp_path: Path) -> None:
+    straight = fit(META_FILES, tmp_path / "straight")
+    fit(META_FILES, tmp_path / "resumed", "--trainer.max_epochs=1")
+    resumed = fit(META_FILES, tmp_path / "resumed", "--ckpt_path=last")
+    for name, value in straight["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    streams = [state["experience"]["generator"] for state in resumed["TrajectoryDataModule"]["ranks"]]
+    assert len(streams) == 2
+    assert not torch.equal(*streams)
+    for own, expected in zip(streams, straight["TrajectoryDataModule"]["ranks"], strict=True):
+        assert torch.equal(own, expected["experience"]["generator"])
+    # iterations × rounds × tasks of both processes × trajectories × steps
+    assert resumed["algorithm"]["counters"]["env_steps"] == 2 * 2 * 2 * 5 * 20
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from lit_metarl.algorithms import SAC
+from lit_metarl.algorithms import LVC, MAML, SAC, SGMRL, TMAML, TRPOMAML, Algorithm, MetaPolicyGradient, ProMP
 from lit_metarl.callbacks import RunCheckpoint, RunRecord
-from lit_metarl.data import ReplayDataModule
+from lit_metarl.data import ReplayDataModule, TrajectoryDataModule
+from lit_metarl.data.experience import ExperienceDataModule
 from lit_metarl.envs.base import EnvFactory
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.envs.locomotion import MuJoCo
+from lit_metarl.envs.locomotion_tasks import Direction
+from lit_metarl.envs.navigation import Navigation2D
 from lit_metarl.envs.suite import DMControl
-from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
+from lit_metarl.envs.tasks import TaskFamily
+from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, TanhGaussianMLP
+from lit_metarl.optim import PPO, SGMRLCorrection
 from lit_metarl.tracking import MLflowLogger, connect
 
-SIMULATORS = {
-    "mujoco": MuJoCo("half_cheetah", max_episode_steps=7, threads=1),
-    "mujoco_terminating": MuJoCo("hopper", max_episode_steps=50, threads=1),
-    "dm_control": DMControl("reacher/easy"),
-    "gymnasium": Gymnasium("Pendulum-v1"),
-}
 
-
-def make_sac(env: EnvFactory, seed: int = 0, **data: Any) -> tuple[SAC, ReplayDataModule]:
-    settings = {
-        "num_envs": 2,
-        "batch_size": 8,
-        "capacity": 45,  # the ring wraps during the run
-        "warmup_steps": 10,
-        "updates_per_block": 3,
-        "steps_per_block": 2,
-        "epoch_steps": 24,
-        "eval_episodes": 2,
-    } | data
-    datamodule = ReplayDataModule(env, seed=seed, **settings)
-    seed_everything(seed)
+def make_sac(env: EnvFactory) -> tuple[SAC, ReplayDataModule]:
+    datamodule = ReplayDataModule(
+        env,
+        num_envs=2,
+        batch_size=8,
+        capacity=45,  # the ring wraps during the run
+        warmup_steps=10,
+        updates_per_block=3,
+        steps_per_block=2,
+        epoch_steps=24,
+        eval_episodes=2,
+    )
+    seed_everything(0)
     sac = SAC(
         datamodule.obs_dim,
         datamodule.action_dim,
@@ -48,6 +48,34 @@ def make_sac(env: EnvFactory, seed: int = 0, **data: Any) -> tuple[SAC, ReplayDa
         target_update_every=2,
     )
     return sac, datamodule
+
+
+def make_meta(
+    cls: type[MetaPolicyGradient], env: TaskFamily, data: dict[str, Any] | None = None, **kwargs: Any
+) -> tuple[MetaPolicyGradient, TrajectoryDataModule]:
+    settings = {"num_tasks": 2, "trajectories": 3, "epoch_iterations": 3, "eval_tasks": 2, "test_tasks": 2}
+    datamodule = TrajectoryDataModule(env, **settings | (data or {}))
+    seed_everything(0)
+    policy = GaussianMLP((8,))
+    return cls(datamodule.obs_dim, datamodule.action_dim, datamodule.num_actions, policy, **kwargs), datamodule
+
+
+NAVIGATION = Navigation2D(max_episode_steps=8)
+CASES: dict[str, Callable[[], tuple[Algorithm, ExperienceDataModule]]] = {
+    "SAC-mujoco": partial(make_sac, MuJoCo("half_cheetah", max_episode_steps=7, threads=1)),
+    "SAC-mujoco_terminating": partial(make_sac, MuJoCo("hopper", max_episode_steps=50, threads=1)),
+    "SAC-dm_control": partial(make_sac, DMControl("reacher/easy")),
+    "SAC-gymnasium": partial(make_sac, Gymnasium("Pendulum-v1")),
+    "MAML": partial(make_meta, MAML, NAVIGATION),
+    "SGMRL": partial(make_meta, SGMRL, NAVIGATION, correction=SGMRLCorrection("leave_one_out")),
+    "ProMP": partial(make_meta, ProMP, NAVIGATION, outer=PPO(epochs=2, adaptive_kl=True)),
+    "TRPOMAML": partial(make_meta, TRPOMAML, NAVIGATION, {"adaptation_steps": 2}, learn_inner_lr=True),
+    "TMAML": partial(make_meta, TMAML, NAVIGATION, {"train_tasks": 3, "oracle_context": True}),
+    "ProMP-mujoco": partial(make_meta, ProMP, Direction(max_episode_steps=5, threads=1)),
+    "LVC-mujoco_terminating": partial(
+        make_meta, LVC, Direction("walker2d", max_episode_steps=60, threads=1), {"action_scale": 1.0}
+    ),
+}
 
 
 def make_trainer(root: Path, epochs: int, run_id: str | None = None, **kwargs: Any) -> Trainer:
@@ -93,9 +121,10 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
 def whole_run(path: Path) -> dict[str, Any]:
     """Everything in a checkpoint that the future depends on: all but run id, config and wall-clock."""
     checkpoint = load(path)
+    (datamodule,) = (key for key in checkpoint if key in ("ReplayDataModule", "TrajectoryDataModule"))
     return {
         key: checkpoint[key]
-        for key in ("state_dict", "optimizer_states", "ReplayDataModule", "algorithm", "epoch", "global_step")
+        for key in ("state_dict", "optimizer_states", datamodule, "algorithm", "epoch", "global_step")
     }
 
 
@@ -105,52 +134,82 @@ def metrics_of(root: Path, run_id: str) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted((m.step, m.value) for m in client.get_metric_history(run_id, name)) for name in names}
 
 
-@pytest.mark.parametrize("name", SIMULATORS)
-@pytest.mark.parametrize("interrupted_at", ["end_of_epoch", 0, 2, 3])  # batches of the second epoch, of 0 to 3
-def test_resumed_run_equals_straight_run(name: str, interrupted_at: str | int, tmp_path: Path) -> None:
-    env = SIMULATORS[name]
-    straight = make_trainer(tmp_path / "straight", 4)
-    straight.fit(*make_sac(env))
-    straight_dir = straight.logger.run_dir
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all runs: making one takes longer than a run."""
+    return tmp_path_factory.mktemp("mlruns")
 
-    first = make_trainer(tmp_path / "resumed", 2)
-    if interrupted_at == "end_of_epoch":
-        first.fit(*make_sac(env))
+
+class Straight(NamedTuple):
+    """What a run of four epochs without interruption leaves."""
+
+    checkpoint: dict[str, Any]
+    metrics: dict[str, list[tuple[int, float]]]
+
+
+@pytest.fixture(scope="module")
+def straight(root: Path) -> Callable[[str], Straight]:
+    """Case → its straight run, made once."""
+
+    @cache
+    def run(case: str) -> Straight:
+        trainer = make_trainer(root, 4)
+        trainer.fit(*CASES[case]())
+        logger = trainer.logger
+        return Straight(whole_run(logger.run_dir / "last.ckpt"), metrics_of(root, logger.run_id))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("case", "interrupted_at"),  # at the end of the second epoch, or at this batch of it
+    [(case, at) for case in CASES for at in ("end", *((0, 2, 3) if "SAC" in case else (1,)))],
+)
+def test_resumed_run_equals_straight_run(
+    case: str, interrupted_at: str | int, straight: Callable[[str], Straight], root: Path
+) -> None:
+    make = CASES[case]
+    first = make_trainer(root, 2)
+    if interrupted_at == "end":
+        first.fit(*make())
         checkpoint = first.logger.run_dir / "last.ckpt"
     else:
-        sac, datamodule = make_sac(env)
-        checkpoint = stop_within_epoch(first, sac, datamodule, interrupted_at)
+        checkpoint = stop_within_epoch(first, *make(), interrupted_at)
     torch.manual_seed(12345)  # the resumed process starts from whatever the global streams are
-    second = make_trainer(tmp_path / "resumed", 4, run_id=first.logger.run_id)
-    second.fit(*make_sac(env), ckpt_path=checkpoint)
+    second = make_trainer(root, 4, run_id=first.logger.run_id)
+    second.fit(*make(), ckpt_path=checkpoint)
 
     assert second.logger.run_id == first.logger.run_id
-    assert_same(whole_run(straight_dir / "last.ckpt"), whole_run(second.logger.run_dir / "last.ckpt"))
-    assert metrics_of(tmp_path / "straight", straight.logger.run_id) == metrics_of(
-        tmp_path / "resumed", second.logger.run_id
-    )
+    assert_same(straight(case).checkpoint, whole_run(second.logger.run_dir / "last.ckpt"))
+    assert straight(case).metrics == metrics_of(root, second.logger.run_id)
 
 
-def stop_within_epoch(trainer: Trainer, sac: SAC, datamodule: ReplayDataModule, at: int) -> Path:
+def test_the_runs_have_what_resume_could_lose(straight: Callable[[str], Straight]) -> None:
+    assert straight("ProMP").checkpoint["algorithm"]["counters"]["penalties"] != [PPO().kl_penalty]
+    assert not (straight("TRPOMAML").checkpoint["state_dict"]["learned_step_sizes.log_std"] == 0.1).any()
+    assert min(length for _, length in straight("LVC-mujoco_terminating").metrics["train/episode_length"]) < 60
+
+
+def stop_within_epoch(trainer: Trainer, module: Algorithm, datamodule: ExperienceDataModule, at: int) -> Path:
     """Stop in the second epoch, as Ctrl-C during batch ``at`` does."""
     checkpoint = next(c for c in trainer.callbacks if isinstance(c, RunCheckpoint))
-    original = sac.training_step
+    original = module.training_step
 
     def interrupting(batch: Any, batch_idx: int) -> None:
         original(batch, batch_idx)
         if trainer.current_epoch == 1 and batch_idx == at:
             checkpoint._on_signal(2, None)
 
-    sac.training_step = interrupting
+    module.training_step = interrupting
     with pytest.raises(SystemExit):
-        trainer.fit(sac, datamodule)
+        trainer.fit(module, datamodule)
     assert connect(trainer.logger.save_dir).get_run(trainer.logger.run_id).info.status == "FAILED"
     return trainer.logger.run_dir / "last.ckpt"
 
 
-def test_a_periodic_checkpoint_within_an_epoch_is_exact(tmp_path: Path) -> None:
-    env = SIMULATORS["gymnasium"]
-    straight = make_trainer(tmp_path / "straight", 2, every_n_batches=3)
+def test_a_periodic_checkpoint_within_an_epoch_is_exact(root: Path, tmp_path: Path) -> None:
+    make = CASES["SAC-gymnasium"]
+    straight = make_trainer(root, 2, every_n_batches=3)
     kept: list[bytes] = []
 
     class Keep(Callback):
@@ -160,9 +219,9 @@ def test_a_periodic_checkpoint_within_an_epoch_is_exact(tmp_path: Path) -> None:
                 kept.append(path.read_bytes())
 
     straight.callbacks.append(Keep())
-    straight.fit(*make_sac(env))
+    straight.fit(*make())
     (tmp_path / "kept.ckpt").write_bytes(kept[0])
     assert load(tmp_path / "kept.ckpt")["algorithm"]["counters"]["updates"] == 9
-    resumed = make_trainer(tmp_path / "resumed", 2)
-    resumed.fit(*make_sac(env), ckpt_path=tmp_path / "kept.ckpt")
+    resumed = make_trainer(root, 2)
+    resumed.fit(*make(), ckpt_path=tmp_path / "kept.ckpt")
     assert_same(whole_run(straight.logger.run_dir / "last.ckpt"), whole_run(resumed.logger.run_dir / "last.ckpt"))

@@ -3,29 +3,62 @@
 from __future__ import annotations
 
 import itertools
-import math
 
-import numpy as np
 import pytest
 import torch
 from torch.func import grad, vmap
 
-from lit_metarl.algorithms import MAML, MetaPolicyGradient
-from lit_metarl.envs.tabular import random_mdp
-from lit_metarl.envs.tabular_exact import all_trajectories, exact_value
-from lit_metarl.estimators import DiCE, LogLikelihood
-from lit_metarl.nn import CategoricalMLP, NoBaseline, TimeMean
+from lit_metarl.envs.tabular_exact import exact_value
+from lit_metarl.estimators import DiCE
+from lit_metarl.nn import TimeMean
 from lit_metarl.optim.corrections import EMAMLCorrection, NoCorrection, SGMRLCorrection, minus_other_tasks
 from lit_metarl.optim.outer_updates import likelihood
-from lit_metarl.types import ConfigError, Trajectories
+from lit_metarl.reports.meta_gradient_study import (
+    ALL,
+    ALPHA,
+    DISCOUNTS,
+    DYNAMICS,
+    GAMMA,
+    HORIZON,
+    MDP,
+    OTHERS,
+    THETA,
+    Enumeration,
+    Estimator,
+    ExactValue,
+    measure,
+)
+from lit_metarl.types import ConfigError
 
-HORIZON, GAMMA, ALPHA = 2, 0.9, 0.3
-DISCOUNTS = torch.tensor([1.0, GAMMA], dtype=torch.float64)
-MDP = random_mdp(2, 2, seed=3)
-THETA = torch.tensor([[0.3, -0.4], [-0.2, 0.5]], dtype=torch.float64)  # [S, A]
-ALL = all_trajectories(MDP, np.full((2, 2), 0.5), HORIZON)  # M = 8 trajectories
-DYNAMICS = ALL.probability / 0.5**HORIZON  # probability of each if its actions were certain, [M]
-OBS = torch.nn.functional.one_hot(ALL.state, 2).double()  # [M, T, S]
+EXACT = 1e-10
+
+
+def enumerate_tasks(correction, size: int = 2, steps: int = 1, outer: int = 1, **options) -> Enumeration:
+    return Enumeration(Estimator("", correction, **options).module(), size, steps, outer)
+
+
+def expected(world, credits=None):
+    """Mean of the meta-gradient over all combinations, ``[P]``."""
+    return world.probability @ world.gradients(credits)
+
+
+def variance(world, credits=None) -> float:
+    return world.quality(world.gradients(credits), THETA.flatten()).variance
+
+
+def across_pairs(world):
+    """First and second moments over another, independent task of this task's ``cross_task`` credit, ``[C]``."""
+    credit = minus_other_tasks(torch.stack(torch.broadcast_tensors(world.returns[:, None], world.returns[None, :])))[0]
+    return credit @ world.probability, credit.square() @ world.probability
+
+
+def variance_in_pairs(world) -> float:
+    """Variance of a task's meta-gradient whose credits are across two tasks."""
+    first, second = (moment[:, None] for moment in across_pairs(world))
+    main = world.gradients(world.everyone(torch.zeros_like(world.returns)))
+    score = world.gradients(world.everyone(torch.ones_like(world.returns))) - main
+    square = main.square() + 2 * first * main * score + second * score.square()
+    return float((world.probability @ square - (world.probability @ (main + first * score)).square()).sum())
 
 
 def log_policy(theta):
@@ -35,99 +68,6 @@ def log_policy(theta):
 
 def probability(theta):
     return DYNAMICS * log_policy(theta).exp()
-
-
-def make_module(correction, inner=None, baseline=None, alpha=ALPHA) -> MetaPolicyGradient:
-    module = MAML(
-        2,
-        1,
-        2,
-        CategoricalMLP(hidden=(), bias=False),
-        baseline or NoBaseline(),
-        inner or LogLikelihood(),
-        correction,
-        inner_lr=alpha,
-        gamma=GAMMA,
-        normalise_advantages=False,
-        discounted=True,
-        time_average=False,
-    ).double()
-    with torch.no_grad():
-        next(module.policy.parameters()).copy_(THETA.T)
-    return module
-
-
-class Enumeration:
-    """Every combination of ``steps`` inner batches of ``size`` trajectories and ``outer`` others, each as a task."""
-
-    def __init__(self, module, size: int = 2, steps: int = 1, outer: int = 1) -> None:
-        self.module = module
-        count = len(ALL.probability)
-        combinations = torch.tensor(list(itertools.product(range(count), repeat=size * steps + outer)))
-        inner = combinations[:, :-outer].unflatten(1, (steps, size))  # [C, K, N]
-        self.chosen = [inner[:, k] for k in range(steps)] + [combinations[:, -outer:]]
-        self.trajectories = self.sample_log_probs(
-            [
-                Trajectories(OBS[i], ALL.action[i], ALL.reward[i], torch.zeros_like(ALL.reward[i]), ALL.mask[i])
-                for i in self.chosen
-            ]
-        )
-        self.problem = module.problem(self.trajectories)
-        log_probs = [log_prob.detach() for log_prob in self.problem.unroll().log_probs]
-        self.probability = torch.stack(
-            [
-                (log_prob.sum(-1).exp() * DYNAMICS[i]).prod(-1)
-                for log_prob, i in zip(log_probs, self.chosen, strict=True)
-            ]
-        ).prod(0)
-        assert math.isclose(float(self.probability.sum()), 1.0, abs_tol=1e-12)
-
-    def sample_log_probs(self, trajectories):
-        """As the collector does: round k carries the log-probabilities of the parameters it was sampled with."""
-        params = self.module.initial_params(len(self.chosen[0]))
-        result = []
-        for k, trajectory in enumerate(trajectories):
-            log_prob = vmap(self.module.inner.log_prob)(params, trajectory)
-            result.append(trajectory._replace(log_prob=log_prob.detach()))
-            if k < len(trajectories) - 1:
-                params = self.module.adapt(params, result[-1])
-        return result
-
-    def objectives(self, credits=None):
-        self.problem.credits = self.problem.credits if credits is None else credits
-        return self.problem.task_objectives(self.problem.unroll(), likelihood)
-
-    def expected(self, credits=None):
-        """Mean of the meta-gradient over all combinations, ``[P]``."""
-        parameters = list(self.problem.params.values())
-        return torch.autograd.grad((self.probability * self.objectives(credits)).sum(), parameters)[0].flatten()
-
-    def gradients(self, credits=None):
-        """The meta-gradient of every combination, ``[C, P]``."""
-        objectives, parameters = self.objectives(credits), list(self.problem.params.values())
-        basis = torch.eye(len(objectives)).double()
-        return torch.autograd.grad(objectives, parameters, basis, is_grads_batched=True)[0].flatten(1)
-
-    def variance(self, gradients) -> float:
-        mean = self.probability @ gradients
-        return float((self.probability @ (gradients - mean).square()).sum())
-
-    def constant(self, value):
-        """``value [C]`` as the credit of every inner trajectory."""
-        return [value[:, None].expand(chosen.shape) for chosen in self.chosen[:-1]]
-
-    def across_pairs(self):
-        """First and second moments over another, independent task of this task's ``cross_task`` credit, ``[C]``."""
-        value = (self.problem.rounds[-1].reward * DISCOUNTS).sum(-1).mean(-1)
-        credit = minus_other_tasks(torch.stack(torch.broadcast_tensors(value[:, None], value[None, :])))[0]
-        return credit @ self.probability, credit.square() @ self.probability
-
-    def cross_task_variance(self) -> float:
-        first, second = self.across_pairs()
-        main = self.gradients(self.constant(torch.zeros_like(first)))
-        score = self.gradients(self.constant(torch.ones_like(first))) - main
-        square = main.square() + 2 * first[:, None] * main * score + second[:, None] * score.square()
-        return float((self.probability @ square - (self.probability @ (main + first[:, None] * score)).square()).sum())
 
 
 def exact_meta_gradient(size: int, steps: int, baseline: bool = False, alpha: float = ALPHA):
@@ -158,78 +98,115 @@ def relative(estimate, exact) -> float:
     return float((estimate - exact).norm() / exact.norm())
 
 
+@pytest.mark.parametrize(
+    ("truth", "options"),
+    [
+        (lambda: exact_meta_gradient(2, 1), {}),
+        (lambda: exact_meta_gradient(1, 2), {"size": 1, "steps": 2}),
+        (lambda: exact_meta_gradient(2, 2), {"steps": 2}),
+        (lambda: exact_meta_gradient(2, 1, baseline=True), {"baseline": OTHERS}),
+        (lambda: exact_meta_gradient(2, 1, baseline=True, alpha=ALPHA / 2), {"baseline": TimeMean()}),
+    ],
+)
+def test_the_study_differentiates_the_same_value(truth, options) -> None:
+    world = enumerate_tasks(NoCorrection(), **options)
+    torch.testing.assert_close(world.probability.sum(), torch.tensor(1.0).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(world.value_gradient(), truth(), rtol=0, atol=EXACT)
+
+
+def test_gradients_of_single_tasks_make_up_that_of_the_objective() -> None:
+    world = enumerate_tasks(SGMRLCorrection())
+    objectives = world.problem.task_objectives(world.problem.unroll(), likelihood)
+    whole = torch.autograd.grad(world.probability @ objectives, list(world.problem.params.values()))[0].flatten()
+    torch.testing.assert_close(expected(world), whole, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("credit", ["leave_one_out", "none"])
-@pytest.mark.parametrize("doubly_robust", [False, True])
-def test_one_step_is_unbiased(credit, doubly_robust) -> None:
-    world = Enumeration(make_module(SGMRLCorrection(credit, doubly_robust)))
-    torch.testing.assert_close(world.expected(), exact_meta_gradient(2, 1), rtol=0, atol=1e-10)
+def test_one_step_is_unbiased(credit) -> None:
+    world = enumerate_tasks(SGMRLCorrection(credit))
+    torch.testing.assert_close(expected(world), exact_meta_gradient(2, 1), rtol=0, atol=EXACT)
+
+
+def test_leave_one_out_is_unbiased_with_a_known_value_and_doubly_robust_credits_vary_less() -> None:
+    plain, robust = (
+        measure(Estimator("", SGMRLCorrection(doubly_robust=d), baseline=ExactValue())) for d in (False, True)
+    )
+    assert plain.bias < EXACT
+    assert robust.bias < EXACT
+    assert robust.variance < 0.9 * plain.variance
 
 
 def test_two_steps_are_unbiased_with_every_round_at_its_own_parameters() -> None:
-    world = Enumeration(make_module(SGMRLCorrection("none")), size=1, steps=2)
+    world = enumerate_tasks(SGMRLCorrection("none"), size=1, steps=2)
     exact = exact_meta_gradient(1, 2)
-    torch.testing.assert_close(world.expected(), exact, rtol=0, atol=1e-10)
+    torch.testing.assert_close(expected(world), exact, rtol=0, atol=EXACT)
     # The released code scores the first round only.
     first_only = [world.problem.credits[0], torch.zeros_like(world.problem.credits[1])]
-    assert relative(world.expected(first_only), exact) > 0.01
-    torch.testing.assert_close(world.expected(world.constant(world.across_pairs()[0])), exact, rtol=0, atol=1e-10)
+    assert relative(expected(world, first_only), exact) > 0.01
+    torch.testing.assert_close(expected(world, world.everyone(across_pairs(world)[0])), exact, rtol=0, atol=EXACT)
 
 
 def test_leave_one_out_of_two_steps_is_unbiased() -> None:
     """The last round leaves trajectories out; the first subtracts another task's return, here an independent draw."""
-    world = Enumeration(make_module(SGMRLCorrection("leave_one_out")), size=1, steps=2)
-    first = world.constant(world.across_pairs()[0])[0]
-    mean = world.expected([first, world.problem.credits[1]])
-    torch.testing.assert_close(mean, exact_meta_gradient(1, 2), rtol=0, atol=1e-10)
+    world = enumerate_tasks(SGMRLCorrection("leave_one_out"), size=1, steps=2)
+    first = world.everyone(across_pairs(world)[0])[0]
+    mean = expected(world, [first, world.problem.credits[1]])
+    torch.testing.assert_close(mean, exact_meta_gradient(1, 2), rtol=0, atol=EXACT)
 
 
 def test_cross_task_is_unbiased_and_the_credits_rank_in_variance() -> None:
-    world = Enumeration(make_module(SGMRLCorrection("none")))
-    mean = world.expected(world.constant(world.across_pairs()[0]))
-    torch.testing.assert_close(mean, exact_meta_gradient(2, 1), rtol=0, atol=1e-10)
-    variance = {"cross_task": world.cross_task_variance()}
-    for name in ("none", "leave_one_out", "first_order"):
-        other = Enumeration(make_module(SGMRLCorrection(name)))
-        variance[name] = other.variance(other.gradients())
-    assert variance["none"] > 3 * variance["cross_task"] > 5 * variance["leave_one_out"]
-    assert abs(variance["leave_one_out"] - variance["first_order"]) < 0.2 * variance["leave_one_out"]
+    world = enumerate_tasks(SGMRLCorrection("none"))
+    mean = expected(world, world.everyone(across_pairs(world)[0]))
+    torch.testing.assert_close(mean, exact_meta_gradient(2, 1), rtol=0, atol=EXACT)
+    of = {name: variance(enumerate_tasks(SGMRLCorrection(name))) for name in ("none", "leave_one_out", "first_order")}
+    cross_task = variance_in_pairs(world)
+    assert of["none"] > 3 * cross_task > 5 * of["leave_one_out"]
+    assert abs(of["leave_one_out"] - of["first_order"]) < 0.2 * of["leave_one_out"]
+    assert variance(enumerate_tasks(SGMRLCorrection("cross_task"))) < cross_task  # infinitely many tasks
 
 
 def test_first_order_credit_is_biased_at_second_order_in_alpha() -> None:
     errors = []
     for alpha in (0.1, 0.05):
-        world = Enumeration(make_module(SGMRLCorrection("first_order"), alpha=alpha))
-        errors.append(float((world.expected() - exact_meta_gradient(2, 1, alpha=alpha)).norm()))
+        world = enumerate_tasks(SGMRLCorrection("first_order"), alpha=alpha)
+        errors.append(float((expected(world) - exact_meta_gradient(2, 1, alpha=alpha)).norm()))
     assert errors[1] > 1e-8
     assert 3.5 < errors[0] / errors[1] < 4.5
 
 
 @pytest.mark.parametrize(
-    ("correction", "inner"),
+    "options",
     [
-        (NoCorrection(), LogLikelihood()),  # MAML
-        (NoCorrection(), DiCE()),  # MAML with an unbiased Hessian
-        (SGMRLCorrection("none"), DiCE()),  # the policy Hessian of Eq. 8 counts the data's dependence twice
+        {"correction": NoCorrection()},  # MAML
+        {"correction": NoCorrection(), "inner": DiCE()},  # MAML with an unbiased Hessian
+        {"correction": SGMRLCorrection("none"), "inner": DiCE()},  # Eq. 8 counts the data's dependence twice
     ],
 )
-def test_printed_forms_are_biased(correction, inner) -> None:
-    assert relative(Enumeration(make_module(correction, inner)).expected(), exact_meta_gradient(2, 1)) > 5e-4
+def test_printed_forms_are_biased(options) -> None:
+    assert relative(expected(enumerate_tasks(**options)), exact_meta_gradient(2, 1)) > 5e-4
 
 
 def test_first_order_misses_the_inner_derivative() -> None:
-    module = make_module(SGMRLCorrection("none"))
-    module.inner = type(module.inner)(**{**vars(module.inner), "first_order": True})
-    assert relative(Enumeration(module).expected(), exact_meta_gradient(2, 1)) > 0.005
+    world = enumerate_tasks(SGMRLCorrection("none"), first_order=True)
+    assert relative(expected(world), exact_meta_gradient(2, 1)) > 0.005
 
 
 def test_a_fitted_baseline_couples_what_leave_one_out_takes_apart() -> None:
     exact = exact_meta_gradient(2, 1, baseline=True)
-    baseline = TimeMean(held_out=True)
-    world = Enumeration(make_module(SGMRLCorrection("none"), baseline=baseline), outer=2)
-    mean = world.expected(world.constant(world.across_pairs()[0]))
-    torch.testing.assert_close(mean, exact, rtol=0, atol=1e-10)  # another task's return knows nothing of this one's
-    error = relative(Enumeration(make_module(SGMRLCorrection(), baseline=baseline), outer=2).expected(), exact)
+    world = enumerate_tasks(SGMRLCorrection("none"), outer=2, baseline=OTHERS)
+    mean = expected(world, world.everyone(across_pairs(world)[0]))
+    torch.testing.assert_close(mean, exact, rtol=0, atol=EXACT)  # another task's return knows nothing of this one's
+    error = relative(expected(enumerate_tasks(SGMRLCorrection(), outer=2, baseline=OTHERS)), exact)
     assert 1e-5 < error < 1e-2
+
+
+def test_credits_of_infinitely_many_tasks_are_those_of_the_corrections() -> None:
+    """Of two tasks, in the mean over the other one; of the enumerated tasks, if all are as likely."""
+    world = enumerate_tasks(SGMRLCorrection("cross_task"))
+    torch.testing.assert_close(world.credits()[0][:, 0], across_pairs(world)[0])
+    world = enumerate_tasks(EMAMLCorrection())
+    world.probability = torch.full_like(world.probability, 1 / len(world.probability))
+    torch.testing.assert_close(world.credits()[0], world.problem.credits[0], rtol=1e-6, atol=0)
 
 
 def test_credits_across_tasks_by_hand() -> None:
@@ -241,7 +218,7 @@ def test_credits_across_tasks_by_hand() -> None:
 
 
 def test_emaml_credits_are_standardised_returns() -> None:
-    world = Enumeration(make_module(EMAMLCorrection()))
+    world = enumerate_tasks(EMAMLCorrection())
     (credit,) = world.problem.credits
     assert credit.shape == (len(world.probability), 2)
     torch.testing.assert_close(credit.sum(-1).mean(), torch.tensor(0.0).double(), atol=1e-9, rtol=0)

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from lit_metarl.envs.tabular import random_mdp
 from lit_metarl.estimators import TMAML, DiCE, LikelihoodRatio
-from lit_metarl.reports import estimator_study, tabular_study
+from lit_metarl.reports import estimator_study, meta_gradient_study, tabular_study
 from lit_metarl.reports.document import markers
 from lit_metarl.reports.study import STUDIES, main
 from lit_metarl.reports.tabular_accuracy import (
@@ -74,6 +74,27 @@ def test_table_of_estimators(capsys, tmp_path):
     for name, exact in biases.items():
         expected = [True] * 4 if name in everywhere else [True, name in hessian, False, False]
         assert exact == expected, name
+
+
+def test_table_of_meta_gradients(capsys, tmp_path):
+    begin, end = markers("meta-gradient")
+    file = tmp_path / "page.md"
+    file.write_text(f"{begin}\nold\n{end}\n")
+    assert main(["meta_gradient", "--write", str(file)]) == 0
+    table = capsys.readouterr().out
+    assert file.read_text() == f"{begin}\n\n{table}\n{end}\n"
+    rows = {line[0]: line[1:] for line in map(cells, table.splitlines()) if len(line) == 4}
+    names = [estimator.name for estimator in meta_gradient_study.ESTIMATORS]
+    assert list(rows)[2:] == names
+    fitted = ("mean of the others: SG-MRL, `leave", "mean of all", "normalised")  # batches whose trajectories couple
+    wrong = ("MAML", "E-MAML", "exact value: MAML", *fitted)
+    wrong_in = ("`first_order`", "DiCE", "first order", "first round only")
+    for name in names:
+        biased = name.startswith(wrong) or any(part in name for part in wrong_in)
+        assert (rows[name][0] != "0") == biased, name
+    for group in ("", "two steps: ", "exact value: "):
+        variances = [float(rows[f"{group}SG-MRL, `{c}`"][2]) for c in ("cross_task", "leave_one_out")]
+        assert variances[0] > variances[1]
 
 
 def test_derivatives_by_way_of_log_ratios_are_those_of_the_policy():
@@ -174,6 +195,7 @@ def test_figure_goes_to_mlruns(tmp_path):
         (["estimators", "--horizon", "9"], "fewer steps"),
         (["estimators", "--seed", "-1"], "--seed"),
         (["estimators", "--horizon", "2", "--write", "missing.md"], "missing.md"),
+        (["meta_gradient", "--gamma", "1"], "--gamma"),
         (["tabular", "--epsilons", "0", "1"], "--epsilons"),
         (["tabular", "--epsilons", "x"], "--epsilons"),
         (["tabular", "--gamma", "1"], "--gamma"),
