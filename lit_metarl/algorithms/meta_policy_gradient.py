@@ -18,7 +18,7 @@ from torch.func import functional_call, vmap
 from lit_metarl.algorithms.base import Algorithm, policy_state_of
 from lit_metarl.estimators import InnerSurrogate, LogLikelihood, gae, normalise, reward_to_go
 from lit_metarl.nn import Baseline, CategoricalMLP, GaussianMLP, LinearFeature, PolicyFactory
-from lit_metarl.optim.corrections import NoCorrection, SamplingCorrection, adapt
+from lit_metarl.optim.corrections import MetaData, NoCorrection, SamplingCorrection, adapt
 from lit_metarl.optim.inner_loop import InnerLoop, StepSizes, Unrolled
 from lit_metarl.optim.outer_updates import VPG, OuterSurrogate, OuterUpdate
 from lit_metarl.types import (
@@ -213,7 +213,7 @@ class MetaPolicyGradient(Algorithm):
         rounds = [self.process(trajectory) for trajectory in trajectories]
         params, sizes = self.split({name: p.detach() for name, p in self.meta_parameters().items()})
         with torch.no_grad():
-            credits = self.correction.credits(self.inner, params, sizes, trajectories, rounds)
+            credits = self.correction.credits(MetaData(self.inner, params, sizes, trajectories, rounds))
         return Problem(self, tuple(trajectories), tuple(rounds), credits, self.penalties)
 
     # Evaluation ----------------------------------------------------------------------------------------------------

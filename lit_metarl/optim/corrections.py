@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,41 +24,39 @@ from lit_metarl.types import Params, Round, Trajectories, require
 Credit = Literal["leave_one_out", "first_order", "cross_task", "none"]
 
 
+class MetaData(NamedTuple):
+    """What a correction looks at."""
+
+    inner: InnerLoop
+    params: Params  # θ_0, shared by the tasks
+    step_sizes: StepSizes
+    trajectories: Sequence[Trajectories]  # K + 1 rounds, fields [B, N, T, ...]
+    rounds: Sequence[Round]  # the same as estimators see them
+
+    @property
+    def adapted_return(self) -> Tensor:
+        """J̃ = (1/N) Σ_n Σ_t γ^t r_t, ``[B]``: the plain estimate of J(θ_K) on the last round."""
+        last = self.rounds[-1]
+        return step_wise_is(torch.zeros_like(last.reward), last.reward, last.mask, self.inner.gamma).mean(-1)
+
+    def for_everyone(self, value: Tensor) -> list[Tensor]:
+        """``value [B]`` for each of the N trajectories of every inner round, K of ``[B, N]``."""
+        return [value.unsqueeze(-1).expand(round.reward.shape[:-1]) for round in self.rounds[:-1]]
+
+
 class SamplingCorrection(ABC):
     """Credits of the inner trajectories; the objective gains Σ_k Σ_n credit_kn · Σ_t log π(a_t|s_t; θ_k)."""
 
     @abstractmethod
-    def credits(
-        self,
-        inner: InnerLoop,
-        params: Params,
-        step_sizes: StepSizes,
-        trajectories: Sequence[Trajectories],
-        rounds: Sequence[Round],
-    ) -> list[Tensor]:
-        """K credits ``[B, N]`` without a graph; an empty list for none.
-
-        Args:
-            inner: how a policy adapts.
-            params: θ_0, shared by the tasks.
-            step_sizes: α.
-            trajectories: K + 1 rounds, fields ``[B, N, T, ...]``.
-            rounds: the same as estimators see them.
-        """
+    def credits(self, data: MetaData) -> list[Tensor]:
+        """K credits ``[B, N]`` without a graph; an empty list for none."""
 
 
 @dataclass(frozen=True)
 class NoCorrection(SamplingCorrection):
     """MAML (Finn et al. 2017): the inner data is treated as if it did not depend on θ, ``[B, N]``. Biased for V_K."""
 
-    def credits(
-        self,
-        inner: InnerLoop,
-        params: Params,
-        step_sizes: StepSizes,
-        trajectories: Sequence[Trajectories],
-        rounds: Sequence[Round],
-    ) -> list[Tensor]:
+    def credits(self, data: MetaData) -> list[Tensor]:
         """No credits: ``[]``."""
         return []
 
@@ -72,19 +70,12 @@ class EMAMLCorrection(SamplingCorrection):
     and the standardisation gives it an arbitrary scale: a heuristic, biased for V_K.
     """
 
-    def credits(
-        self,
-        inner: InnerLoop,
-        params: Params,
-        step_sizes: StepSizes,
-        trajectories: Sequence[Trajectories],
-        rounds: Sequence[Round],
-    ) -> list[Tensor]:
+    def credits(self, data: MetaData) -> list[Tensor]:
         """(J̃_i − mean)/std/N for every inner round, ``[B, N]``."""
-        value = adapted_return(rounds[-1], inner.gamma)
+        value = data.adapted_return
         standardised = (value - value.mean()) / (value.std(correction=0) + 1e-8)
-        trajectories_per_task = rounds[0].reward.shape[-2]
-        return [_everyone(standardised / trajectories_per_task, round) for round in rounds[:-1]]
+        trajectories_per_task = data.rounds[0].reward.shape[-2]
+        return data.for_everyone(standardised / trajectories_per_task)
 
 
 @dataclass(frozen=True)
@@ -121,81 +112,54 @@ class SGMRLCorrection(SamplingCorrection):
         known = ("leave_one_out", "first_order", "cross_task", "none")
         require(self.credit in known, "credit", self.credit, f"choose one of {', '.join(known)}")
 
-    def credits(
-        self,
-        inner: InnerLoop,
-        params: Params,
-        step_sizes: StepSizes,
-        trajectories: Sequence[Trajectories],
-        rounds: Sequence[Round],
-    ) -> list[Tensor]:
+    def credits(self, data: MetaData) -> list[Tensor]:
         """One credit for every inner trajectory, ``[B, N]`` a round."""
-        value = adapted_return(rounds[-1], inner.gamma)
         if self.credit == "none":
-            return [_everyone(value, round) for round in rounds[:-1]]
+            return data.for_everyone(data.adapted_return)
         if self.credit == "cross_task":
-            return [_everyone(minus_other_tasks(value), round) for round in rounds[:-1]]
-        earlier = [_everyone(minus_other_tasks(value), round) for round in rounds[:-2]]
-        before = _expand(params, len(value))
-        for trajectory, round in zip(trajectories[:-2], rounds[:-2], strict=True):
-            before = adapt(inner, before, step_sizes, trajectory, round)
-        exact = self.credit == "leave_one_out"
-        last = self._leave_one_out if exact else _first_order
-        return [*earlier, last(inner, before, step_sizes, trajectories, rounds)]
+            return data.for_everyone(minus_other_tasks(data.adapted_return))
+        earlier = data.for_everyone(minus_other_tasks(data.adapted_return))[:-1] if len(data.rounds) > 2 else []
+        params = {name: p.detach().expand(len(data.rounds[0].reward), *p.shape) for name, p in data.params.items()}
+        for trajectories, round in zip(data.trajectories[:-2], data.rounds[:-2], strict=True):
+            params = adapt(data.inner, params, data.step_sizes, trajectories, round)
+        last = self._leave_one_out if self.credit == "leave_one_out" else _first_order
+        return [*earlier, last(data, params)]
 
-    def _leave_one_out(
-        self,
-        inner: InnerLoop,
-        params: Params,
-        step_sizes: StepSizes,
-        trajectories: Sequence[Trajectories],
-        rounds: Sequence[Round],
-    ) -> Tensor:
+    def _leave_one_out(self, data: MetaData, params: Params) -> Tensor:
         """J̃(θ') − J̃(θ' − (α/N) g_j) for every j, ``[B, N]``; ``params`` is θ_{K−1} ``[B, ...]``."""
-        gradients = inner.trajectory_gradients(params, trajectories[-2], rounds[-2])
-        number = rounds[-2].reward.shape[-2]
-        adapted = {name: value + step_sizes[name] * gradients[name].mean(1) for name, value in params.items()}
-        outer, data = trajectories[-1], rounds[-1]
-        value = adapted_return(data, inner.gamma)
+        inner, last, sizes = data.inner, data.rounds[-1], data.step_sizes
+        gradients = inner.trajectory_gradients(params, data.trajectories[-2], data.rounds[-2])
+        number, value = data.rounds[-2].reward.shape[-2], data.adapted_return
+        adapted = {name: p + sizes[name] * gradients[name].mean(1) for name, p in params.items()}
         credits = []
         for j in range(number):
-            without = {n: value - step_sizes[n] * gradients[n][:, j] / number for n, value in adapted.items()}
-            log_ratio = log_importance_ratio(vmap(inner.log_prob)(without, outer), data.behaviour_log_prob, data.mask)
+            without = {name: p - sizes[name] * gradients[name][:, j] / number for name, p in adapted.items()}
+            log_prob = vmap(inner.log_prob)(without, data.trajectories[-1])
+            log_ratio = log_importance_ratio(log_prob, last.behaviour_log_prob, last.mask)
             if self.doubly_robust:
-                left_out = doubly_robust(log_ratio, data.reward, data.value, data.mask, inner.gamma)
+                left_out = doubly_robust(log_ratio, last.reward, last.value, last.mask, inner.gamma)
             else:
-                left_out = step_wise_is(log_ratio, data.reward, data.mask, inner.gamma)
+                left_out = step_wise_is(log_ratio, last.reward, last.mask, inner.gamma)
             credits.append(value - left_out.mean(-1))
         return torch.stack(credits, dim=-1)
 
 
-def _first_order(
-    inner: InnerLoop,
-    params: Params,
-    step_sizes: StepSizes,
-    trajectories: Sequence[Trajectories],
-    rounds: Sequence[Round],
-) -> Tensor:
+def _first_order(data: MetaData, params: Params) -> Tensor:
     """(α/N) g_jᵀ ∇J̃(θ') for every j, ``[B, N]``; ``params`` is θ_{K−1} ``[B, ...]``."""
-    adapted = adapt(inner, params, step_sizes, trajectories[-2], rounds[-2])
+    inner, (before, after), (seen, last) = data.inner, data.trajectories[-2:], data.rounds[-2:]
+    adapted = adapt(inner, params, data.step_sizes, before, seen)
 
     def one_task(
-        params: Params, adapted: Params, before: Trajectories, after: Trajectories, inner_data: Round, data: Round
+        params: Params, adapted: Params, before: Trajectories, after: Trajectories, seen: Round, last: Round
     ) -> Tensor:
         def value(params: Params) -> Tensor:
-            return log_likelihood(inner.log_prob(params, after), data.advantage, data.mask, inner.gamma).mean()
+            return log_likelihood(inner.log_prob(params, after), last.advantage, last.mask, inner.gamma).mean()
 
-        direction = {name: step_sizes[name] * g for name, g in grad(value)(adapted).items()}
-        return jvp(lambda p: inner.values(p, before, inner_data), (params,), (direction,))[1]
+        direction = {name: data.step_sizes[name] * g for name, g in grad(value)(adapted).items()}
+        return jvp(lambda p: inner.values(p, before, seen), (params,), (direction,))[1]
 
-    (before, after), (inner_data, data) = trajectories[-2:], rounds[-2:]
-    credits = vmap(one_task)(params, adapted, before, after, inner_data, data)
+    credits = vmap(one_task)(params, adapted, before, after, seen, last)
     return credits / credits.shape[-1]
-
-
-def adapted_return(round: Round, gamma: float) -> Tensor:
-    """J̃ = (1/N) Σ_n Σ_t γ^t r_t, ``[B]``: the plain estimate of J(θ_K) on the last round."""
-    return step_wise_is(torch.zeros_like(round.reward), round.reward, round.mask, gamma).mean(-1)
 
 
 def minus_other_tasks(value: Tensor) -> Tensor:
@@ -214,12 +178,3 @@ def adapt(inner: InnerLoop, params: Params, step_sizes: StepSizes, trajectories:
     """One adaptation step of every task without a graph, ``[B, ...]`` in and out."""
     step = vmap(lambda p, data, seen: inner.step(p, step_sizes, data, seen)[0])
     return step(params, trajectories, round)
-
-
-def _expand(params: Params, tasks: int) -> Params:
-    return {name: value.detach().expand(tasks, *value.shape) for name, value in params.items()}
-
-
-def _everyone(value: Tensor, round: Round) -> Tensor:
-    """``value [B]`` for each of the N trajectories, ``[B, N]``."""
-    return value.unsqueeze(-1).expand(round.reward.shape[:-1])
