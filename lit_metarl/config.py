@@ -2,7 +2,8 @@
 
 A file may name others under ``include`` (paths relative to itself); they are merged beneath it, in order. Several
 ``--config`` files are merged the same way. Mappings merge key by key; anything else replaces what was there; a mapping
-that names another ``class_path`` replaces the old one whole, so no argument of another class is left behind.
+that names another ``class_path`` replaces the old one whole, so no argument of another class is left behind; settings
+without a ``class_path`` are for whatever class a later file names.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def load_config(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """``over`` on top of ``base``; neither is changed."""
-    if "class_path" in over and over["class_path"] != base.get("class_path"):
+    if "class_path" in over and over["class_path"] != base.get("class_path", over["class_path"]):
         return over
     merged = dict(base)
     for key, value in over.items():

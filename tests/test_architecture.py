@@ -22,14 +22,15 @@ MAY_IMPORT = {
     "nn": {"types"},
     "losses": {"types"},
     "estimators": {"types"},
+    "diagnostics": {"types"},
     "optim": {"types", "estimators"},
     "data": {"types", "envs"},
-    "algorithms": {"types", "nn", "losses", "estimators", "optim"},
+    "algorithms": {"types", "nn", "losses", "estimators", "optim", "diagnostics"},
     "tracking": {"types"},
-    "callbacks": {"types", "envs", "tracking", "algorithms", "data"},
+    "callbacks": {"types", "envs", "tracking", "algorithms", "data", "diagnostics"},
     "policy": {"types", "nn", "checkpoint"},
 }
-PURE = {"estimators", "losses", "nn"}  # torch and types only
+PURE = {"estimators", "losses", "nn", "diagnostics"}  # torch and types only
 
 
 def part_of(path: Path) -> str:

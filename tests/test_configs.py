@@ -48,6 +48,18 @@ def test_every_file_is_a_config(path: Path) -> None:
     assert content.keys() <= {"seed_everything", "trainer", "model", "data"}
 
 
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_shared_settings_of_an_algorithm_reach_it(path: Path) -> None:
+    """Nothing that an included ``algorithm/`` file sets is lost on the way, unless the experiment sets it itself."""
+    composed, own = load_config(path)["model"]["init_args"], yaml.safe_load(path.read_text()).get("model", {})
+    for name in yaml.safe_load(path.read_text())["include"]:
+        if "/algorithm/" in name:
+            shared = load_config(path.parent / name)["model"]["init_args"]
+            kept = {key: value for key, value in shared.items() if key not in own.get("init_args", {})}
+            assert kept
+            assert kept.items() <= composed.items()
+
+
 def write(path: Path, content: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content))
@@ -65,6 +77,9 @@ def test_another_class_takes_no_argument_of_the_old_one() -> None:
     base = {"model": {"class_path": "A", "init_args": {"lr": 1, "tau": 2}}}
     assert merge(base, {"model": {"class_path": "B", "init_args": {"lr": 3}}})["model"]["init_args"] == {"lr": 3}
     assert merge(base, {"model": {"init_args": {"lr": 3}}})["model"]["init_args"] == {"lr": 3, "tau": 2}
+    shared = {"model": {"init_args": {"lr": 1, "tau": 2}}}  # for whatever class a later file names
+    named = merge(shared, {"model": {"class_path": "B", "init_args": {"lr": 3}}})["model"]
+    assert named == {"class_path": "B", "init_args": {"lr": 3, "tau": 2}}
     assert base["model"]["init_args"] == {"lr": 1, "tau": 2}  # not changed
 
 
