@@ -238,7 +238,7 @@ INNER = (
 CREDITS = ("leave_one_out", "first_order", "cross_task", "none")
 CORRECTIONS = (
     *(NoCorrection(), EMAMLCorrection(), *map(SGMRLCorrection, CREDITS)),
-    SGMRLCorrection(doubly_robust=True),
+    SGMRLCorrection(doubly_robust=False),
 )
 OUTER = (VPG(), PPO(epochs=2, adaptive_kl=True), TRPO())
 
