@@ -18,7 +18,16 @@ class ConfigError(ValueError):
 
 
 class DivergenceError(RuntimeError):
-    """Training left the finite numbers; the message says where, and what to change."""
+    """Training left the finite numbers; the message says where, and what to change.
+
+    Args:
+        message: what is shown.
+        state_is_finite: whether the step was not taken, on every process, so that the state is worth saving.
+    """
+
+    def __init__(self, message: str, state_is_finite: bool = False) -> None:
+        super().__init__(message)
+        self.state_is_finite = state_is_finite
 
 
 def require(condition: bool, key: str, value: object, remedy: str) -> None:

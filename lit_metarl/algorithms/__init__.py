@@ -15,6 +15,7 @@ from lit_metarl.algorithms.maml import (
     TRPODiCE,
 )
 from lit_metarl.algorithms.meta_policy_gradient import MetaPolicyGradient
+from lit_metarl.algorithms.preconditioned_sac import PreconditionedSAC
 from lit_metarl.algorithms.sac import SAC
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Algorithm",
     "DiCEMAML",
     "MetaPolicyGradient",
+    "PreconditionedSAC",
     "ProMP",
     "ProMPTayPO2",
     "TRPODiCE",

@@ -92,9 +92,12 @@ class Algorithm(LightningModule):
             self._returns.append(returns.cpu())
             self._lengths.append(lengths.cpu())
         if self._steps >= self.trainer.log_every_n_steps:
-            self._log_means()
+            self.log_means()
 
-    def _log_means(self) -> None:
+    def log_means(self) -> None:
+        """Log the means of what was recorded since the last time, if anything was, and start anew."""
+        if not self._steps:
+            return
         returns = torch.cat(self._returns) if self._returns else torch.zeros(0)
         lengths = torch.cat(self._lengths) if self._lengths else torch.zeros(0)
         counts = torch.tensor([self._steps, returns.sum(), lengths.sum(), len(returns)], dtype=torch.float32)

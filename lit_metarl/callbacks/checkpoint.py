@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_metarl.tracking.logger import mlflow_logger
-from lit_metarl.types import require
+from lit_metarl.types import DivergenceError, require
 
 
 class RunCheckpoint(Checkpoint):
@@ -90,6 +90,11 @@ class RunCheckpoint(Checkpoint):
             self._copy_to_best()
         if self._asked_to_stop(trainer):
             raise KeyboardInterrupt
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save the last good state of a run that stops because its next step would not be finite."""
+        if isinstance(exception, DivergenceError) and exception.state_is_finite:
+            self.save(trainer)
 
     def _asked_to_stop(self, trainer: Trainer) -> bool:
         return not trainer.strategy.reduce_boolean_decision(self._received is None, all=True)

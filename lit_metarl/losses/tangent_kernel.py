@@ -32,7 +32,7 @@ class KernelEstimate(ABC):
 class Exact(KernelEstimate):
     """Per-sample gradients, ``[E, M, M]``: right to rounding, differentiated by a second backward pass.
 
-    The price is memory of several M·P numbers for P parameters, and 3 to 5 times the time of :class:`JVP`. Members'
+    The price is memory of several M·P numbers for P parameters, and 4 to 6 times the time of :class:`JVP`. Members'
     parameters are stacked along axis 0.
     """
 

@@ -1,0 +1,138 @@
+"""SAC whose critics are preconditioned before they learn."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_metarl.algorithms.base import average_gradients
+from lit_metarl.algorithms.sac import SAC
+from lit_metarl.losses.preconditioning import LogRatio, MetaObjective, SarsaBatch, meta_gradient
+from lit_metarl.types import DivergenceError, ReplayBlock, State, Transition, require
+
+
+class PreconditionedSAC(SAC):
+    """Meta-preconditioned SAC (Evmorfos & Petropulu 2024, Algorithm 1): two phases of one run.
+
+    In the first a uniformly random policy acts, and every update moves the critics by w ← w − β ∇L_m(w'), where
+    w' = w − η ∇L_bell(w) is a Bellman step. Then the target critics are copied and SAC begins. Both phases count
+    environment steps; the paper's plots leave the first one out.
+
+    Args:
+        obs_dim: O; linked from the DataModule by the command line.
+        action_dim: A; likewise.
+        preconditioning_updates: meta-updates of the first phase, one per environment step with the usual data settings;
+            0 for SAC itself.
+        objective: L_m; :class:`~lit_metarl.losses.preconditioning.LogRatio` by Jacobian-vector products if None.
+        meta_lr: β of plain gradient descent. Published: 1e-8, for an objective of another scale.
+        bellman_lr: η.
+        second_order: differentiate through the Bellman step too.
+        sac: everything else, as of :class:`SAC`.
+
+    Raises:
+        ConfigError: a value outside its range.
+        DivergenceError: the objective, its gradient or a critic would not be finite; the last finite critic is kept.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        preconditioning_updates: int = 50_000,
+        objective: MetaObjective | None = None,
+        meta_lr: float = 0.1,
+        bellman_lr: float = 1e-4,
+        second_order: bool = False,
+        **sac: Any,
+    ) -> None:
+        super().__init__(obs_dim, action_dim, **sac)
+        require(
+            preconditioning_updates >= 0,
+            "model.preconditioning_updates",
+            preconditioning_updates,
+            "it must not be negative",
+        )
+        for key, value in {"meta_lr": meta_lr, "bellman_lr": bellman_lr}.items():
+            require(value >= 0 and math.isfinite(value), f"model.{key}", value, "it must be a finite number, 0 or more")
+        self.preconditioning_updates = preconditioning_updates
+        self.objective = objective or LogRatio()
+        self.meta_lr, self.bellman_lr, self.second_order = meta_lr, bellman_lr, second_order
+        self.meta_updates = 0
+        self._meta_block = self.preconditioning
+
+    @property
+    def preconditioning(self) -> bool:
+        """Whether the first phase is still going on."""
+        return self.meta_updates < self.preconditioning_updates
+
+    def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """Uniform in [-1, 1] in the first phase, a sample of the policy in the second; ``[E, A]``."""
+        if self.preconditioning:
+            return (2.0 * torch.rand(len(obs), self.action_dim, generator=generator) - 1.0).to(obs.device)
+        return super().explore(obs, generator)
+
+    def training_step(self, batch: ReplayBlock, batch_idx: int) -> None:
+        """``U`` updates of the phase in which the block begins."""
+        self._meta_block = self.preconditioning
+        super().training_step(batch, batch_idx)
+        if self._meta_block and not self.preconditioning:
+            self.copy_target()
+            self.log_means()  # the phases have different metrics
+
+    def update(self, batch: Transition) -> dict[str, Tensor]:
+        """One meta-update of the critics, or one update of SAC, on fields ``[M, ...]``; returns detached scalars."""
+        return self.precondition(batch) if self._meta_block else super().update(batch)
+
+    def precondition(self, batch: Transition) -> dict[str, Tensor]:
+        """w ← w − β ∇L_m(w'), for all critics at once; the next action is a fresh draw of the random policy."""
+        next_action = 2.0 * torch.rand_like(batch.action) - 1.0
+        sarsa = SarsaBatch(batch.obs, batch.action, batch.reward, batch.discount, batch.next_obs, next_action)
+        parameters = dict(self.critic.named_parameters())
+        params = {name: value.detach() for name, value in parameters.items()}
+        generator = _default_generator(self.device)
+        meta = meta_gradient(
+            self.critic, params, sarsa, self.objective, generator, self.gamma, self.bellman_lr, self.second_order
+        )
+        for name, parameter in parameters.items():
+            parameter.grad = meta.gradient[name]
+        average_gradients(parameters.values())
+        self._step(parameters)
+        self.meta_updates += 1
+        return {
+            "meta_objective": meta.objective.mean(),
+            "meta_gradient_norm": meta.norm,
+            "bellman_loss": meta.bellman_loss.mean(),
+        }
+
+    @torch.no_grad()
+    def _step(self, parameters: dict[str, torch.nn.Parameter]) -> None:
+        """Gradient descent by β, unless it leaves the finite numbers: the averaged gradient decides for all alike."""
+        moved = {name: p - self.meta_lr * p.grad for name, p in parameters.items() if p.grad is not None}
+        if not math.isfinite(float(sum(value.abs().sum() for value in moved.values()))):
+            raise DivergenceError(
+                f"meta-update {self.meta_updates + 1} would leave critics that are not finite; the last finite ones "
+                f"are saved. Lower model.meta_lr = {self.meta_lr}, or use LogRatio, which knows no scale.",
+                state_is_finite=True,
+            )
+        for name, value in moved.items():
+            parameters[name].copy_(value)
+            parameters[name].grad = None
+
+    def counters(self) -> State:
+        """Adds the number of meta-updates, on which the phase depends."""
+        return super().counters() | {"meta_updates": self.meta_updates}
+
+    def load_counters(self, state: State) -> None:
+        """Inverse of :meth:`counters`."""
+        super().load_counters(state)
+        self.meta_updates = state["meta_updates"]
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    """The device's own stream, which the checkpoint holds: random directions are drawn where the critics are."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.default_generator

@@ -1,0 +1,158 @@
+"""Meta-preconditioned SAC: a first phase that moves the critics only, then SAC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from lit_metarl.algorithms import SAC, PreconditionedSAC
+from lit_metarl.callbacks import RunCheckpoint
+from lit_metarl.data import ReplayDataModule
+from lit_metarl.envs.gym import Gymnasium
+from lit_metarl.losses.preconditioning import Eq10, LogRatio, SarsaBatch, meta_gradient
+from lit_metarl.losses.tangent_kernel import JVP
+from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
+from lit_metarl.types import ConfigError, DivergenceError, Transition
+
+NETWORKS = {"actor": TanhGaussianMLP([16]), "critic": EnsembleCriticMLP([16])}
+OBJECTIVE = LogRatio(JVP(directions=4))
+
+
+def make(updates: int = 6, **kwargs: Any) -> PreconditionedSAC:
+    seed_everything(0)
+    return PreconditionedSAC(3, 1, updates, **{"objective": OBJECTIVE} | NETWORKS | kwargs)
+
+
+def minibatch() -> Transition:
+    obs, next_obs, flags = torch.randn(8, 3), torch.randn(8, 3), torch.zeros(8, dtype=torch.bool)
+    return Transition(obs, torch.rand(8, 1) * 2 - 1, torch.randn(8), next_obs, flags, flags)
+
+
+def fit(module: SAC, folder: Path, epochs: int = 2, updates_per_block: int = 2) -> Trainer:
+    datamodule = ReplayDataModule(
+        Gymnasium("Pendulum-v1"),
+        batch_size=8,
+        capacity=200,
+        warmup_steps=10,
+        updates_per_block=updates_per_block,
+        steps_per_block=2,
+        epoch_steps=8,
+        eval_episodes=1,
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        callbacks=[RunCheckpoint()],
+        default_root_dir=folder,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=datamodule)
+    return trainer
+
+
+def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_meta_update_is_gradient_descent_on_the_objective_after_a_bellman_step() -> None:
+    module, batch = make(meta_lr=0.05, bellman_lr=0.01), minibatch()
+    before = dict(state(module.critic))
+    torch.manual_seed(5)
+    module.precondition(batch)
+    torch.manual_seed(5)
+    next_action = 2.0 * torch.rand_like(batch.action) - 1.0
+    sarsa = SarsaBatch(batch.obs, batch.action, batch.reward, batch.discount, batch.next_obs, next_action)
+    meta = meta_gradient(module.critic, before, sarsa, OBJECTIVE, torch.default_generator, 0.99, 0.01)
+    for name, value in module.critic.state_dict().items():
+        assert torch.equal(value, before[name] - 0.05 * meta.gradient[name])
+    assert not torch.equal(module.critic.trunk[0].weight, before["trunk.0.weight"])
+
+
+def test_the_first_phase_moves_the_critics_only_and_ends_with_fresh_targets(tmp_path: Path) -> None:
+    module = make(updates=8)  # all of the first epoch
+    before = state(module)
+    fit(module, tmp_path, epochs=1)
+    assert module.meta_updates == 8
+    assert not module.preconditioning
+    after = state(module)
+    assert same({k: v for k, v in before.items() if k.startswith("actor")}, after)
+    assert torch.equal(before["log_temperature"], after["log_temperature"])
+    assert not torch.equal(before["critic.trunk.0.weight"], after["critic.trunk.0.weight"])
+    assert same(state(module.target_critic), state(module.critic))
+    assert module.updates == 0
+    assert {"train/meta_objective", "train/bellman_loss"} <= module.latest_metrics.keys()
+
+
+def test_the_second_phase_is_sac(tmp_path: Path) -> None:
+    module = make(updates=4)
+    before = state(module.actor)
+    fit(module, tmp_path, epochs=1)
+    assert (module.meta_updates, module.updates) == (4, 4)
+    assert not same(before, state(module.actor))
+    assert {"train/meta_objective", "train/critic_loss"} <= module.latest_metrics.keys()
+
+
+def test_a_block_belongs_to_the_phase_it_begins_in(tmp_path: Path) -> None:
+    module = make(updates=3)
+    fit(module, tmp_path, epochs=1)
+    assert (module.meta_updates, module.updates) == (4, 4)  # blocks of two updates
+
+
+def test_without_meta_updates_it_is_sac_to_the_bit(tmp_path: Path) -> None:
+    module = make(updates=0)
+    seed_everything(0)
+    sac = SAC(3, 1, **NETWORKS)
+    fit(module, tmp_path / "a")
+    fit(sac, tmp_path / "b")
+    assert same(state(module), state(sac))
+
+
+def test_the_random_policy_acts_in_the_first_phase_only() -> None:
+    module, obs, generator = make(updates=1), torch.zeros(4000, 3), torch.Generator().manual_seed(0)
+    actions = module.explore(obs, generator)
+    assert actions.abs().max() <= 1.0
+    assert abs(float(actions.mean())) < 0.03
+    assert abs(float(actions.var()) - 1 / 3) < 0.02  # uniform, whatever the observation
+    module.precondition(minibatch())
+    torch.testing.assert_close(
+        module.explore(obs[:2], torch.Generator().manual_seed(1)),
+        SAC.explore(module, obs[:2], torch.Generator().manual_seed(1)),
+    )
+
+
+def test_a_diverging_objective_stops_with_the_last_good_critic_saved(tmp_path: Path) -> None:
+    module = make(updates=100, objective=Eq10(JVP(directions=4)), meta_lr=1e6)
+    with pytest.raises(DivergenceError, match=r"meta-update \d+ would leave critics .* model.meta_lr = 1000000\.0"):
+        fit(module, tmp_path, epochs=20)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["algorithm"]["counters"]["meta_updates"] == module.meta_updates
+    critic = {k: v for k, v in saved["state_dict"].items() if k.startswith("critic")}
+    assert all(v.isfinite().all() for v in critic.values())
+    assert same(critic, state(module))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"updates": -1}, "model.preconditioning_updates = -1"),
+        ({"meta_lr": -0.1}, r"model.meta_lr = -0\.1"),
+        ({"bellman_lr": float("nan")}, "model.bellman_lr = nan"),
+        ({"gamma": 2.0}, r"model.gamma = 2\.0"),
+    ],
+)
+def test_impossible_settings_are_refused_by_key(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(**settings)
