@@ -11,7 +11,18 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from lit_metarl.algorithms import LVC, MAML, SAC, SGMRL, TMAML, TRPOMAML, Algorithm, MetaPolicyGradient, ProMP
+from lit_metarl.algorithms import (
+    LVC,
+    MAML,
+    SAC,
+    SGMRL,
+    TMAML,
+    TRPOMAML,
+    Algorithm,
+    MetaPolicyGradient,
+    PreconditionedSAC,
+    ProMP,
+)
 from lit_metarl.callbacks import RunCheckpoint, RunRecord
 from lit_metarl.data import ReplayDataModule, TrajectoryDataModule
 from lit_metarl.data.experience import ExperienceDataModule
@@ -27,7 +38,7 @@ from lit_metarl.optim import PPO, SGMRLCorrection
 from lit_metarl.tracking import MLflowLogger, connect
 
 
-def make_sac(env: EnvFactory) -> tuple[SAC, ReplayDataModule]:
+def make_sac(env: EnvFactory, cls: type[SAC] = SAC, **kwargs: Any) -> tuple[SAC, ReplayDataModule]:
     datamodule = ReplayDataModule(
         env,
         num_envs=2,
@@ -40,12 +51,13 @@ def make_sac(env: EnvFactory) -> tuple[SAC, ReplayDataModule]:
         eval_episodes=2,
     )
     seed_everything(0)
-    sac = SAC(
+    sac = cls(
         datamodule.obs_dim,
         datamodule.action_dim,
-        TanhGaussianMLP([16]),
-        EnsembleCriticMLP([16]),
+        actor=TanhGaussianMLP([16]),
+        critic=EnsembleCriticMLP([16]),
         target_update_every=2,
+        **kwargs,
     )
     return sac, datamodule
 
@@ -66,6 +78,13 @@ CASES: dict[str, Callable[[], tuple[Algorithm, ExperienceDataModule]]] = {
     "SAC-mujoco_terminating": partial(make_sac, MuJoCo("hopper", max_episode_steps=50, threads=1)),
     "SAC-dm_control": partial(make_sac, DMControl("reacher/easy")),
     "SAC-gymnasium": partial(make_sac, Gymnasium("Pendulum-v1")),
+    # 72 updates in all; interrupted between the 18th and the 36th
+    "PreconditionedSAC-first_phase": partial(
+        make_sac, Gymnasium("Pendulum-v1"), PreconditionedSAC, preconditioning_updates=48
+    ),
+    "PreconditionedSAC-second_phase": partial(
+        make_sac, Gymnasium("Pendulum-v1"), PreconditionedSAC, preconditioning_updates=10
+    ),
     "MAML": partial(make_meta, MAML, NAVIGATION),
     "SGMRL": partial(make_meta, SGMRL, NAVIGATION, correction=SGMRLCorrection("leave_one_out")),
     "ProMP": partial(make_meta, ProMP, NAVIGATION, outer=PPO(epochs=2, adaptive_kl=True)),
