@@ -1,0 +1,91 @@
+"""The tangent kernel of a critic during training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lit_metarl.algorithms.base import Algorithm
+from lit_metarl.data.collector import as_float
+from lit_metarl.diagnostics.ntk import contraction_margins, effective_rank, exact_kernel, ntk_ratio
+from lit_metarl.envs.base import EnvFactory
+from lit_metarl.types import require
+
+
+class NTKMonitor(Callback):
+    """Logs the tangent kernel of ``module.critic`` on one fixed batch, before training and after epochs.
+
+    The batch is what a random policy sees in an environment of its own with a seed of its own, so that it is the same
+    throughout a run, after a resume, and in every run on that environment (Evmorfos & Petropulu 2024, Fig. 3). Metrics,
+    means over the ensemble's members: ``ntk/ratio`` (mean diagonal over mean absolute off-diagonal element),
+    ``ntk/diagonal``, ``ntk/effective_rank``, and the margins of Theorem 1, ``ntk/eq7_margin`` and ``ntk/eq8_margin``.
+
+    Args:
+        samples: M of the batch.
+        every_n_epochs: epochs between two measurements.
+        spacing: environment steps between two samples; neighbours in time are nearly the same input.
+        seed: of the batch.
+    """
+
+    def __init__(self, samples: int = 128, every_n_epochs: int = 1, spacing: int = 7, seed: int = 0) -> None:
+        for key, value in {"samples - 1": samples - 1, "every_n_epochs": every_n_epochs, "spacing": spacing}.items():
+            require(value >= 1, f"NTKMonitor.{key}", value, "it must be at least 1")
+        self.samples = samples
+        self.every_n_epochs = every_n_epochs
+        self.spacing = spacing
+        self.seed = seed
+        self._batch: tuple[Tensor, Tensor] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the batch; refuse a module without a critic."""
+        if stage != "fit":
+            return
+        require(hasattr(pl_module, "critic"), "NTKMonitor", type(pl_module).__name__, "it has no critic to look at")
+        datamodule: Any = trainer.datamodule
+        self._batch = random_inputs(datamodule.env_factory, self.samples, self.spacing, self.seed)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the initial critic; a resumed run has done so."""
+        if trainer.current_epoch == 0 and trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
+            self._measure(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure."""
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._measure(pl_module)
+
+    def _measure(self, module: Any) -> None:
+        assert isinstance(module, Algorithm)
+        assert self._batch is not None
+        critic: Any = module.critic
+        obs, action = (x.to(module.device) for x in self._batch)
+        kernel = exact_kernel(critic, dict(critic.named_parameters()), obs, action)
+        rate = getattr(module, "critic_lr", 0.0)
+        margins = contraction_margins(kernel, module.gamma, rate)
+        values = {
+            "ratio": ntk_ratio(kernel),
+            "diagonal": kernel.diagonal(dim1=-2, dim2=-1).mean(-1),
+            "effective_rank": effective_rank(kernel),
+            "eq7_margin": margins.step_size.mean,
+            "eq8_margin": margins.dominance.mean,
+        }
+        module.log_points({f"ntk/{name}": float(value.mean()) for name, value in values.items()})
+
+
+def random_inputs(factory: EnvFactory, samples: int, spacing: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Observations ``[M, O]`` and actions ``[M, A]`` of a uniformly random policy, every ``spacing``-th step."""
+    env, generator = factory.make(1, seed), np.random.default_rng(seed)
+    obs, rows = env.reset(), []
+    for step in range(samples * spacing):
+        action = generator.uniform(-1.0, 1.0, (1, env.spec.action_dim))
+        if step % spacing == 0:
+            rows.append((as_float(obs[0]), as_float(action[0])))
+        result = env.step(action)
+        ended = result.terminated | result.truncated
+        obs = env.reset(ended) if ended.any() else result.obs
+    env.close()
+    return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
