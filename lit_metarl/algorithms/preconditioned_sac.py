@@ -27,7 +27,8 @@ class PreconditionedSAC(SAC):
         preconditioning_updates: meta-updates of the first phase, one per environment step with the usual data settings;
             0 for SAC itself.
         objective: L_m; :class:`~lit_metarl.losses.preconditioning.LogRatio` by Jacobian-vector products if None.
-        meta_lr: β of plain gradient descent. Published: 1e-8, for an objective of another scale.
+        meta_lr: β of plain gradient descent. Published: 1e-8, for an objective of another scale. Larger steps raise the
+            ratio of means further by concentrating the kernel's diagonal on a few samples: watch the effective rank.
         bellman_lr: η.
         second_order: differentiate through the Bellman step too.
         sac: everything else, as of :class:`SAC`.
@@ -43,7 +44,7 @@ class PreconditionedSAC(SAC):
         action_dim: int,
         preconditioning_updates: int = 50_000,
         objective: MetaObjective | None = None,
-        meta_lr: float = 0.1,
+        meta_lr: float = 0.02,
         bellman_lr: float = 1e-4,
         second_order: bool = False,
         **sac: Any,

@@ -103,8 +103,10 @@ class JVP(Sketch):
 class FiniteDifference(Sketch):
     """(Q_{w+μU} − Q_w)/μ as in Eq. 13 and 14, ``[E, M, M]``, computed in float64. For comparison; use :class:`JVP`.
 
-    At the published μ = 1e-8 float32 values are wrong by a third and their gradient is noise. In float64 the value is
-    right, but where a ReLU switches between w and w + μU its gradient grows as 1/μ.
+    At the published μ = 1e-8 float32 values are wrong by a third and their gradient is noise. In float64 values are
+    right, but every ReLU that switches between w and w + μU adds a term of order 1/μ to the gradient. With 2 × 256
+    units and 128 samples none does at μ = 1e-8, and the gradient of the log ratio is that of :class:`JVP`; at 1e-6
+    their cosine is 0.05 and the norm 18 times larger, at 1e-4 0.2 and 5 times. Larger critics meet kinks at 1e-8 too.
 
     Attributes:
         directions: S; the paper's M = 10.

@@ -46,4 +46,6 @@ class EnsembleCritic(nn.Module):
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         x = torch.cat([obs, action], dim=-1).expand(self.members, -1, -1)
-        return self.trunk(x).float().squeeze(-1)
+        value = self.trunk(x)
+        # bf16 products under autocast, float32 values; float64 parameters keep their precision.
+        return value.to(torch.promote_types(value.dtype, torch.float32)).squeeze(-1)
