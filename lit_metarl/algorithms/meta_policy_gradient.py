@@ -194,8 +194,9 @@ class MetaPolicyGradient(Algorithm):
         """One outer update on one meta-batch."""
         if torch.is_autocast_enabled(self.device.type):
             torch.set_autocast_cache_enabled(False)  # cached copies would carry one graph into the next
-        metrics = self.outer.update(self.problem(batch.rounds))
-        self._check_finite(metrics["objective"], "the meta-objective")
+        problem = self.problem(batch.rounds)
+        metrics = self.outer.update(problem)
+        self._check_finite(problem.reduce(metrics["objective"]), "the meta-objective")  # all processes stop, or none
         first, last = batch.rounds[0], batch.rounds[-1]
         metrics |= {"return_before": first.returns.mean(), "entropy": -_mean(last.log_prob, last.mask)}
         self.record(metrics, batch.env_steps, last.returns.flatten(), last.mask.sum(-1).flatten())
