@@ -280,5 +280,14 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """Mean of ``tensor`` over processes, a new tensor; itself on one process."""
+    if _world_size() == 1:
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total / _world_size()
+
+
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from lit_metarl.algorithms.base import Algorithm, policy_state_of
+from lit_metarl.algorithms.base import Algorithm, mean_over_processes, policy_state_of
 from lit_metarl.estimators import InnerSurrogate, LogLikelihood, gae, normalise, reward_to_go
 from lit_metarl.nn import Baseline, CategoricalMLP, GaussianMLP, LinearFeature, PolicyFactory
 from lit_metarl.optim.corrections import MetaData, NoCorrection, SamplingCorrection, adapt
@@ -308,11 +307,7 @@ class Problem:
 
     def reduce(self, tensor: Tensor) -> Tensor:
         """Mean over processes."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return tensor
-        total = tensor.detach().clone()
-        dist.all_reduce(total)
-        return total / dist.get_world_size()
+        return mean_over_processes(tensor)
 
 
 def _key(name: str) -> str:

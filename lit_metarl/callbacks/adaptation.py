@@ -50,10 +50,9 @@ class AdaptationResults(Callback):
         Console().print(table(batch))
 
     def _draw(self, trainer: Trainer, batch: MetaEpisodes, name: str) -> None:
-        logger = mlflow_logger(trainer)
-        folder = Path(trainer.default_root_dir) if logger is None else logger.run_dir
-        path = folder / f"{name}.png"
+        path = _folder(trainer) / f"{name}.png"
         draw_adaptation_curve(batch, path)
+        logger = mlflow_logger(trainer)
         if logger is not None:
             logger.log_artifact(path, "adaptation")
 
@@ -64,13 +63,17 @@ class AdaptationResults(Callback):
         if not trainer.is_global_zero:
             return
         logger = mlflow_logger(trainer)
-        folder = Path(trainer.default_root_dir) if logger is None else logger.run_dir
         for (name, frames), returns in zip(outputs.frames.items(), outputs.returns["test"], strict=True):
-            path = folder / f"{name}.mp4"
+            path = _folder(trainer) / f"{name}.mp4"
             write_video(path, frames.cpu().numpy(), outputs.frames_per_second)
             if logger is not None:
                 logger.log_artifact(path, "predict")
             Console().print(f"{name}: return {float(returns.mean()):.1f}, written to {path}")
+
+
+def _folder(trainer: Trainer) -> Path:
+    logger = mlflow_logger(trainer)
+    return Path(trainer.default_root_dir) if logger is None else logger.run_dir
 
 
 def per_task_csv(batch: MetaEpisodes) -> str:

@@ -12,7 +12,7 @@ from lit_metarl.data.experience import ExperienceDataModule, cpu_generator
 from lit_metarl.data.replay import Replay
 from lit_metarl.data.streams import Stream
 from lit_metarl.envs.base import BatchedEnv, EnvFactory
-from lit_metarl.types import Episodes, ReplayBlock, State, require
+from lit_metarl.types import Episodes, Policy, ReplayBlock, State, require
 
 
 class ReplayDataModule(ExperienceDataModule):
@@ -89,6 +89,11 @@ class ReplayDataModule(ExperienceDataModule):
         self.updates_per_block = updates_per_block
         self.steps_per_block = steps_per_block
         self.epoch_steps = epoch_steps
+
+    @property
+    def policy(self) -> Policy:
+        """The module in training."""
+        return super().policy
 
     @property
     def batches_per_epoch(self) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_metarl.data.collector import as_float
-from lit_metarl.envs.base import BatchedEnv, EnvError, EnvSpec, Tasks
+from lit_metarl.envs.base import BatchedEnv, EnvError, EnvSpec, Tasks, one_torch_thread
 from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.types import Trajectories, require
 
@@ -68,7 +67,7 @@ class TaskSimulator:
         Raises:
             EnvError: an observation or a reward is not finite; names task, trajectory and step.
         """
-        with _one_torch_thread():
+        with one_torch_thread():
             return self._run(choose, after_step)
 
     def _run(self, choose: ChooseActions, after_step: Callable[[int], None] | None) -> Trajectories:
@@ -129,21 +128,6 @@ class TaskSimulator:
     def close(self) -> None:
         """Release the simulator."""
         self.env.close()
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Keep torch's own threads out of the way of the simulator's.
-
-    Between two parallel operations they spin, waiting for the next, on cores that the simulator steps its environments
-    on; and a policy's operations on one step's observations are too small to gain from them.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def horizon_of(spec: EnvSpec) -> int:

@@ -12,7 +12,7 @@ from lit_metarl.data.streams import Stream
 from lit_metarl.data.trajectories import ChooseActions, TaskSimulator, horizon_of, uniform_actions
 from lit_metarl.envs.base import Tasks, load_streams, streams_state
 from lit_metarl.envs.tasks import TaskFamily
-from lit_metarl.types import MetaBatch, MetaEpisodes, Params, State, Trajectories, require
+from lit_metarl.types import MetaBatch, MetaEpisodes, MetaPolicy, Params, State, Trajectories, require
 
 
 class TrajectoryDataModule(ExperienceDataModule):
@@ -89,6 +89,11 @@ class TrajectoryDataModule(ExperienceDataModule):
         self.eval_adaptation_steps = adaptation_steps if eval_adaptation_steps is None else eval_adaptation_steps
 
     @property
+    def policy(self) -> MetaPolicy:
+        """The module in training."""
+        return super().policy
+
+    @property
     def context_dim(self) -> int:
         """C, entries that the oracle context appends to the observation; 0 without it."""
         if not self.oracle_context:
@@ -153,8 +158,12 @@ class TrajectoryDataModule(ExperienceDataModule):
         for step in range(steps + 1):
             rounds.append(simulator.run(self._chooser(params, generator, device)))
             if step < steps:
-                params = self.policy.adapt(params, Trajectories(*(x.to(device) for x in rounds[-1])))
+                params = self._adapt(params, rounds[-1])
         return rounds
+
+    def _adapt(self, params: Params, trajectories: Trajectories) -> Params:
+        device = self.trainer.lightning_module.device
+        return self.policy.adapt(params, Trajectories(*(x.to(device) for x in trajectories)))
 
     def _chooser(self, params: Params, generator: torch.Generator, device: torch.device) -> ChooseActions:
         def choose(obs: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +201,7 @@ class TrajectoryDataModule(ExperienceDataModule):
             simulator.set_tasks(sampled)
             rounds = self._collect(simulator, self.eval_adaptation_steps, generator)
             result.returns[split] = torch.stack([r.returns for r in rounds])
-            result.tasks[split] = {k: torch.from_numpy(np.asarray(v, dtype=np.float32)) for k, v in sampled.items()}
+            result.tasks[split] = _as_tensors(sampled)
             if random:
                 shape = (simulator.num_tasks, simulator.trajectories)
                 choose = uniform_actions(shape, self.action_dim, self.num_actions, self.action_scale, generator)
@@ -225,12 +234,12 @@ class TrajectoryDataModule(ExperienceDataModule):
             returns.append(filmed.run(act, shoot).returns)
             if step < self.eval_adaptation_steps:
                 simulator.set_tasks(sampled)
-                round_ = simulator.run(self._chooser(params, generator, device))
-                params = self.policy.adapt(params, Trajectories(*(x.to(device) for x in round_)))
+                params = self._adapt(params, simulator.run(self._chooser(params, generator, device)))
         films = {name: torch.stack(pictures) for name, pictures in frames.items()}
-        tasks = {k: torch.from_numpy(np.asarray(v, dtype=np.float32)) for k, v in sampled.items()}
         fps = 1.0 / (self.spec.frame_dt * period)
-        return MetaEpisodes({"test": torch.stack(returns)}, {"test": tasks}, {}, films, fps)
+        filmed.close()
+        simulator.close()
+        return MetaEpisodes({"test": torch.stack(returns)}, {"test": _as_tensors(sampled)}, {}, films, fps)
 
     # Resume --------------------------------------------------------------------------------------------------------
 
@@ -262,3 +271,7 @@ class TrajectoryDataModule(ExperienceDataModule):
         """Release the simulators."""
         if stage == "fit":
             self.simulator.close()
+
+
+def _as_tensors(tasks: Tasks) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.asarray(rows, dtype=np.float32)) for name, rows in tasks.items()}

@@ -6,11 +6,13 @@ Axes: ``E`` environments, ``O`` observation, ``A`` action.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 Array = np.ndarray
 Tasks = Mapping[str, Array]
@@ -104,6 +106,21 @@ class EnvFactory(ABC):
     @abstractmethod
     def make(self, num_envs: int, seed: int) -> BatchedEnv:
         """Build ``num_envs`` environments whose streams are the children of ``SeedSequence(seed)``."""
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Keep torch's own threads out of the way of a simulator's.
+
+    Between two parallel operations they spin, waiting for the next, on cores that the simulator steps its environments
+    on; and a policy's operations on one step's observations are too small to gain from them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def make_streams(seed: int, num_envs: int) -> list[np.random.Generator]:

@@ -88,7 +88,31 @@ class Navigation2D(PointWorld):
 
 
 @dataclass(frozen=True)
-class Corners(PointWorld):
+class _CornerWorld(PointWorld):
+    """Four tasks: the corners (±2, ±2), equally likely."""
+
+    reward_kind: Literal["sparse", "dense", "dense_squared"] = "sparse"
+
+    default_goal = (2.0, 2.0)
+    view = 3.0
+    room = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choice("reward_kind", self.reward_kind, ("sparse", "dense", "dense_squared"))
+
+    def sample(self, num_tasks: int, generator: np.random.Generator, split: str = "train") -> Tasks:
+        """Corners ``[B, 2]``, equally likely."""
+        check_split(self, split)
+        return {"goal": CORNERS[generator.integers(len(CORNERS), size=num_tasks)]}
+
+    def context(self, tasks: Tasks) -> Array:
+        """The signs of the corner, ``[B, 2]``."""
+        return (tasks["goal"] / 2.0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Corners(_CornerWorld):
     """ProMP's navigation to one of the four corners (±2, ±2), the 2-D task of the unified estimators.
 
     Start U([−0.2, 0.2]²), ``x ← x + 0.2 clip(a, ±1)``, no termination. The observation is the position. The reward is
@@ -101,24 +125,7 @@ class Corners(PointWorld):
     There are four tasks, hence none out of distribution.
     """
 
-    reward_kind: Literal["sparse", "dense", "dense_squared"] = "sparse"
-
     name = "corners"
-    default_goal = (2.0, 2.0)
-    view = 3.0
-    room = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_choice("reward_kind", self.reward_kind, ("sparse", "dense", "dense_squared"))
-
-    def sample(self, num_tasks: int, generator: np.random.Generator, split: str = "train") -> Tasks:
-        """Corners ``[B, 2]``, equally likely."""
-        return _sample_corners(self, num_tasks, generator, split)
-
-    def context(self, tasks: Tasks) -> Array:
-        """The signs of the corner, ``[B, 2]``."""
-        return (tasks["goal"] / 2.0).astype(np.float32)
 
     def start(self, stream: np.random.Generator) -> Array:
         """U([−0.2, 0.2]²), ``[2]``."""
@@ -139,7 +146,7 @@ class Corners(PointWorld):
 
 
 @dataclass(frozen=True)
-class Momentum(PointWorld):
+class Momentum(_CornerWorld):
     """ProMP's navigation to a corner (±2, ±2) by forces instead of velocities.
 
     Start x ~ U([−0.2, 0.2]²), v ~ U([−0.1, 0.1]²); ``v ← v + 0.1 clip(a, ±1)``, then ``x ← x + v``; no termination.
@@ -147,25 +154,8 @@ class Momentum(PointWorld):
     ``−‖x' − g‖²`` (``dense_squared``). There are four tasks, hence none out of distribution.
     """
 
-    reward_kind: Literal["sparse", "dense", "dense_squared"] = "sparse"
-
     name = "momentum"
-    default_goal = (2.0, 2.0)
     obs_dim = 4
-    view = 3.0
-    room = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_choice("reward_kind", self.reward_kind, ("sparse", "dense", "dense_squared"))
-
-    def sample(self, num_tasks: int, generator: np.random.Generator, split: str = "train") -> Tasks:
-        """Corners ``[B, 2]``, equally likely."""
-        return _sample_corners(self, num_tasks, generator, split)
-
-    def context(self, tasks: Tasks) -> Array:
-        """The signs of the corner, ``[B, 2]``."""
-        return (tasks["goal"] / 2.0).astype(np.float32)
 
     def start(self, stream: np.random.Generator) -> Array:
         """Position U([−0.2, 0.2]²) and velocity U([−0.1, 0.1]²), ``[4]``."""
@@ -235,11 +225,6 @@ class Point1D(PointWorld):
 def _penalty(offset: Array, squared: bool) -> Array:
     squares = np.vecdot(offset, offset)
     return -squares if squared else -np.sqrt(squares)
-
-
-def _sample_corners(family: PointWorld, num_tasks: int, generator: np.random.Generator, split: str) -> Tasks:
-    check_split(family, split)
-    return {"goal": CORNERS[generator.integers(len(CORNERS), size=num_tasks)]}
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

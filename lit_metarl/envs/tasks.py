@@ -8,8 +8,6 @@ import numpy as np
 
 from lit_metarl.envs.base import Array, EnvFactory, Tasks
 
-SPLITS = ("train", "test", "out_of_distribution")
-
 
 class TaskFamily(EnvFactory):
     """A simulator and a distribution of tasks for it, as it is written in a config: a frozen dataclass.

@@ -102,8 +102,8 @@ class SGMRLCorrection(SamplingCorrection):
             Only the last inner round has the first two: leaving out an earlier trajectory changes what later rounds
             would have sampled. Earlier rounds then use ``cross_task``.
         doubly_robust: evaluate left-out policies with the last round's baseline as control variate, rather than by
-            step-wise importance weights of the raw rewards. The mean is the same; in navigation the meta-gradient's
-            noise is a third, and grows less as training sharpens the policy.
+            step-wise importance weights of the raw rewards. The mean is the same, the variance less where the
+            baseline is of any use (`lit-metarl study meta_gradient`).
     """
 
     credit: Credit = "leave_one_out"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from mujoco.batch import Batch
 
+from lit_metarl.envs.base import one_torch_thread
 from lit_metarl.reports.timing import OTHER, Clock
 
 PARTS = {  # of a meta-iteration → what they are
@@ -181,7 +181,7 @@ def time_bare(simulator: Any, rounds: Sequence[Any]) -> float:
         native = np.ascontiguousarray(((high + low) / 2 + (high - low) / 2 * action).swapaxes(0, 1))
         env.reset()
         batch.state[...] = env._sim.state().numpy()
-        with _one_torch_thread():
+        with one_torch_thread():
             began = time.perf_counter()
             for row in native:
                 ctrl[...] = row
@@ -221,14 +221,3 @@ def spread(values: Iterable[float]) -> Spread:
 def _log_every_iteration(trainer: Any, module: Any, stage: str) -> None:
     """As in configs/base_meta.yaml."""
     trainer.log_every_n_steps = 1
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Collecting does the same: torch's threads spin between two operations, on cores that the physics needs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
