@@ -73,20 +73,18 @@ class TaskSimulator:
     def _run(self, choose: ChooseActions, after_step: Callable[[int], None] | None) -> Trajectories:
         B, N, T = self.num_tasks, self.trajectories, self.horizon
         obs = self._observe(self.env.reset())
-        record: dict[str, Tensor] = {"mask": torch.zeros(B, N, T), "reward": torch.zeros(B, N, T)}
+        record: dict[str, Tensor] = {}  # time first: every step writes one piece of memory
         alive = torch.ones(B, N)
         for t in range(T):
             action, log_prob = choose(obs)
             result = self.env.step(self._to_env(action))
             reward = as_float(result.reward).view(B, N)
-            if t == 0:
-                record["obs"] = torch.zeros(B, N, T, obs.shape[-1])
-                record["action"] = torch.zeros(B, N, T, *action.shape[2:], dtype=action.dtype)
-                record["log_prob"] = torch.zeros(B, N, T)
             now = {"obs": obs, "action": action, "reward": reward, "log_prob": log_prob, "mask": alive}
+            if t == 0:
+                record = {name: torch.zeros(T, *value.shape, dtype=value.dtype) for name, value in now.items()}
             all_alive = bool(alive.all())
             for name, value in now.items():
-                record[name][:, :, t] = value if all_alive else value * _like(alive, value)
+                record[name][t] = value if all_alive else value * _like(alive, value)
             self._check_finite(as_float(result.obs), reward, t)
             if after_step is not None and alive[0, 0]:
                 after_step(t)
@@ -95,7 +93,7 @@ class TaskSimulator:
             if not alive.any():
                 break
             obs = self._observe(self.env.reset(ended) if ended.any() else result.obs)
-        return Trajectories(**record)
+        return Trajectories(**{name: values.movedim(0, 2).contiguous() for name, values in record.items()})
 
     def _observe(self, obs: np.ndarray) -> Tensor:
         seen = as_float(obs).view(self.num_tasks, self.trajectories, -1)

@@ -15,7 +15,22 @@ from torch import Tensor, nn
 from lit_metarl.nn.distributions import Categorical, DiagonalGaussian
 from lit_metarl.types import require
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+class Tanh(nn.Module):
+    """tanh(x), computed as 2σ(2x) − 1 in full precision on the CPU, where σ is up to ten times faster.
+
+    The two differ by a rounding of 1: no more than the matrix product before it. In half precision that would be
+    most of a small x, so there, and on a GPU, it is torch's own.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[...]`` → ``[...]``."""
+        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+            return 2.0 * torch.sigmoid(2.0 * x) - 1.0
+        return torch.tanh(x)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": Tanh, "relu": nn.ReLU}
 Activation = Literal["tanh", "relu"]
 
 

@@ -19,6 +19,9 @@ from lit_metarl.types import Params, Round, Trajectories
 StepSizes = Mapping[str, float | Tensor]
 """α by parameter name: a number, or a tensor of the parameter's shape."""
 
+SAMPLES_AT_ONCE = 16_000
+"""On a CPU tasks are unrolled a few at a time, so that a layer's activations stay in its cache."""
+
 
 class Unrolled(NamedTuple):
     """Round k's data under the parameters θ_k that adaptation reaches; all with the graph to θ_0."""
@@ -98,7 +101,9 @@ class InnerLoop:
             log_probs.append(last.log_prob(trajectories[-1].action))
             return Unrolled((*distributions, last), tuple(log_probs), adapted)
 
-        return vmap(one_task)(tuple(trajectories), tuple(rounds[: len(trajectories) - 1]))
+        first = rounds[0].reward
+        at_once = max(1, SAMPLES_AT_ONCE // first[0].numel()) if first.device.type == "cpu" else None
+        return vmap(one_task, chunk_size=at_once)(tuple(trajectories), tuple(rounds[: len(trajectories) - 1]))
 
     @torch.no_grad()
     def trajectory_gradients(self, params: Params, trajectories: Trajectories, round: Round) -> Params:

@@ -43,7 +43,7 @@ from lit_metarl.estimators import (
     TruncatedDR,
 )
 from lit_metarl.nn import CategoricalMLP, GaussianMLP, LinearFeature
-from lit_metarl.optim import PPO, TRPO, VPG, EMAMLCorrection, NoCorrection, SGMRLCorrection
+from lit_metarl.optim import PPO, TRPO, VPG, EMAMLCorrection, NoCorrection, SGMRLCorrection, inner_loop
 from lit_metarl.optim.outer_updates import likelihood, ratio
 from lit_metarl.types import ConfigError, DivergenceError, MetaEpisodes, Trajectories
 
@@ -131,7 +131,11 @@ def plain_meta_gradient(theta: dict[str, Tensor], rounds: list[Trajectories], lr
 
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("discounted", [False, True])
-def test_the_meta_gradient_equals_plain_torch(steps: int, discounted: bool) -> None:
+@pytest.mark.parametrize("samples_at_once", [1, 16_000])  # task by task, or all at once
+def test_the_meta_gradient_equals_plain_torch(
+    steps: int, discounted: bool, samples_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inner_loop, "SAMPLES_AT_ONCE", samples_at_once)
     module = make(inner_lr=0.7, discounted=discounted)
     for tasks in (1, 3):
         rounds = random_rounds(module, tasks, steps)

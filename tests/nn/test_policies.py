@@ -15,6 +15,7 @@ from torch.func import functional_call, grad, vmap
 import lit_metarl
 from lit_metarl.nn import ActorFactory, CategoricalMLP, GaussianMLP, PolicyFactory, TanhGaussianMLP
 from lit_metarl.nn.distributions import Categorical, DiagonalGaussian
+from lit_metarl.nn.policies import Tanh
 from lit_metarl.types import ConfigError, Params
 
 TASKS, SAMPLES, OBS, ACTIONS = 3, 7, 4, 2
@@ -39,6 +40,23 @@ def data(factory: PolicyFactory) -> tuple[Tensor, Tensor, Tensor]:
 def per_task(params: Params, scale: float = 0.1) -> Params:
     """Different parameters for every task, ``[B, ...]``."""
     return {name: value + scale * torch.randn(TASKS, *value.shape, dtype=value.dtype) for name, value in params.items()}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 2e-15), (torch.float32, 1e-6)])
+def test_tanh_and_two_derivatives_are_torchs(dtype: torch.dtype, tolerance: float) -> None:
+    x = torch.linspace(-9.0, 9.0, 721, dtype=dtype, requires_grad=True)
+    values = []
+    for function in (Tanh(), torch.tanh):
+        y = function(x)
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        values.append((y, slope, torch.autograd.grad(slope.sum(), x)[0]))
+    for ours, theirs in zip(*values, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
+def test_tanh_keeps_small_values_in_half_precision() -> None:
+    x = torch.tensor([1e-3, -0.01, 0.1], dtype=torch.bfloat16)
+    torch.testing.assert_close(Tanh()(x), x, rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("factory", POLICIES)
