@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from lit_metarl.losses.tangent_kernel import (
-    JVP,
     FiniteDifference,
     KernelEstimate,
+    Layerwise,
     Sketch,
     action_values,
     member_blocks,
@@ -76,7 +76,7 @@ class KernelObjective(MetaObjective):
         derivative: how the kernel is had.
     """
 
-    derivative: KernelEstimate = field(default_factory=JVP)
+    derivative: KernelEstimate = field(default_factory=Layerwise)
 
     @abstractmethod
     def of_kernel(self, kernel: Tensor, gamma: float) -> Tensor:
@@ -144,7 +144,7 @@ class Eq14Printed(MetaObjective):
     the published β = 1e-8 one step from a usual initialisation multiplies the kernel by more than 1e20.
 
     Attributes:
-        derivative: d; the printed difference by default, :class:`JVP` for its limit.
+        derivative: d; the printed difference by default, :class:`~lit_metarl.losses.tangent_kernel.JVP` for its limit.
     """
 
     derivative: Sketch = field(default_factory=FiniteDifference)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
+from lit_metarl.nn.mlp import EnsembleLinear
 from lit_metarl.types import ConfigError, Params, require
 
 
@@ -49,6 +50,43 @@ class Exact(KernelEstimate):
         members = values.shape[1]
         blocks = [block.transpose(0, 1) for block in member_blocks(gradients, members)]
         return torch.stack([block @ block.mT for block in blocks]).sum(0)
+
+
+@dataclass(frozen=True)
+class Layerwise(KernelEstimate):
+    """K_ij = Σ_layers (x_iᵀx_j + 1)·(δ_iᵀδ_j) for input x and δ = ∂Q/∂(x W + b) of every layer, ``[E, M, M]``.
+
+    The gradient of one sample's Q in W is the outer product x δᵀ (and δ in b), so K needs neither per-sample gradients
+    nor random directions: exact to rounding, for about one forward and one backward pass, and differentiable again at
+    two more. For critics all of whose parameters belong to :class:`~lit_metarl.nn.mlp.EnsembleLinear` layers, each
+    used once and on samples apart, such as :class:`~lit_metarl.nn.EnsembleCriticMLP`; any other takes :class:`JVP`.
+    """
+
+    def kernel(
+        self, critic: nn.Module, params: Params, obs: Tensor, action: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """J_e J_eᵀ of every member, ``[E, M, M]``. Raises ``ConfigError`` for a critic with other parameters."""
+        layers = {name: module for name, module in critic.named_modules() if isinstance(module, EnsembleLinear)}
+        other = sorted(params.keys() - {f"{name}.{own}" for name in layers for own in ("weight", "bias")})
+        require(not other, "derivative", "Layerwise", f"{', '.join(other)} is in no EnsembleLinear layer; use JVP")
+
+        def total(biases: Params) -> tuple[Tensor, Params]:
+            seen: Params = {}
+            hooks = [
+                layer.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+                for name, layer in layers.items()
+            ]
+            try:
+                return action_values(critic, params | biases, obs, action).sum(), seen
+            finally:
+                for hook in hooks:
+                    hook.remove()
+
+        # A bias of its own for every sample: its gradient is δ.
+        biases = {f"{n}.bias": params[f"{n}.bias"].expand(-1, len(obs), -1) for n in layers}
+        deltas, seen = grad(total, has_aux=True)(biases)
+        products = [(seen[n] @ seen[n].mT + 1.0) * (deltas[f"{n}.bias"] @ deltas[f"{n}.bias"].mT) for n in layers]
+        return torch.stack(products).sum(0)
 
 
 class Sketch(KernelEstimate):

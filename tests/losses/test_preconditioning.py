@@ -144,8 +144,8 @@ def test_members_have_the_gradient_they_would_have_alone():
 def test_nothing_is_changed_and_the_seed_fixes_the_result():
     critic, batch = SmallCritic(), random_batch(5)
     params, before = dict(critic.named_parameters()), params_of(critic)
-    first, again = (meta_gradient(critic, params, batch, LogRatio(), seeded(4)) for _ in range(2))
-    other = meta_gradient(critic, params, batch, LogRatio(), seeded(5))
+    first, again = (meta_gradient(critic, params, batch, LogRatio(JVP()), seeded(4)) for _ in range(2))
+    other = meta_gradient(critic, params, batch, LogRatio(JVP()), seeded(5))
     for name, value in params.items():
         assert torch.equal(value, before[name])
         assert value.grad is None

@@ -7,7 +7,7 @@ import torch
 from critic_cases import SharedTrunkCritic, SmallCritic, explicit_jacobian, explicit_kernel, inputs, params_of
 from torch.func import grad
 
-from lit_metarl.losses.tangent_kernel import JVP, Exact, FiniteDifference, member_blocks, normal_directions
+from lit_metarl.losses.tangent_kernel import JVP, Exact, FiniteDifference, Layerwise, member_blocks, normal_directions
 from lit_metarl.types import ConfigError
 
 
@@ -21,11 +21,12 @@ def case():
     return critic, params_of(critic), *inputs(6)
 
 
-def test_exact_kernel_and_its_gradient_equal_explicit_double_backward(case):
+@pytest.mark.parametrize("estimate", [Exact(), Layerwise()])
+def test_exact_kernels_and_their_gradients_equal_explicit_double_backward(case, estimate):
     critic, params, obs, action = case
-    torch.testing.assert_close(Exact().kernel(*case, seeded()), explicit_kernel(*case))
+    torch.testing.assert_close(estimate.kernel(*case, seeded()), explicit_kernel(*case))
     weights = torch.randn(2, 6, 6, generator=seeded(3), dtype=torch.float64)
-    gradient = grad(lambda p: (weights * Exact().kernel(critic, p, obs, action, seeded())).sum())(params)
+    gradient = grad(lambda p: (weights * estimate.kernel(critic, p, obs, action, seeded())).sum())(params)
     leaves = {name: value.requires_grad_() for name, value in params_of(critic).items()}
     (weights * explicit_kernel(critic, leaves, obs, action, create_graph=True)).sum().backward()
     for name, leaf in leaves.items():
@@ -111,6 +112,17 @@ def test_members_that_share_parameters_need_a_sketch():
         Exact().kernel(*case, seeded())
     truth = explicit_kernel(*case)
     assert (JVP(directions=20_000).kernel(*case, seeded()) - truth).norm() < 0.05 * truth.norm()
+
+
+def test_layers_of_another_kind_need_a_sketch():
+    critic = SharedTrunkCritic()
+    with pytest.raises(ConfigError, match=r"Layerwise.*trunk.weight.* is in no EnsembleLinear layer; use JVP"):
+        Layerwise().kernel(critic, params_of(critic), *inputs(4), seeded())
+
+
+def test_layerwise_leaves_no_hook_behind(case):
+    Layerwise().kernel(*case, seeded())
+    assert not any(module._forward_pre_hooks for module in case[0].modules())
 
 
 def test_a_single_member_needs_no_member_axis():
