@@ -145,6 +145,11 @@ class MetaPolicy(Protocol):
 class Policy(Protocol):
     """The back edge from a module to the collector: how to act."""
 
+    @property
+    def generation(self) -> int:
+        """Whenever it changes, what was collected before is forgotten and collection begins anew with a warm-up."""
+        ...
+
     def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """Action for training ``[E, A]``; all randomness comes from ``generator`` (on the CPU)."""
         ...

@@ -85,6 +85,13 @@ CASES: dict[str, Callable[[], tuple[Algorithm, ExperienceDataModule]]] = {
     "PreconditionedSAC-second_phase": partial(
         make_sac, Gymnasium("Pendulum-v1"), PreconditionedSAC, preconditioning_updates=10
     ),
+    "PreconditionedSAC-forgetting": partial(
+        make_sac,
+        Gymnasium("Pendulum-v1"),
+        PreconditionedSAC,
+        preconditioning_updates=22,
+        keep_random_transitions=False,
+    ),
     "MAML": partial(make_meta, MAML, NAVIGATION),
     "SGMRL": partial(make_meta, SGMRL, NAVIGATION, correction=SGMRLCorrection("leave_one_out")),
     "ProMP": partial(make_meta, ProMP, NAVIGATION, outer=PPO(epochs=2, adaptive_kl=True)),

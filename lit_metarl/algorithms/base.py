@@ -40,6 +40,7 @@ class Algorithm(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.env_steps = 0
+        self.generation = 0  # of the experience: see types.Policy
         self.latest_metrics: dict[str, float] = {}
         self._reset_sums()
 

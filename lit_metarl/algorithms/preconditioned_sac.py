@@ -26,11 +26,14 @@ class PreconditionedSAC(SAC):
         action_dim: A; likewise.
         preconditioning_updates: meta-updates of the first phase, one per environment step with the usual data settings;
             0 for SAC itself.
-        objective: L_m; :class:`~lit_metarl.losses.preconditioning.LogRatio` by Jacobian-vector products if None.
+        objective: L_m; :class:`~lit_metarl.losses.preconditioning.LogRatio` if None.
         meta_lr: β of plain gradient descent. Published: 1e-8, for an objective of another scale. Larger steps raise the
             ratio of means further by concentrating the kernel's diagonal on a few samples: watch the effective rank.
         bellman_lr: η.
         second_order: differentiate through the Bellman step too.
+        keep_random_transitions: whether SAC goes on with the first phase's transitions in the replay, as with a longer
+            warm-up: its fair control is :class:`SAC` with as many more ``data.warmup_steps``. Otherwise they are
+            forgotten and SAC begins with a warm-up of its own, as without the first phase.
         sac: everything else, as of :class:`SAC`.
 
     Raises:
@@ -47,6 +50,7 @@ class PreconditionedSAC(SAC):
         meta_lr: float = 0.02,
         bellman_lr: float = 1e-4,
         second_order: bool = False,
+        keep_random_transitions: bool = True,
         **sac: Any,
     ) -> None:
         super().__init__(obs_dim, action_dim, **sac)
@@ -61,6 +65,7 @@ class PreconditionedSAC(SAC):
         self.preconditioning_updates = preconditioning_updates
         self.objective = objective or LogRatio()
         self.meta_lr, self.bellman_lr, self.second_order = meta_lr, bellman_lr, second_order
+        self.keep_random_transitions = keep_random_transitions
         self.meta_updates = 0
         self._meta_block = self.preconditioning
 
@@ -81,6 +86,7 @@ class PreconditionedSAC(SAC):
         super().training_step(batch, batch_idx)
         if self._meta_block and not self.preconditioning:
             self.copy_target()
+            self.generation = 0 if self.keep_random_transitions else 1
             self.log_means()  # the phases have different metrics
 
     def update(self, batch: Transition) -> dict[str, Tensor]:
@@ -123,13 +129,13 @@ class PreconditionedSAC(SAC):
             parameters[name].grad = None
 
     def counters(self) -> State:
-        """Adds the number of meta-updates, on which the phase depends."""
-        return super().counters() | {"meta_updates": self.meta_updates}
+        """Adds the number of meta-updates, on which the phase depends, and what is to be forgotten."""
+        return super().counters() | {"meta_updates": self.meta_updates, "generation": self.generation}
 
     def load_counters(self, state: State) -> None:
         """Inverse of :meth:`counters`."""
         super().load_counters(state)
-        self.meta_updates = state["meta_updates"]
+        self.meta_updates, self.generation = state["meta_updates"], state["generation"]
 
 
 def _default_generator(device: torch.device) -> torch.Generator:

@@ -41,6 +41,10 @@ class Replay:
         self.position = (self.position + count) % self.capacity
         self.size = min(self.size + count, self.capacity)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self.size = self.position = 0
+
     def sample(self, generator: torch.Generator, available: Tensor, batch_size: int) -> Transition:
         """Minibatches drawn uniformly with replacement.
 

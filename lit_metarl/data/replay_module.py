@@ -28,7 +28,8 @@ class ReplayDataModule(ExperienceDataModule):
         num_envs: environments stepped together in each process.
         batch_size: M, transitions of one update.
         capacity: transitions kept by each process.
-        warmup_steps: environment steps of each process with uniform random actions before the first update.
+        warmup_steps: environment steps of each process with uniform random actions before the first update, and again
+            whenever the policy's ``generation`` has changed.
         updates_per_block: U.
         steps_per_block: steps of every environment in a block; an update then takes
             ``steps_per_block · num_envs / updates_per_block`` environment steps.
@@ -106,6 +107,7 @@ class ReplayDataModule(ExperienceDataModule):
         self.replay = Replay(self.capacity, self.obs_dim, self.action_dim)
         self.generator = cpu_generator(self.stream_seed(Stream.COLLECT))
         self.env_steps = 0
+        self.generation, self.generation_start = self.policy.generation, 0
 
     def collect(self, steps: int, uniform: bool) -> None:
         """Store ``steps`` steps of every environment, acting uniformly in [-1, 1] or with the policy."""
@@ -123,10 +125,14 @@ class ReplayDataModule(ExperienceDataModule):
         return self.policy.explore(obs.to(device), self.generator).cpu()
 
     def next_batch(self) -> ReplayBlock:
-        """Warm up if the replay is still short of it, then collect one block and sample from it."""
-        if self.env_steps < self.warmup_steps:
-            self.collect(-(-(self.warmup_steps - self.env_steps) // self.num_envs), uniform=True)
-        stored = self.env_steps
+        """Warm up if that is not done yet, then collect one block and sample from it."""
+        if self.generation != self.policy.generation:
+            self.generation, self.generation_start = self.policy.generation, self.env_steps
+            self.replay.clear()
+        missing = self.generation_start + self.warmup_steps - self.env_steps
+        if missing > 0:
+            self.collect(-(-missing // self.num_envs), uniform=True)
+        stored = self.env_steps - self.generation_start
         self.collect(self.steps_per_block, uniform=False)
         # Equally spaced over the block: what the interleaved loop had stored when it made update u.
         spacing = self.steps_per_block * self.num_envs / self.updates_per_block
@@ -143,6 +149,7 @@ class ReplayDataModule(ExperienceDataModule):
             "collector": self.collector.state_dict(),
             "generator": self.generator.get_state(),
             "env_steps": self.env_steps,
+            "generation": [self.generation, self.generation_start],
             "num_envs": self.num_envs,
         }
 
@@ -158,6 +165,7 @@ class ReplayDataModule(ExperienceDataModule):
         self.collector.load_state_dict(state["collector"])
         self.generator.set_state(state["generator"])
         self.env_steps = state["env_steps"]
+        self.generation, self.generation_start = state["generation"]
 
     def evaluate(self) -> Episodes:
         """The evaluation episodes of this process, each with its own environment."""

@@ -111,6 +111,18 @@ def test_a_block_belongs_to_the_phase_it_begins_in(tmp_path: Path) -> None:
     assert (module.meta_updates, module.updates) == (4, 4)  # blocks of two updates
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_random_transitions_stay_or_are_forgotten(keep: bool, tmp_path: Path) -> None:
+    module = make(updates=4, keep_random_transitions=keep)
+    replay = fit(module, tmp_path, epochs=1).datamodule.replay
+    # 10 of the warm-up and 8 steps, or the 10 of another warm-up after 2 blocks and the 4 steps of 2 more blocks.
+    assert replay.size == (18 if keep else 14)
+    assert module.env_steps == (18 if keep else 28)
+    actions = replay.storage.action[:10]
+    assert actions.abs().max() <= 1.0
+    assert len(actions.unique()) == 10
+
+
 def test_without_meta_updates_it_is_sac_to_the_bit(tmp_path: Path) -> None:
     module = make(updates=0)
     seed_everything(0)

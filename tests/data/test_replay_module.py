@@ -27,7 +27,7 @@ class Counting(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.weight = nn.Parameter(torch.zeros(()))
-        self.updates = 0
+        self.updates = self.generation = 0
         self.blocks: list[ReplayBlock] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
