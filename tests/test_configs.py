@@ -37,6 +37,8 @@ def test_experiment_runs_two_iterations(path: Path, tmp_path: Path) -> None:
     metrics = connect("mlruns").get_run(directory.name)
     assert metrics.info.status == "FINISHED"
     loss = "train/objective" if is_meta(path) else "train/critic_loss"
+    if path.stem.startswith("preconditioned"):
+        loss = "train/meta_objective"  # two iterations are in its first phase
     assert {"eval/return", loss} <= metrics.data.metrics.keys()
     assert checkpoint["algorithm"]["counters"]["env_steps"] > 0
 
@@ -58,6 +60,22 @@ def test_shared_settings_of_an_algorithm_reach_it(path: Path) -> None:
             kept = {key: value for key, value in shared.items() if key not in own.get("init_args", {})}
             assert kept
             assert kept.items() <= composed.items()
+
+
+@pytest.mark.parametrize("size", ["", "_small"])
+def test_both_arms_of_preconditioning_have_equal_data(size: str) -> None:
+    arms = list(CONFIGS.glob(f"experiment/preconditioned{size}_dmc_*.yaml"))
+    assert len(arms) == 6
+    for treated in arms:
+        control = CONFIGS / "experiment" / treated.name.replace("preconditioned", "sac")
+        first, second = load_config(treated), load_config(control)
+        second = merge(second, load_config(CONFIGS / "overlay" / f"equal_data{size}.yaml"))
+        settings = first["model"]["init_args"]
+        random_steps = first["data"]["init_args"]["warmup_steps"] + settings.pop("preconditioning_updates")
+        assert random_steps == second["data"]["init_args"].pop("warmup_steps")
+        del first["data"]["init_args"]["warmup_steps"]
+        assert first["data"] == second["data"]
+        assert settings == second["model"]["init_args"]
 
 
 def write(path: Path, content: object) -> Path:

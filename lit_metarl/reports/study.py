@@ -8,6 +8,7 @@ from importlib import import_module
 STUDIES = {  # name → module and what it measures
     "estimators": ("lit_metarl.reports.estimator_study", "bias and variance of estimated gradients and Hessians"),
     "meta_gradient": ("lit_metarl.reports.meta_gradient_study", "bias and variance of estimated meta-gradients"),
+    "preconditioning": ("lit_metarl.reports.preconditioning_study", "meta-updates and a critic's tangent kernel"),
     "tabular": ("lit_metarl.reports.tabular_study", "accuracy of off-policy estimates, Fig. 1 of Tang et al. 2021"),
 }
 
@@ -25,7 +26,7 @@ def fraction(text: str) -> float:
 
 def main(arguments: list[str]) -> int:
     """Run the study that the first argument names with the others; exits with code 2 if there is none."""
-    names = "\n".join(f"  {name:<15}{what}" for name, (_, what) in STUDIES.items())
+    names = "\n".join(f"  {name:<17}{what}" for name, (_, what) in STUDIES.items())
     parser = argparse.ArgumentParser(
         "lit-metarl study",
         description=f"Measure a method.\n\nstudies:\n{names}\n\n`lit-metarl study NAME --help` says more.",

@@ -1,0 +1,266 @@
+"""``lit-metarl study preconditioning``: what meta-updates do to a critic's tangent kernel, objective by objective.
+
+Every objective × derivative starts from the same critics and sees the same minibatches of a random policy's
+transitions; the kernel is measured, exactly, on one batch that is in none of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from lit_metarl.diagnostics.ntk import effective_rank, exact_kernel, ntk_ratio
+from lit_metarl.losses.preconditioning import (
+    Contraction,
+    Eq10,
+    Eq14Printed,
+    LogRatio,
+    MetaObjective,
+    SarsaBatch,
+    meta_gradient,
+)
+from lit_metarl.losses.tangent_kernel import JVP, Exact, FiniteDifference, KernelEstimate, Layerwise
+from lit_metarl.reports.benchmark import positive
+from lit_metarl.reports.document import ReportError, markers, write_block
+from lit_metarl.types import Transition
+
+BLOCK = "preconditioning"  # of the README
+DERIVATIVES: dict[str, KernelEstimate] = {
+    "layerwise": Layerwise(),
+    "exact": Exact(),
+    "jvp": JVP(),
+    "finite_difference": FiniteDifference(),
+}
+OBJECTIVES: dict[str, tuple[Callable[[Any], MetaObjective], float]] = {  # name → how to build it, its β
+    "log_ratio": (LogRatio, 0.02),
+    "contraction": (Contraction, 1e-3),
+    "eq10": (Eq10, 1e-4),
+    "eq14_printed": (Eq14Printed, 1e-8),
+}
+GAMMA, BELLMAN_LR = 0.99, 1e-4
+
+
+class Kernel(NamedTuple):
+    """Of one critic on the fixed batch, means over the members."""
+
+    ratio: float
+    diagonal: float
+    median_diagonal: float
+    effective_rank: float
+
+
+@dataclass
+class Outcome:
+    """What became of the critics.
+
+    Attributes:
+        objective: its name.
+        derivative: its name.
+        meta_lr: β.
+        updates: meta-updates after which everything was finite.
+        kernel: after the last of them.
+        seconds: median of a meta-update.
+    """
+
+    objective: str
+    derivative: str
+    meta_lr: float
+    updates: int
+    kernel: Kernel
+    seconds: float
+
+
+class World(NamedTuple):
+    """What all outcomes share."""
+
+    critic: nn.Module
+    transitions: Transition  # [n, ...] of the random policy
+    obs: Tensor  # [M, O] of the fixed batch
+    action: Tensor  # [M, A]
+
+
+def measure_kernel(world: World) -> Kernel:
+    """The kernel of ``world.critic`` now."""
+    kernel = exact_kernel(world.critic, dict(world.critic.named_parameters()), world.obs, world.action)
+    diagonal = kernel.diagonal(dim1=-2, dim2=-1)
+    values = ntk_ratio(kernel), diagonal.mean(-1), diagonal.median(-1).values, effective_rank(kernel)
+    return Kernel(*(float(value.mean()) for value in values))
+
+
+def minibatches(world: World, updates: int, batch_size: int, seed: int) -> list[SarsaBatch]:
+    """The same for every objective; next actions are fresh draws of the random policy."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for _ in range(updates):
+        rows = torch.randint(len(world.transitions.reward), (batch_size,), generator=generator)
+        chosen = Transition(*(values[rows] for values in world.transitions))
+        next_action = 2.0 * torch.rand(chosen.action.shape, generator=generator) - 1.0
+        batches.append(
+            SarsaBatch(chosen.obs, chosen.action, chosen.reward, chosen.discount, chosen.next_obs, next_action)
+        )
+    return batches
+
+
+def precondition(
+    world: World, objective: MetaObjective, meta_lr: float, batches: list[SarsaBatch], seed: int
+) -> tuple[int, float]:
+    """Move ``world.critic`` by one meta-update per batch, up to the last that leaves everything finite.
+
+    Returns:
+        The number of them, and the median seconds of one.
+    """
+    parameters, generator = dict(world.critic.named_parameters()), torch.Generator().manual_seed(seed)
+    seconds: list[float] = []
+    for number, batch in enumerate(batches):
+        began = time.perf_counter()
+        params = {name: value.detach() for name, value in parameters.items()}
+        meta = meta_gradient(world.critic, params, batch, objective, generator, GAMMA, BELLMAN_LR)
+        moved = {name: value - meta_lr * meta.gradient[name] for name, value in params.items()}
+        if not all(bool(torch.isfinite(value).all()) for value in moved.values()):
+            return number, median([*seconds, time.perf_counter() - began])
+        with torch.no_grad():
+            for name, value in moved.items():
+                parameters[name].copy_(value)
+        seconds.append(time.perf_counter() - began)
+    return len(batches), median(seconds)
+
+
+def time_sac(module: Any, transitions: Transition, batch_size: int, updates: int) -> float:
+    """Median seconds of an update of SAC, without a Trainer, on minibatches of the same size."""
+    optimizers = module.configure_optimizers()
+    module.optimizers = lambda: optimizers
+    module.minimise = _minimise
+    seconds = []
+    for _ in range(updates):
+        rows = torch.randint(len(transitions.reward), (batch_size,))
+        batch = Transition(*(values[rows] for values in transitions))
+        began = time.perf_counter()
+        module.update(batch)
+        seconds.append(time.perf_counter() - began)
+    return median(seconds)
+
+
+def _minimise(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, Callable[[str], NoReturn]]:
+    """The settings, and how to refuse those that only turn out later not to work (exit code 2)."""
+    parser = argparse.ArgumentParser(
+        "lit-metarl study preconditioning",
+        description="Tangent kernel of SAC's critics before and after meta-updates, on random transitions of one task.",
+    )
+    add = parser.add_argument
+    add("--task", default="cheetah/run", help="of dm_control")
+    add("--hidden", type=positive, nargs="+", default=[256, 256], help="widths of the critics")
+    add("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
+    add("--derivatives", nargs="+", choices=DERIVATIVES, default=list(DERIVATIVES))
+    add("--updates", type=positive, default=300, help="meta-updates")
+    add("--batch-size", type=positive, default=256, help="transitions of one")
+    add("--transitions", type=positive, default=5000, help="that minibatches are drawn from")
+    add("--samples", type=positive, default=128, help="of the batch that the kernel is measured on")
+    add("--meta-lr", type=float, help="β of every objective; each has its own if not given")
+    add("--seed", type=int, default=0)
+    add("--block", default=BLOCK, help="which block of --write")
+    add("--write", metavar="FILE", help=f"put the table between the lines {markers('BLOCK')[0]} and its end, of FILE")
+    args = parser.parse_args(arguments)
+    if args.batch_size < 2 or args.samples < 2:
+        parser.error("argument --batch-size, --samples: a kernel needs at least 2")
+    if args.meta_lr is not None and not args.meta_lr > 0:
+        parser.error("argument --meta-lr: it has to be positive")
+    return args, parser.error
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print the table and return 0; bad values exit with code 2 and say which."""
+    args, refuse = parse(arguments)
+    from lit_metarl.cli import quieten
+    from lit_metarl.envs.base import EnvError
+
+    quieten()
+    try:
+        text = markdown(args, *study(args))
+        sys.stdout.write(text)
+        if args.write:
+            write_block(args.write, args.block, text)
+    except (EnvError, ReportError, ValueError) as error:
+        refuse(str(error))
+    return 0
+
+
+def study(args: argparse.Namespace) -> tuple[Kernel, float, list[Outcome]]:
+    """The kernel at the start, seconds of an update of SAC, and every outcome."""
+    from lit_metarl.algorithms import SAC
+    from lit_metarl.callbacks.ntk import random_inputs
+    from lit_metarl.envs.suite import DMControl
+    from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
+
+    factory = DMControl(args.task)
+    obs, action = random_inputs(factory, args.samples, spacing=7, seed=args.seed)
+    torch.manual_seed(args.seed)
+    module = SAC(
+        obs.shape[1], action.shape[1], actor=TanhGaussianMLP(args.hidden), critic=EnsembleCriticMLP(args.hidden)
+    )
+    world = World(module.critic, random_transitions(factory, args.transitions, args.seed + 1), obs, action)
+    start = {name: value.clone() for name, value in module.critic.state_dict().items()}
+    before = measure_kernel(world)
+    batches = minibatches(world, args.updates, args.batch_size, args.seed)
+    outcomes = []
+    for name in args.objectives:
+        build, own_lr = OBJECTIVES[name]
+        for derivative in args.derivatives:
+            if name == "eq14_printed" and derivative in ("layerwise", "exact"):
+                continue  # it is made of products with random directions, not of a kernel
+            module.critic.load_state_dict(start)
+            lr = args.meta_lr or own_lr
+            updates, seconds = precondition(world, build(DERIVATIVES[derivative]), lr, batches, args.seed)
+            outcomes.append(Outcome(name, derivative, lr, updates, measure_kernel(world), seconds))
+    module.critic.load_state_dict(start)
+    return before, time_sac(module, world.transitions, args.batch_size, min(args.updates, 50)), outcomes
+
+
+def random_transitions(factory: Any, number: int, seed: int) -> Transition:
+    """``number`` transitions ``[n, ...]`` of a uniformly random policy."""
+    from lit_metarl.data.collector import Collector
+
+    collector, generator = Collector(factory.make(1, seed)), torch.Generator().manual_seed(seed)
+    shape = (1, collector.env.spec.action_dim)
+    steps = [collector.step(lambda obs: 2.0 * torch.rand(shape, generator=generator) - 1.0) for _ in range(number)]
+    collector.env.close()
+    return Transition(*(torch.cat([value.clone() for value in values]) for values in zip(*steps, strict=True)))
+
+
+def markdown(args: argparse.Namespace, before: Kernel, sac: float, outcomes: list[Outcome]) -> str:
+    """The table, with how to read it below."""
+    lines = [
+        "| objective | derivative | β | meta-updates | ratio | mean diagonal | median diagonal | effective rank | "
+        "time of an update |",
+        "|" + " --- |" * 9,
+        f"| before | – | – | 0 | {_row(before)} | – |",
+    ]
+    for o in outcomes:
+        done = str(o.updates) if o.updates == args.updates else f"not finite after {o.updates}"
+        cost = f"{o.seconds / sac:.1f} ×"
+        lines.append(f"| `{o.objective}` | `{o.derivative}` | {o.meta_lr:g} | {done} | {_row(o.kernel)} | {cost} |")
+    hidden = "-".join(map(str, args.hidden))
+    return "\n".join(lines) + (
+        f"\n\nTwo critics with hidden layers {hidden} on {args.task} (dm_control), seed {args.seed}, means over both; "
+        f"minibatches of {args.batch_size} out of {args.transitions:,} random transitions; kernel of {args.samples} "
+        "other random samples. Ratio: mean diagonal over mean absolute off-diagonal element. Effective rank: at most "
+        f"{args.samples}. Time: relative to an update of SAC with networks and minibatches of the same size, "
+        f"{1e3 * sac:.0f} ms with {torch.get_num_threads()} threads.\n"
+    )
+
+
+def _row(kernel: Kernel) -> str:
+    return f"{kernel.ratio:.2f} | {kernel.diagonal:.3g} | {kernel.median_diagonal:.3g} | {kernel.effective_rank:.1f}"
