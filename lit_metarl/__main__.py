@@ -16,6 +16,7 @@ commands:
   predict    film an episode:  lit-metarl predict --config … --ckpt_path best
   benchmark  time the whole training loop, part by part; that of meta-learning: lit-metarl benchmark meta
   report     results table from the runs in mlruns/
+  compare    two experiments, with intervals over seeds and tasks
   study      measure a method:  lit-metarl study tabular
   doctor     say whether a training run would work on this machine
 
@@ -64,6 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
         from lit_metarl.reports.results import main as report
 
         return report(arguments[1:])
+    if command == "compare":
+        from lit_metarl.reports.comparison import main as compare
+
+        return compare(arguments[1:])
     return _train(arguments)
 
 

@@ -27,6 +27,7 @@ from lit_metarl.reports.statistics import Array
 from lit_metarl.tracking import connect
 from lit_metarl.tracking.store import DATABASE
 
+RETURN = "eval/return"
 PUBLISHED_WINDOW = 100_000  # environment steps that each published score is a mean over
 WINDOW = 0.1  # share of the steps so far over which evaluations are averaged
 _TAGS = ("algorithm", "environment", "seed")
@@ -78,11 +79,19 @@ class Run:
         return float(self.times[self.steps <= step][-1] - self.start) / 60_000
 
 
-def read_runs(root: Path | str, experiments: Sequence[str] = (), unfinished: bool = False) -> tuple[list[Run], int]:
+def read_runs(
+    root: Path | str, experiments: Sequence[str] = (), unfinished: bool = False, metric: str = RETURN
+) -> tuple[list[Run], int]:
     """Read the training runs of ``experiments`` (all if empty) from the store in ``root``, the oldest first.
 
+    Args:
+        root: folder of the store.
+        experiments: by name.
+        unfinished: also runs that are running or failed.
+        metric: what :attr:`Run.returns` holds.
+
     Returns:
-        The runs, and how many were left out because they have no evaluation or not the tags of a training run.
+        The runs, and how many were left out because they have no ``metric`` or not the tags of a training run.
 
     Raises:
         ReportError: there is no store, an experiment is unknown, or no run is finished (or there is none at all).
@@ -106,10 +115,10 @@ def read_runs(root: Path | str, experiments: Sequence[str] = (), unfinished: boo
         counts = Counter(run.info.status for run in found)
         statuses = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none at all"
         raise ReportError(f"No finished run in {', '.join(chosen.values())} of {root}: {statuses}. See --all.")
-    runs = [_read_run(client, run, chosen[run.info.experiment_id]) for run in wanted]
+    runs = [_read_run(client, run, chosen[run.info.experiment_id], metric) for run in wanted]
     read = [run for run in runs if run is not None]
     if not read:
-        raise ReportError(f"None of {len(runs)} runs in {root} has eval/return and the tags {', '.join(_TAGS)}.")
+        raise ReportError(f"None of {len(runs)} runs in {root} has {metric} and the tags {', '.join(_TAGS)}.")
     return read, len(runs) - len(read)
 
 
@@ -123,9 +132,9 @@ def _all_runs(client: Any, experiment_ids: list[str]) -> Iterator[Any]:
             return
 
 
-def _read_run(client: Any, run: Any, experiment: str) -> Run | None:
+def _read_run(client: Any, run: Any, experiment: str, metric: str) -> Run | None:
     run_id = run.info.run_id
-    points = client.get_metric_history(run_id, "eval/return")
+    points = client.get_metric_history(run_id, metric)
     tags = run.data.tags
     if not points or any(tag not in tags for tag in _TAGS):
         return None
@@ -204,15 +213,16 @@ def common_curve(runs: Sequence[Run]) -> tuple[Array, Array]:
     return steps, np.stack([np.interp(steps, run.steps, run.returns) for run in runs])
 
 
-def draw_curves(groups: Sequence[tuple[str, Sequence[Run]]], folder: Path | str) -> list[Path]:
+def draw_curves(groups: Sequence[tuple[str, Sequence[Run]]], folder: Path | str, metric: str = RETURN) -> list[Path]:
     """Draw one PNG per environment: mean over seeds, band from the lowest to the highest seed, published scores.
 
     Args:
         groups: label and runs of one environment, one a seed; an experiment has the same colour in all pictures.
         folder: created if need be.
+        metric: what the runs were read with.
 
     Returns:
-        The files, ``<folder>/<environment with _ for />.png``.
+        The files, ``<folder>/<environment with _ for />.png``; of another metric than the return with ``_<metric>``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -220,12 +230,15 @@ def draw_curves(groups: Sequence[tuple[str, Sequence[Run]]], folder: Path | str)
     paths = []
     for environment in sorted({runs[0].environment for _, runs in groups}):
         here = [(label, runs) for label, runs in groups if runs[0].environment == environment]
-        paths.append(folder / f"{environment.replace('/', '_')}.png")
-        _figure(environment, here, experiments).savefig(paths[-1], dpi=150)
+        name = environment if metric == RETURN else f"{environment}_{metric}"
+        paths.append(folder / f"{name.replace('/', '_')}.png")
+        _figure(environment, here, experiments, metric).savefig(paths[-1], dpi=150)
     return paths
 
 
-def _figure(environment: str, groups: Sequence[tuple[str, Sequence[Run]]], experiments: Sequence[str]) -> Any:
+def _figure(
+    environment: str, groups: Sequence[tuple[str, Sequence[Run]]], experiments: Sequence[str], metric: str = RETURN
+) -> Any:
     # not pyplot: it would choose a window system, and keep every figure alive
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -241,8 +254,10 @@ def _figure(environment: str, groups: Sequence[tuple[str, Sequence[Run]]], exper
         steps, returns = common_curve(runs)
         axes.plot(steps, returns.mean(axis=0), color=colour, linestyle=style, label=f"{label} (n={len(runs)})")
         axes.fill_between(steps, returns.min(axis=0), returns.max(axis=0), color=colour, alpha=0.2, linewidth=0)
-    _add_published(axes, environment, max(run.steps[-1] for _, runs in groups for run in runs))
-    axes.set(title=environment, xlabel="environment steps", ylabel="evaluation return", xlim=(0, None))
+    if metric == RETURN:
+        _add_published(axes, environment, max(run.steps[-1] for _, runs in groups for run in runs))
+    label = "evaluation return" if metric == RETURN else metric
+    axes.set(title=environment, xlabel="environment steps", ylabel=label, xlim=(0, None))
     axes.legend(fontsize="small")
     return figure
 

@@ -178,7 +178,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", default="mlruns", help="folder of the store (default: %(default)s)")
     parser.add_argument("--experiment", nargs="+", default=[], metavar="NAME", help="experiments (default: all)")
     parser.add_argument(
-        "--at", nargs="+", type=_steps, default=[], metavar="STEPS", help="environment steps (default: last common)"
+        "--at",
+        nargs="+",
+        type=positive_steps,
+        default=[],
+        metavar="STEPS",
+        help="environment steps (default: last common)",
     )
     parser.add_argument("--all", action="store_true", help="also runs that are running or failed")
     parser.add_argument("--write", metavar="FILE", help=f"put the table between {' and '.join(markers(BLOCK))} of FILE")
@@ -188,7 +193,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _steps(text: str) -> int:
+def positive_steps(text: str) -> int:
+    """Parser type: a whole number of steps, such as 50000 or 5e4."""
     number = float(text)  # argparse names the option if this raises
     if not number.is_integer() or number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number of steps")
@@ -220,13 +226,13 @@ def _report(options: argparse.Namespace) -> None:
         if options.json:
             Path(options.json).write_text(to_json(rows, remarks), encoding="utf-8")
         if options.curves:
-            for path in draw_curves(_labelled(groups), options.curves):
+            for path in draw_curves(labelled(groups), options.curves):
                 sys.stderr.write(f"{path}\n")
     except OSError as error:
         raise ReportError(f"Cannot write {error.filename}: {error.strerror}.") from error
 
 
-def _labelled(groups: Mapping[Group, list[Run]]) -> list[tuple[str, list[Run]]]:
+def labelled(groups: Mapping[Group, list[Run]]) -> list[tuple[str, list[Run]]]:
     """Give each group a name for its legend: experiment, algorithm and, where these are ambiguous, settings."""
     names = [group[:3] for group in groups]
     return [

@@ -1,4 +1,4 @@
-"""``lit-metarl study NAME``: measurements of the methods themselves, which need no training run."""
+"""``lit-metarl study NAME``: measurements of the methods themselves."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib import import_module
 STUDIES = {  # name → module and what it measures
     "estimators": ("lit_metarl.reports.estimator_study", "bias and variance of estimated gradients and Hessians"),
     "meta_gradient": ("lit_metarl.reports.meta_gradient_study", "bias and variance of estimated meta-gradients"),
+    "ntk": ("lit_metarl.reports.ntk_study", "tangent kernel over training, of runs that logged it"),
     "preconditioning": ("lit_metarl.reports.preconditioning_study", "meta-updates and a critic's tangent kernel"),
     "tabular": ("lit_metarl.reports.tabular_study", "accuracy of off-policy estimates, Fig. 1 of Tang et al. 2021"),
 }

@@ -1,0 +1,52 @@
+"""A store with the runs of known curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from mlflow.entities import Metric
+
+from lit_metarl.tracking import MLflowLogger
+
+CHEETAH, WALKER = "dm_control/cheetah_run", "dm_control/walker_walk"
+STEPS = range(5_000, 100_001, 5_000)
+
+
+def add_run(
+    root: Path,
+    experiment: str,
+    seed: int,
+    slope: float,
+    *,
+    environment: str = CHEETAH,
+    steps: range = STEPS,
+    status: str = "success",
+    width: int = 64,
+    commit: str = "abc1234",
+    before: float | None = None,
+) -> str:
+    """One run through the logger of a training run; its evaluation at step s comes s / 1000 seconds after its start."""
+    logger = MLflowLogger(str(root), experiment, run_name=f"seed {seed}")
+    logger.set_tags({"algorithm": "SAC", "environment": environment, "seed": seed, "git_commit": commit})
+    config = {
+        "seed_everything": seed,
+        "trainer": {"logger": {"init_args": {"experiment_name": experiment, "run_id": logger.run_id}}},
+        "model": {"init_args": {"width": width}},
+        "data": {"init_args": {"seed": seed}},
+        "ckpt_path": None if seed else "last.ckpt",
+    }
+    logger.log_text(yaml.safe_dump(config), "config/fit.yaml")
+    start = logger.experiment.get_run(logger.run_id).info.start_time
+    points = [Metric("eval/return", slope * step / 1000, start + step, step) for step in steps]
+    if before is not None:
+        points += [Metric("eval/return_after_0_steps", before * step / 1000, start + step, step) for step in steps]
+    logger.experiment.log_batch(logger.run_id, metrics=points)
+    logger.log_metrics({"train/return": -1.0}, step=steps[-1])
+    if status == "running":
+        logger.flush()
+        logger._status = "RUNNING elsewhere"  # so that the end of the test process does not end it
+    else:
+        logger.finalize(status)
+    assert logger.run_id is not None
+    return logger.run_id

@@ -1,0 +1,42 @@
+"""The kernel over training, of a real store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Metric
+from report_cases import CHEETAH, add_run
+
+from lit_metarl.reports.study import main
+from lit_metarl.tracking import connect
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ntk") / "store"
+    for name, level in (("control", 4.0), ("treated", 12.0)):
+        for seed in range(2):
+            run_id = add_run(root, name, seed, 1.0)
+            points = [Metric("ntk/ratio", level + seed + step / 1000, step, step) for step in (0, 5000, 10_000)]
+            connect(str(root)).log_batch(run_id, metrics=points)
+    add_run(root, "without", 0, 1.0)
+    return root
+
+
+def test_table_and_picture(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = tmp_path / "README.md"
+    document.write_text("<!-- ntk:begin -->\n<!-- ntk:end -->\n")
+    arguments = ["ntk", "--root", str(root), "--at", "7000", "10000", "20000", "--figure", str(tmp_path / "figures")]
+    assert main([*arguments, "--write", str(document)]) == 0
+    printed = capsys.readouterr().out
+    # At 7,000 the last measurement is that of 5,000 steps; nobody got to 20,000.
+    assert f"| control, SAC | {CHEETAH} | 2 | 4.5 (4 to 5) | 9.5 (9 to 10) | 14.5 (14 to 15) | – |" in printed
+    assert f"| treated, SAC | {CHEETAH} | 2 | 12.5 (12 to 13) | 17.5 (17 to 18) | 22.5 (22 to 23) | – |" in printed
+    assert printed in document.read_text()
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["dm_control_cheetah_run_ntk_ratio.png"]
+
+
+def test_runs_without_the_monitor_are_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ntk", "--root", str(root), "--experiment", "without"]) == 2
+    assert "has ntk/ratio" in capsys.readouterr().err

@@ -1,0 +1,57 @@
+"""The study of meta-updates on a small critic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lit_metarl.reports.preconditioning_study import OBJECTIVES, parse, study
+from lit_metarl.reports.study import main
+
+SMALL = ["--task", "cartpole/swingup", "--hidden", "16", "16", "--batch-size", "32", "--transitions", "200"]
+SMALL += ["--samples", "20", "--updates", "30"]
+
+
+def test_the_default_raises_the_ratio_and_exact_kernels_agree() -> None:
+    args, _ = parse([*SMALL, "--objectives", "log_ratio", "--derivatives", "layerwise", "exact", "jvp"])
+    before, sac, (layerwise, exact, jvp) = study(args)
+    assert sac > 0
+    assert layerwise.kernel.ratio > 1.05 * before.ratio
+    assert layerwise.kernel.effective_rank > before.effective_rank
+    assert layerwise.kernel == pytest.approx(exact.kernel, rel=1e-3)  # float32, 30 updates
+    assert jvp.kernel.ratio != pytest.approx(exact.kernel.ratio, rel=1e-3)
+    assert {outcome.updates for outcome in (layerwise, exact, jvp)} == {30}
+
+
+def test_the_printed_objective_destroys_the_critic() -> None:
+    args, _ = parse([*SMALL, "--objectives", "eq14_printed", "--derivatives", "layerwise", "jvp", "--meta-lr", "1"])
+    before, _, (outcome,) = study(args)  # it has no kernel to take layer by layer
+    assert outcome.derivative == "jvp"
+    assert outcome.updates < 30
+    assert outcome.kernel.diagonal > 1e3 * before.diagonal
+
+
+def test_the_table_has_every_objective_and_derivative(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = tmp_path / "README.md"
+    document.write_text("<!-- preconditioning:begin -->\n<!-- preconditioning:end -->\n")
+    assert main(["preconditioning", *SMALL[:-1], "2", "--write", str(document)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n| `") == len(OBJECTIVES) * 4 - 2
+    assert printed in document.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "cart/pole"], "dm_control has no task 'cart/pole'"),
+        (["--batch-size", "1"], "a kernel needs at least 2"),
+        (["--meta-lr", "-1"], "--meta-lr: it has to be positive"),
+        (["--objectives", "ratio"], "invalid choice: 'ratio'"),
+    ],
+)
+def test_bad_values_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["preconditioning", *arguments])
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
