@@ -94,15 +94,19 @@ class PreconditionedSAC(SAC):
         return self.precondition(batch) if self._meta_block else super().update(batch)
 
     def precondition(self, batch: Transition) -> dict[str, Tensor]:
-        """w ← w − β ∇L_m(w'), for all critics at once; the next action is a fresh draw of the random policy."""
+        """w ← w − β ∇L_m(w'), for all critics at once; the next action is a fresh draw of the random policy.
+
+        In full precision whatever the Trainer's: the objective is made of differences that bf16 rounds away.
+        """
         next_action = 2.0 * torch.rand_like(batch.action) - 1.0
         sarsa = SarsaBatch(batch.obs, batch.action, batch.reward, batch.discount, batch.next_obs, next_action)
         parameters = dict(self.critic.named_parameters())
         params = {name: value.detach() for name, value in parameters.items()}
         generator = _default_generator(self.device)
-        meta = meta_gradient(
-            self.critic, params, sarsa, self.objective, generator, self.gamma, self.bellman_lr, self.second_order
-        )
+        with torch.autocast(self.device.type, enabled=False):
+            meta = meta_gradient(
+                self.critic, params, sarsa, self.objective, generator, self.gamma, self.bellman_lr, self.second_order
+            )
         for name, parameter in parameters.items():
             parameter.grad = meta.gradient[name]
         average_gradients(parameters.values())

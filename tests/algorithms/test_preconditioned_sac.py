@@ -81,6 +81,17 @@ def test_a_meta_update_is_gradient_descent_on_the_objective_after_a_bellman_step
     assert not torch.equal(module.critic.trunk[0].weight, before["trunk.0.weight"])
 
 
+def test_a_meta_update_keeps_full_precision_under_bf16() -> None:
+    critics = []
+    for enabled in (False, True):
+        module, batch = make(), minibatch()
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            module.precondition(batch)
+        critics.append(state(module.critic))
+    assert same(*critics)
+
+
 def test_the_first_phase_moves_the_critics_only_and_ends_with_fresh_targets(tmp_path: Path) -> None:
     module = make(updates=8)  # all of the first epoch
     before = state(module)
