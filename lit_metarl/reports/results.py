@@ -85,7 +85,7 @@ def make_rows(groups: Mapping[Group, Sequence[Run]], at: Sequence[int] = ()) -> 
     """
     rows, left_out = [], []
     for (experiment, environment, _, config), runs in groups.items():
-        for step in at or [int(min(run.steps[-1] for run in runs))]:
+        for step in at or [last_common_step(runs)]:
             if reached := [run for run in runs if run.reached(step)]:
                 rows.append(_make_row(reached, step))
             if missing := [run.seed for run in runs if not run.reached(step)]:
@@ -94,6 +94,12 @@ def make_rows(groups: Mapping[Group, Sequence[Run]], at: Sequence[int] = ()) -> 
     if not rows:
         raise ReportError("There is no row for the table. " + " ".join(left_out))
     return rows, left_out
+
+
+def last_common_step(runs: Sequence[Run]) -> int:
+    """The last evaluation of a seed that all seeds reached: where episodes end early, epochs differ in length."""
+    ends = sorted({int(run.steps[-1]) for run in runs}, reverse=True)
+    return next((step for step in ends if all(run.reached(step) for run in runs)), ends[-1])
 
 
 def _make_row(runs: Sequence[Run], step: int) -> Row:

@@ -76,6 +76,13 @@ def test_a_meta_learner_has_its_return_before_adaptation_beside(tmp_path: Path, 
     assert "held-out tasks" in document.read_text()
 
 
+def test_epochs_of_unequal_length_have_a_last_common_step(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    add_run(tmp_path, "uneven", 0, 2.0, steps=range(24_000, 96_001, 24_000))
+    add_run(tmp_path, "uneven", 1, 2.0, steps=range(25_000, 100_001, 25_000))
+    (row,) = report(tmp_path, capsys)
+    assert (row["environment steps"], row["seeds"], row["return"]) == ("100,000", "2", "196 (mean)")
+
+
 def test_equal_settings_share_a_hash(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = report(root, capsys)
     by_name = {row["experiment"]: row for row in rows if row["environment"] == CHEETAH}
