@@ -117,11 +117,15 @@ def fit(files: tuple[str, ...], folder: Path, *flags: str) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
-def test_every_process_resumes_its_own_replay(tmp_path: Path) -> None:
+DMC_FILES = ("experiment/preconditioned_small_dmc_reacher_hard.yaml", "overlay/smoke.yaml")
+
+
+@pytest.mark.parametrize("files", [SAC_FILES, DMC_FILES], ids=["SAC", "PreconditionedSAC-dm_control"])
+def test_every_process_resumes_its_own_replay(files: tuple[str, ...], tmp_path: Path) -> None:
     flags = ("--data.eval_episodes=2", "--data.test_episodes=2")
-    straight = fit(SAC_FILES, tmp_path / "straight", *flags)
-    fit(SAC_FILES, tmp_path / "resumed", *flags, "--trainer.max_epochs=1")
-    resumed = fit(SAC_FILES, tmp_path / "resumed", *flags, "--ckpt_path=last")
+    straight = fit(files, tmp_path / "straight", *flags)
+    fit(files, tmp_path / "resumed", *flags, "--trainer.max_epochs=1")
+    resumed = fit(files, tmp_path / "resumed", *flags, "--ckpt_path=last")
     for name, value in straight["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name]), name
     ranks = [state["experience"]["replay"]["storage"]["obs"] for state in resumed["ReplayDataModule"]["ranks"]]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lit_metarl.types import ConfigError, State, require
 
-SCHEMA = "lit_metarl.algorithm/1"
+SCHEMA = "lit_metarl.algorithm/2"
 PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed")
 
 
@@ -174,11 +174,11 @@ class Algorithm(LightningModule):
 
     def counters(self) -> State:
         """Python numbers that are part of the training state; a subclass adds its own."""
-        return {"env_steps": self.env_steps}
+        return {"env_steps": self.env_steps, "generation": self.generation}
 
     def load_counters(self, state: State) -> None:
         """Inverse of :meth:`counters`."""
-        self.env_steps = state["env_steps"]
+        self.env_steps, self.generation = state["env_steps"], state["generation"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not save: counters, running metrics, and how to rebuild the policy."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_metarl.algorithms.base import average_gradients
 from lit_metarl.algorithms.sac import SAC
-from lit_metarl.losses.preconditioning import LogRatio, MetaObjective, SarsaBatch, meta_gradient
+from lit_metarl.losses.preconditioning import LogCosine, MetaObjective, SarsaBatch, meta_gradient
 from lit_metarl.types import DivergenceError, ReplayBlock, State, Transition, require
 
 
@@ -25,10 +25,10 @@ class PreconditionedSAC(SAC):
         obs_dim: O; linked from the DataModule by the command line.
         action_dim: A; likewise.
         preconditioning_updates: meta-updates of the first phase, one per environment step with the usual data settings;
-            0 for SAC itself.
-        objective: L_m; :class:`~lit_metarl.losses.preconditioning.LogRatio` if None.
-        meta_lr: β of plain gradient descent. Published: 1e-8, for an objective of another scale. Larger steps raise the
-            ratio of means further by concentrating the kernel's diagonal on a few samples: watch the effective rank.
+            0 for SAC itself. Published: 50,000.
+        objective: L_m; :class:`~lit_metarl.losses.preconditioning.LogCosine` if None.
+        meta_lr: β of plain gradient descent. Published: 1e-8, for an objective of another scale. What counts is about
+            the product of β and the number of updates: beyond 20 the ratio gains little and the diagonal grows.
         bellman_lr: η.
         second_order: differentiate through the Bellman step too.
         keep_random_transitions: whether SAC goes on with the first phase's transitions in the replay, as with a longer
@@ -45,7 +45,7 @@ class PreconditionedSAC(SAC):
         self,
         obs_dim: int,
         action_dim: int,
-        preconditioning_updates: int = 50_000,
+        preconditioning_updates: int = 1000,
         objective: MetaObjective | None = None,
         meta_lr: float = 0.02,
         bellman_lr: float = 1e-4,
@@ -63,16 +63,17 @@ class PreconditionedSAC(SAC):
         for key, value in {"meta_lr": meta_lr, "bellman_lr": bellman_lr}.items():
             require(value >= 0 and math.isfinite(value), f"model.{key}", value, "it must be a finite number, 0 or more")
         self.preconditioning_updates = preconditioning_updates
-        self.objective = objective or LogRatio()
+        self.objective = objective or LogCosine()
         self.meta_lr, self.bellman_lr, self.second_order = meta_lr, bellman_lr, second_order
         self.keep_random_transitions = keep_random_transitions
         self.meta_updates = 0
+        self.preconditioned = preconditioning_updates == 0  # final: no setting of a resumed run brings the phase back
         self._meta_block = self.preconditioning
 
     @property
     def preconditioning(self) -> bool:
         """Whether the first phase is still going on."""
-        return self.meta_updates < self.preconditioning_updates
+        return not self.preconditioned and self.meta_updates < self.preconditioning_updates
 
     def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """Uniform in [-1, 1] in the first phase, a sample of the policy in the second; ``[E, A]``."""
@@ -83,30 +84,32 @@ class PreconditionedSAC(SAC):
     def training_step(self, batch: ReplayBlock, batch_idx: int) -> None:
         """``U`` updates of the phase in which the block begins."""
         self._meta_block = self.preconditioning
+        if not self._meta_block and not self.preconditioned:  # resumed with fewer updates than were made
+            self._end_preconditioning()
         super().training_step(batch, batch_idx)
         if self._meta_block and not self.preconditioning:
-            self.copy_target()
-            self.generation = 0 if self.keep_random_transitions else 1
-            self.log_means()  # the phases have different metrics
+            self._end_preconditioning()
+
+    def _end_preconditioning(self) -> None:
+        self.preconditioned = True
+        self.copy_target()
+        self.generation = 0 if self.keep_random_transitions else 1
+        self.log_means()  # the phases have different metrics
 
     def update(self, batch: Transition) -> dict[str, Tensor]:
         """One meta-update of the critics, or one update of SAC, on fields ``[M, ...]``; returns detached scalars."""
         return self.precondition(batch) if self._meta_block else super().update(batch)
 
     def precondition(self, batch: Transition) -> dict[str, Tensor]:
-        """w ← w − β ∇L_m(w'), for all critics at once; the next action is a fresh draw of the random policy.
-
-        In full precision whatever the Trainer's: the objective is made of differences that bf16 rounds away.
-        """
+        """w ← w − β ∇L_m(w'), for all critics at once; the next action is a fresh draw of the random policy."""
         next_action = 2.0 * torch.rand_like(batch.action) - 1.0
         sarsa = SarsaBatch(batch.obs, batch.action, batch.reward, batch.discount, batch.next_obs, next_action)
         parameters = dict(self.critic.named_parameters())
         params = {name: value.detach() for name, value in parameters.items()}
         generator = _default_generator(self.device)
-        with torch.autocast(self.device.type, enabled=False):
-            meta = meta_gradient(
-                self.critic, params, sarsa, self.objective, generator, self.gamma, self.bellman_lr, self.second_order
-            )
+        meta = meta_gradient(
+            self.critic, params, sarsa, self.objective, generator, self.gamma, self.bellman_lr, self.second_order
+        )
         for name, parameter in parameters.items():
             parameter.grad = meta.gradient[name]
         average_gradients(parameters.values())
@@ -125,7 +128,7 @@ class PreconditionedSAC(SAC):
         if not math.isfinite(float(sum(value.abs().sum() for value in moved.values()))):
             raise DivergenceError(
                 f"meta-update {self.meta_updates + 1} would leave critics that are not finite; the last finite ones "
-                f"are saved. Lower model.meta_lr = {self.meta_lr}, or use LogRatio, which knows no scale.",
+                f"are saved. Lower model.meta_lr = {self.meta_lr}, or use LogCosine, which knows no scale.",
                 state_is_finite=True,
             )
         for name, value in moved.items():
@@ -133,13 +136,13 @@ class PreconditionedSAC(SAC):
             parameters[name].grad = None
 
     def counters(self) -> State:
-        """Adds the number of meta-updates, on which the phase depends, and what is to be forgotten."""
-        return super().counters() | {"meta_updates": self.meta_updates, "generation": self.generation}
+        """Adds the number of meta-updates, and whether the first phase is over."""
+        return super().counters() | {"meta_updates": self.meta_updates, "preconditioned": self.preconditioned}
 
     def load_counters(self, state: State) -> None:
         """Inverse of :meth:`counters`."""
         super().load_counters(state)
-        self.meta_updates, self.generation = state["meta_updates"], state["generation"]
+        self.meta_updates, self.preconditioned = state["meta_updates"], state["preconditioned"]
 
 
 def _default_generator(device: torch.device) -> torch.Generator:

@@ -22,7 +22,8 @@ class NTKMonitor(Callback):
     The batch is what a random policy sees in an environment of its own with a seed of its own, so that it is the same
     throughout a run, after a resume, and in every run on that environment (Evmorfos & Petropulu 2024, Fig. 3). Metrics,
     means over the ensemble's members: ``ntk/ratio`` (mean diagonal over mean absolute off-diagonal element),
-    ``ntk/diagonal``, ``ntk/effective_rank``, and the margins of Theorem 1, ``ntk/eq7_margin`` and ``ntk/eq8_margin``.
+    ``ntk/diagonal``, ``ntk/effective_rank``, and the margins of Theorem 1, ``ntk/eq7_margin`` (with
+    η = ``critic_lr``, so only indicative where Adam takes the steps) and ``ntk/eq8_margin``.
 
     Args:
         samples: M of the batch.
@@ -32,7 +33,8 @@ class NTKMonitor(Callback):
     """
 
     def __init__(self, samples: int = 128, every_n_epochs: int = 1, spacing: int = 7, seed: int = 0) -> None:
-        for key, value in {"samples - 1": samples - 1, "every_n_epochs": every_n_epochs, "spacing": spacing}.items():
+        require(samples >= 2, "NTKMonitor.samples", samples, "a kernel needs at least 2")
+        for key, value in {"every_n_epochs": every_n_epochs, "spacing": spacing}.items():
             require(value >= 1, f"NTKMonitor.{key}", value, "it must be at least 1")
         self.samples = samples
         self.every_n_epochs = every_n_epochs
@@ -64,8 +66,7 @@ class NTKMonitor(Callback):
         critic: Any = module.critic
         obs, action = (x.to(module.device) for x in self._batch)
         kernel = exact_kernel(critic, dict(critic.named_parameters()), obs, action)
-        rate = getattr(module, "critic_lr", 0.0)
-        margins = contraction_margins(kernel, module.gamma, rate)
+        margins = contraction_margins(kernel, module.gamma, module.critic_lr)
         values = {
             "ratio": ntk_ratio(kernel),
             "diagonal": kernel.diagonal(dim1=-2, dim2=-1).mean(-1),

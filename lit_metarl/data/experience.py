@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from lit_metarl.data.streams import Stream, derive_seed, global_state, load_glob
 from lit_metarl.envs.base import EnvError, EnvFactory, EnvSpec
 from lit_metarl.types import ConfigError, State, require
 
-SCHEMA = "lit_metarl.experience/2"
+SCHEMA = "lit_metarl.experience/3"
 
 
 class Loader:
@@ -238,9 +239,12 @@ class ExperienceDataModule(LightningDataModule):
             return [local]
         if self._gather_group is None:
             self._gather_group = dist.new_group(backend="gloo")  # NCCL would send the replay through GPU memory
+        # As a file: pickled without one, tensors of some dtypes (uint32, of NumPy's streams) cannot be read back.
+        file = io.BytesIO()
+        torch.save(local, file)
         gathered: list[Any] = [None] * self.world_size
-        dist.gather_object(local, gathered if self.rank == 0 else None, dst=0, group=self._gather_group)
-        return gathered
+        dist.gather_object(file.getvalue(), gathered if self.rank == 0 else None, dst=0, group=self._gather_group)
+        return [torch.load(io.BytesIO(part), weights_only=True) for part in gathered] if self.rank == 0 else []
 
     def load_state_dict(self, state: State) -> None:
         """Inverse of :meth:`state_dict`; only training resumes, evaluation of a checkpoint starts afresh.

@@ -140,9 +140,11 @@ def effective_rank(kernel: Tensor) -> Tensor:
     """exp(−Σ_k p_k log p_k) with p_k = λ_k / Σ_l λ_l (Roy & Vetterli 2007). ``[..., M, M]`` → ``[...]`` in [1, M].
 
     M for a multiple of the identity, 1 for a kernel of rank one. Continuous and without a threshold, unlike the
-    srank_δ of Kumar et al. 2021. Negative eigenvalues (rounding) count as zero; a kernel of zeros gives nan.
+    srank_δ of Kumar et al. 2021. Negative eigenvalues (rounding) count as zero; a kernel of zeros gives nan, and so
+    does one that is not finite.
     """
-    eigenvalues = spectrum(kernel).clamp_min(0.0)
+    finite = kernel.isfinite().all(-1).all(-1)
+    eigenvalues = spectrum(kernel.where(finite[..., None, None], 0.0)).clamp_min(0.0)
     return torch.special.entr(eigenvalues / eigenvalues.sum(-1, keepdim=True)).sum(-1).exp()
 
 

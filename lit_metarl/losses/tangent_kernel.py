@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -72,10 +73,12 @@ class Layerwise(KernelEstimate):
 
         def total(biases: Params) -> tuple[Tensor, Params]:
             seen: Params = {}
-            hooks = [
-                layer.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
-                for name, layer in layers.items()
-            ]
+
+            def remember(name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
+                require(name not in seen, "derivative", "Layerwise", f"{name} is used more than once; use JVP")
+                seen[name] = inputs[0]
+
+            hooks = [layer.register_forward_pre_hook(partial(remember, name)) for name, layer in layers.items()]
             try:
                 return action_values(critic, params | biases, obs, action).sum(), seen
             finally:

@@ -22,6 +22,7 @@ from lit_metarl.losses.preconditioning import (
     Contraction,
     Eq10,
     Eq14Printed,
+    LogCosine,
     LogRatio,
     MetaObjective,
     SarsaBatch,
@@ -40,6 +41,7 @@ DERIVATIVES: dict[str, KernelEstimate] = {
     "finite_difference": FiniteDifference(),
 }
 OBJECTIVES: dict[str, tuple[Callable[[Any], MetaObjective], float]] = {  # name → how to build it, its β
+    "log_cosine": (LogCosine, 0.02),
     "log_ratio": (LogRatio, 0.02),
     "contraction": (Contraction, 1e-3),
     "eq10": (Eq10, 1e-4),
@@ -137,7 +139,6 @@ def time_sac(module: Any, transitions: Transition, batch_size: int, updates: int
     """Median seconds of an update of SAC, without a Trainer, on minibatches of the same size."""
     optimizers = module.configure_optimizers()
     module.optimizers = lambda: optimizers
-    module.minimise = _minimise
     seconds = []
     for _ in range(updates):
         rows = torch.randint(len(transitions.reward), (batch_size,))
@@ -146,12 +147,6 @@ def time_sac(module: Any, transitions: Transition, batch_size: int, updates: int
         module.update(batch)
         seconds.append(time.perf_counter() - began)
     return median(seconds)
-
-
-def _minimise(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Callable[[str], NoReturn]]:

@@ -12,6 +12,8 @@ from lightning.pytorch import Trainer, seed_everything
 from lit_metarl.algorithms import SAC, PreconditionedSAC
 from lit_metarl.callbacks import RunCheckpoint
 from lit_metarl.data import ReplayDataModule
+from lit_metarl.data.experience import cpu_generator
+from lit_metarl.data.streams import Stream, derive_seed
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.losses.preconditioning import Eq10, LogRatio, SarsaBatch, meta_gradient
 from lit_metarl.losses.tangent_kernel import JVP
@@ -32,13 +34,13 @@ def minibatch() -> Transition:
     return Transition(obs, torch.rand(8, 1) * 2 - 1, torch.randn(8), next_obs, flags, flags)
 
 
-def fit(module: SAC, folder: Path, epochs: int = 2, updates_per_block: int = 2) -> Trainer:
+def fit(module: SAC, folder: Path, epochs: int = 2, ckpt_path: Path | None = None) -> Trainer:
     datamodule = ReplayDataModule(
         Gymnasium("Pendulum-v1"),
         batch_size=8,
         capacity=200,
         warmup_steps=10,
-        updates_per_block=updates_per_block,
+        updates_per_block=2,
         steps_per_block=2,
         epoch_steps=8,
         eval_episodes=1,
@@ -55,7 +57,7 @@ def fit(module: SAC, folder: Path, epochs: int = 2, updates_per_block: int = 2) 
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, datamodule=datamodule)
+    trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=ckpt_path and True)
     return trainer
 
 
@@ -129,9 +131,21 @@ def test_random_transitions_stay_or_are_forgotten(keep: bool, tmp_path: Path) ->
     # 10 of the warm-up and 8 steps, or the 10 of another warm-up after 2 blocks and the 4 steps of 2 more blocks.
     assert replay.size == (18 if keep else 14)
     assert module.env_steps == (18 if keep else 28)
-    actions = replay.storage.action[:10]
-    assert actions.abs().max() <= 1.0
-    assert len(actions.unique()) == 10
+    uniform = 2.0 * torch.rand(10, 1, generator=cpu_generator(derive_seed(0, 0, Stream.COLLECT))) - 1.0  # as drawn
+    assert torch.equal(replay.storage.action[:10], uniform) is keep
+
+
+def test_a_resumed_run_with_fewer_updates_ends_the_phase_and_nothing_brings_it_back(tmp_path: Path) -> None:
+    fit(make(updates=100), tmp_path, epochs=1)
+    module = make(updates=4, polyak=1e-9, keep_random_transitions=False)
+    fit(module, tmp_path / "fewer", 2, tmp_path / "checkpoints" / "last.ckpt")
+    assert (module.meta_updates, module.updates, module.generation) == (8, 8, 1)
+    critic = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, value in module.target_critic.state_dict().items():  # copied when the phase ended; polyak is almost 0
+        torch.testing.assert_close(value, critic[f"critic.{name}"], rtol=0, atol=1e-7)
+    more = make(updates=1000)
+    fit(more, tmp_path / "more", 3, tmp_path / "fewer" / "checkpoints" / "last.ckpt")
+    assert (more.meta_updates, more.updates) == (8, 16)
 
 
 def test_without_meta_updates_it_is_sac_to_the_bit(tmp_path: Path) -> None:

@@ -120,6 +120,14 @@ def test_layers_of_another_kind_need_a_sketch():
         Layerwise().kernel(critic, params_of(critic), *inputs(4), seeded())
 
 
+def test_a_layer_that_is_used_twice_needs_a_sketch():
+    critic = SmallCritic(hidden=(5, 5))
+    critic.trunk[2] = critic.trunk[2]
+    critic.trunk = torch.nn.Sequential(*critic.trunk[:3], critic.trunk[2], *critic.trunk[3:])
+    with pytest.raises(ConfigError, match=r"trunk.2 is used more than once; use JVP"):
+        Layerwise().kernel(critic, params_of(critic), *inputs(4), seeded())
+
+
 def test_layerwise_leaves_no_hook_behind(case):
     Layerwise().kernel(*case, seeded())
     assert not any(module._forward_pre_hooks for module in case[0].modules())

@@ -24,6 +24,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 add_run(root, name, seed, slope, environment=environment)
     add_run(root, "mixed", 0, 1.0, width=32)
     add_run(root, "mixed", 1, 1.0, width=64)
+    add_run(root, "mixed2", 0, 1.0)
+    for seed, slope in enumerate(CONTROL[CHEETAH]):  # the same curves, evaluated between the others' evaluations
+        add_run(root, "shifted", seed, slope, steps=range(1_000, 101_001, 5_000))
+    for environment, seeds in ((CHEETAH, (0, 1, 2)), (WALKER, (0, 1))):
+        for seed in seeds:
+            add_run(root, "fewer", seed, CONTROL[environment][seed], environment=environment)
+    for seed in range(2):
+        add_run(root, "nothing learned", seed, 0.0)
     add_run(root, "elsewhere", 0, 1.0, environment="dm_control/fish_swim")
     return root
 
@@ -48,7 +56,7 @@ def test_scores_ratios_and_their_intervals(root: Path, capsys: pytest.CaptureFix
     assert rows["all 2", "final return"][0] == f"{pooled[1:-1].mean():.4g} ({low:.4g} to {high:.4g})"
     # Straight lines from 5,000 to 100,000 steps have their mean height half-way.
     assert rows[WALKER, "area under the curve"][0].startswith(f"{52.5 * 6:.4g} (")
-    spread = rows["all 2", "deviation of final return over seeds"]
+    spread = rows["all 2", "deviation of final return over seeds, mean"]
     deviation = 97.5 * np.mean([np.std(slopes, ddof=1) for slopes in CONTROL.values()])
     assert spread[0] == f"{deviation:.4g}"
     assert spread[2] == "2.00"
@@ -65,17 +73,52 @@ def test_steps_may_be_chosen(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["control", "treated", "--root", str(root), "--at", "50000", "--after", "20000"]) == 0
     rows = table(capsys.readouterr().out)
     assert rows[CHEETAH, "final return"][0].startswith("100 (")  # 50,000 alone is in its last tenth
-    assert rows[CHEETAH, "area under the curve"][0].startswith(f"{2 * 37.5:.4g} (")
+    assert rows[CHEETAH, "area under the curve"][0].startswith(f"{2 * 35:.4g} (")
+
+
+def test_other_evaluation_steps_make_no_difference(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["control", "shifted", "--root", str(root)]) == 0
+    rows = table(capsys.readouterr().out)
+    for measure in ("final return", "area under the curve"):
+        control, shifted, ratio, improvement = rows[CHEETAH, measure]
+        assert control == shifted
+        assert ratio.startswith("1.00 (")
+        assert improvement == "0.50"
+
+
+def test_seeds_and_environments_of_one_arm_are_left_out_and_named(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["control", "fewer", "--root", str(root)]) == 0
+    printed = capsys.readouterr().out
+    rows = table(printed)
+    assert rows[WALKER, "final return"][0].startswith(f"{97.5 * 4.5:.4g} (")  # of the seeds 0 and 1 only
+    assert rows[WALKER, "final return"][2].startswith("1.00 (")
+    assert f"Left out, as only one arm has it: {WALKER}, seed 2." in printed
+    assert "No line for all environments" in printed
+    assert ("all 2", "final return") not in rows
+
+
+def test_scores_of_zero_have_no_ratio_and_one_seed_no_interval(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nothing learned", "control", "--root", str(root)]) == 0
+    rows = table(capsys.readouterr().out)
+    assert rows[CHEETAH, "final return"][2] == "–"
+    assert rows["all 1", "deviation of final return over seeds, mean"][2] == "–"
+    assert main(["shifted", "mixed2", "--root", str(root)]) == 0
+    assert table(capsys.readouterr().out)[CHEETAH, "final return"][:2] == [
+        "95.5",
+        "95.5",
+    ]  # at 91, 95, 96 and 100 thousand steps
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["control", "nothing"], "No experiment 'nothing'"),
-        (["control", "elsewhere"], "have no environment in common"),
+        (["control", "elsewhere"], "no environment and seed in common"),
         (["control", "mixed"], "several configurations"),
         (["control", "treated", "--at", "200000"], "seed 0, 1, 2 was not evaluated shortly before 200,000 steps"),
-        (["control", "treated", "--after", "99000"], "fewer than two evaluations between 99,000 and 100,000"),
+        (["control", "treated", "--after", "99000"], "there is no curve of all seeds from 99,000 to 100,000 steps"),
     ],
 )
 def test_what_cannot_be_compared_is_named(

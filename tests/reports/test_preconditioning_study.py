@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ SMALL += ["--samples", "20", "--updates", "30"]
 
 
 def test_the_default_raises_the_ratio_and_exact_kernels_agree() -> None:
-    args, _ = parse([*SMALL, "--objectives", "log_ratio", "--derivatives", "layerwise", "exact", "jvp"])
+    args, _ = parse([*SMALL, "--objectives", "log_cosine", "--derivatives", "layerwise", "exact", "jvp"])
     before, sac, (layerwise, exact, jvp) = study(args)
     assert sac > 0
     assert layerwise.kernel.ratio > 1.05 * before.ratio
@@ -22,6 +23,23 @@ def test_the_default_raises_the_ratio_and_exact_kernels_agree() -> None:
     assert layerwise.kernel == pytest.approx(exact.kernel, rel=1e-3)  # float32, 30 updates
     assert jvp.kernel.ratio != pytest.approx(exact.kernel.ratio, rel=1e-3)
     assert {outcome.updates for outcome in (layerwise, exact, jvp)} == {30}
+
+
+def test_a_long_first_phase_leaves_the_critics_alive() -> None:
+    args, _ = parse([*SMALL[:-1], "1500", "--meta-lr", "0.1", "--objectives", "log_cosine", "log_ratio"])
+    args.derivatives = ["layerwise"]
+    before, _, (cosine, ratio) = study(args)
+    assert cosine.kernel.ratio > 1.5 * before.ratio
+    assert cosine.kernel.effective_rank > before.effective_rank
+    assert cosine.kernel.median_diagonal > 0.5 * before.median_diagonal
+    assert ratio.kernel.median_diagonal < 0.5 * ratio.kernel.diagonal  # a few samples have all of it
+
+
+def test_a_kernel_that_is_not_finite_is_reported_as_such() -> None:
+    args, _ = parse([*SMALL, "--objectives", "eq10", "--derivatives", "layerwise", "--meta-lr", "100"])
+    _, _, (outcome,) = study(args)
+    assert outcome.updates < 30
+    assert not math.isfinite(outcome.kernel.effective_rank) or outcome.kernel.diagonal > 1e6
 
 
 def test_the_printed_objective_destroys_the_critic() -> None:
