@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
-from lit_metarl.nn.mlp import EnsembleLinear
 from lit_metarl.types import ConfigError, Params, require
 
 
@@ -59,17 +58,18 @@ class Layerwise(KernelEstimate):
 
     The gradient of one sample's Q in W is the outer product x δᵀ (and δ in b), so K needs neither per-sample gradients
     nor random directions: exact to rounding, for about one forward and one backward pass, and differentiable again at
-    two more. For critics all of whose parameters belong to :class:`~lit_metarl.nn.mlp.EnsembleLinear` layers, each
-    used once and on samples apart, such as :class:`~lit_metarl.nn.EnsembleCriticMLP`; any other takes :class:`JVP`.
+    two more. For critics all of whose parameters belong to batched linear layers, ``x [E, M, in] → x @ weight + bias``
+    with a weight ``[E, in, out]`` and a bias ``[E, 1, out]``, each used once and on samples apart, such as
+    :class:`~lit_metarl.nn.EnsembleCriticMLP`; any other takes :class:`JVP`.
     """
 
     def kernel(
         self, critic: nn.Module, params: Params, obs: Tensor, action: Tensor, generator: torch.Generator
     ) -> Tensor:
         """J_e J_eᵀ of every member, ``[E, M, M]``. Raises ``ConfigError`` for a critic with other parameters."""
-        layers = {name: module for name, module in critic.named_modules() if isinstance(module, EnsembleLinear)}
+        layers = {name: module for name, module in critic.named_modules() if _is_batched_linear(module)}
         other = sorted(params.keys() - {f"{name}.{own}" for name in layers for own in ("weight", "bias")})
-        require(not other, "derivative", "Layerwise", f"{', '.join(other)} is in no EnsembleLinear layer; use JVP")
+        require(not other, "derivative", "Layerwise", f"{', '.join(other)} is in no batched linear layer; use JVP")
 
         def total(biases: Params) -> tuple[Tensor, Params]:
             seen: Params = {}
@@ -90,6 +90,14 @@ class Layerwise(KernelEstimate):
         deltas, seen = grad(total, has_aux=True)(biases)
         products = [(seen[n] @ seen[n].mT + 1.0) * (deltas[f"{n}.bias"] @ deltas[f"{n}.bias"].mT) for n in layers]
         return torch.stack(products).sum(0)
+
+
+def _is_batched_linear(module: nn.Module) -> bool:
+    own = dict(module.named_parameters(recurse=False))
+    if own.keys() != {"weight", "bias"} or own["weight"].ndim != 3:
+        return False
+    members, _, width = own["weight"].shape
+    return own["bias"].shape == (members, 1, width)
 
 
 class Sketch(KernelEstimate):

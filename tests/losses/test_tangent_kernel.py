@@ -116,7 +116,7 @@ def test_members_that_share_parameters_need_a_sketch():
 
 def test_layers_of_another_kind_need_a_sketch():
     critic = SharedTrunkCritic()
-    with pytest.raises(ConfigError, match=r"Layerwise.*trunk.weight.* is in no EnsembleLinear layer; use JVP"):
+    with pytest.raises(ConfigError, match=r"Layerwise.*trunk.weight.* is in no batched linear layer; use JVP"):
         Layerwise().kernel(critic, params_of(critic), *inputs(4), seeded())
 
 
