@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,6 +92,26 @@ def test_chunks_do_not_matter(chunk):
         sketched_kernel(critic, params, obs, action, 7, seeded(), chunk=chunk),
         sketched_kernel(critic, params, obs, action, 7, seeded(), chunk=3),
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
+def test_a_critic_of_a_million_parameters_fits_in_two_gib():
+    script = """
+        import torch
+        from lit_metarl.diagnostics import exact_kernel
+        from lit_metarl.nn.critics import EnsembleCritic
+        from lit_metarl.reports.meta_timing import resident
+
+        critic = EnsembleCritic(17, 6, (1024, 1024), members=1)
+        params = dict(critic.named_parameters())
+        assert sum(value.numel() for value in params.values()) > 1_050_000
+        assert exact_kernel(critic, params, torch.randn(256, 17), torch.randn(256, 6)).shape == (1, 256, 256)
+        print(resident("VmHWM"))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert 0.1 < float(done.stdout) < 2.0
 
 
 def test_float64_is_closer_to_the_truth_and_nothing_is_kept_or_changed():
