@@ -7,7 +7,7 @@ Axes, always in this order and with these letters: ``B`` tasks, ``N`` trajectori
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ class MetaEpisodes(NamedTuple):
 
     returns: dict[str, Tensor]  # split → [K + 1, B, N] undiscounted
     tasks: dict[str, dict[str, Tensor]]  # split → parameter → [B, ...]
-    random: dict[str, Tensor]  # split → [B, N] returns of uniform random actions; empty unless asked for
+    random: dict[str, Tensor]  # split → [B, N] returns of uniform random actions; empty for films
     frames: dict[str, Tensor]  # film by name → [T, height, width, 3] uint8; empty unless asked for
     frames_per_second: float = 0.0
 
@@ -119,6 +119,7 @@ Params = dict[str, Tensor]
 """Parameters by name, as ``torch.func.functional_call`` takes them; adapted ones have a leading task axis ``B``."""
 
 
+@runtime_checkable
 class MetaPolicy(Protocol):
     """The back edge from a module to the collector of trajectories: how to act and how to adapt."""
 
@@ -142,6 +143,7 @@ class MetaPolicy(Protocol):
         ...
 
 
+@runtime_checkable
 class Policy(Protocol):
     """The back edge from a module to the collector: how to act."""
 

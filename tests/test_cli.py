@@ -86,6 +86,10 @@ def test_predict_films_an_episode() -> None:
         (["--data.epoch_steps=7", "--data.num_envs=2"], "data.epoch_steps = 7 cannot be used"),
         (["--data.env.env=Nowhere-v0"], "Nowhere-v0"),
         (["--data.env.env=CartPole-v1"], "discrete actions"),
+        (
+            ["--model=MAML", "--model.policy=lit_metarl.nn.GaussianMLP"],
+            "model = 'MAML' cannot be used: ReplayDataModule feeds algorithms of single tasks, such as SAC",
+        ),
         (["--trainer.bad=1"], "unrecognized arguments: --trainer.bad=1"),
         (["--trainer.precision=16-mixed"], "trainer.precision = '16-mixed' cannot be used"),
         (["--trainer.precision=64-true"], "trainer.precision = '64-true' cannot be used"),

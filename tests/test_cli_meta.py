@@ -39,7 +39,7 @@ def test_fit_leaves_checkpoints_metrics_and_a_curve(trained: tuple[Path, list[st
     record = connect(run.parents[1]).get_run(run.name)
     assert record.info.status == "FINISHED"
     assert {"train/objective", "train/return_before", "eval/return_after_0_steps", "eval/return_after_1_steps",
-            "eval/out_of_distribution/return"} <= record.data.metrics.keys()  # fmt: skip
+            "eval/return_random", "eval/out_of_distribution/return"} <= record.data.metrics.keys()  # fmt: skip
     assert "adaptation/eval.png" in artifacts(run, "adaptation")
 
 
@@ -110,6 +110,9 @@ def test_resume_needs_the_same_numbers_of_tasks(
         (["--model.policy=lit_metarl.nn.CategoricalMLP"], "use GaussianMLP"),
         (["--model.correction=lit_metarl.optim.SGMRLCorrection", "--model.correction.credit=cross_task",
           "--data.num_tasks=1"], "data.num_tasks = 1 cannot be used: a credit across tasks needs at least two tasks"),
+        (["--model.correction=lit_metarl.optim.EMAMLCorrection", "--data.num_tasks=1"],
+         "data.num_tasks = 1 cannot be used: a credit across tasks needs"),
+        (["--model=SAC"], "model = 'SAC' cannot be used: TrajectoryDataModule feeds meta-learners, such as MAML"),
         (["--trainer.precision=16-mixed"], "trainer.precision = '16-mixed' cannot be used"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -158,14 +158,6 @@ class Algorithm(LightningModule):
 
     # Policy --------------------------------------------------------------------------------------------------------
 
-    def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """Action for training ``[E, A]``; all randomness from ``generator``, a CPU generator."""
-        raise NotImplementedError
-
-    def act(self, obs: Tensor) -> Tensor:
-        """Deterministic action ``[E, A]``."""
-        raise NotImplementedError
-
     def policy_state(self) -> State:
         """What :func:`lit_metarl.load_policy` needs: :func:`policy_state_of` one network."""
         raise NotImplementedError

@@ -51,7 +51,12 @@ class DiCEMAML(MetaPolicyGradient):
 
 
 class TRPODiCE(MetaPolicyGradient):
-    """TRPO-DiCE of Tang et al. 2021: the doubly robust Hessian, as their text says; in advantages, Loaded DiCE."""
+    """TRPO-DiCE of Tang et al. 2021: the doubly robust Hessian, as their text says; in advantages, Loaded DiCE.
+
+    The two are equal up to a constant for ``gae_lambda`` 1, ``discounted`` and advantages as they are. By default the
+    advantages are normalised and γ^t is dropped, as in the other algorithms of the comparison.
+    :class:`~lit_metarl.estimators.DoublyRobust` as ``inner`` is the other form.
+    """
 
     default_inner = LoadedDiCE()
     default_outer = TRPO()

@@ -149,7 +149,11 @@ class MetaPolicyGradient(Algorithm):
         return {n: p.detach().expand(num_tasks, *p.shape) for n, p in self.policy.named_parameters()}
 
     def adapt(self, params: Params, trajectories: Trajectories) -> Params:
-        """One adaptation step of every task on its own round, ``[B, ...]`` in and out, without a graph."""
+        """One adaptation step of every task on its own round, ``[B, ...]`` in and out, without a graph.
+
+        Raises:
+            DivergenceError: the adapted parameters are not finite.
+        """
         with self._precision():
             sizes = self.split({name: p.detach() for name, p in self.meta_parameters().items()})[1]
             adapted = adapt(self.inner, params, sizes, trajectories, self.process(trajectories))

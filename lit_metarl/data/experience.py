@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -114,6 +114,9 @@ class ExperienceDataModule(LightningDataModule):
 
     # What a kind of experience adds -----------------------------------------------------------------------------
 
+    feeds: ClassVar[tuple[type, str]]
+    """The protocol that the module must follow, and which algorithms do."""
+
     @abstractmethod
     def build(self) -> None:
         """Create this process's collectors and buffers for training; called once in ``setup("fit")``."""
@@ -177,7 +180,11 @@ class ExperienceDataModule(LightningDataModule):
         return derive_seed(self.seed, self.rank, stream)
 
     def setup(self, stage: str) -> None:
-        """Build the simulators that ``stage`` needs."""
+        """Build the simulators that ``stage`` needs; ``ConfigError`` for a module that this data is not for."""
+        if self.trainer is not None:
+            protocol, described = self.feeds
+            remedy = f"{type(self).__name__} feeds {described}; choose a model or data of the other kind"
+            require(isinstance(self.policy, protocol), "model", type(self.policy).__name__, remedy)
         for key, number in self.shares.items():
             remedy = f"each of the {self.world_size} processes runs an equal share; use a multiple"
             require(number % self.world_size == 0, f"data.{key}", number, remedy)

@@ -91,6 +91,8 @@ class ReplayDataModule(ExperienceDataModule):
         self.steps_per_block = steps_per_block
         self.epoch_steps = epoch_steps
 
+    feeds = (Policy, "algorithms of single tasks, such as SAC")
+
     @property
     def policy(self) -> Policy:
         """The module in training."""

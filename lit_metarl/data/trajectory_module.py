@@ -86,7 +86,10 @@ class TrajectoryDataModule(ExperienceDataModule):
         self.action_scale = action_scale
         self.train_tasks = train_tasks
         self.epoch_iterations = epoch_iterations
+        self._random: dict[str, dict[str, Tensor]] = {}  # what random actions reach, by share and split
         self.eval_adaptation_steps = adaptation_steps if eval_adaptation_steps is None else eval_adaptation_steps
+
+    feeds = (MetaPolicy, "meta-learners, such as MAML")
 
     @property
     def policy(self) -> MetaPolicy:
@@ -186,28 +189,39 @@ class TrajectoryDataModule(ExperienceDataModule):
         return self._meta_evaluate("eval_tasks", Stream.EVAL_ENV, Stream.EVAL_TASKS, Stream.EVAL_COLLECT)
 
     def test(self) -> MetaEpisodes:
-        """The same on the test tasks, with the returns of random actions beside them."""
-        return self._meta_evaluate("test_tasks", Stream.TEST_ENV, Stream.TEST_TASKS, Stream.TEST_COLLECT, True)
+        """The same on the test tasks."""
+        return self._meta_evaluate("test_tasks", Stream.TEST_ENV, Stream.TEST_TASKS, Stream.TEST_COLLECT)
 
-    def _meta_evaluate(
-        self, share: str, env: Stream, tasks: Stream, collect: Stream, random: bool = False
-    ) -> MetaEpisodes:
+    def _meta_evaluate(self, share: str, env: Stream, tasks: Stream, collect: Stream) -> MetaEpisodes:
         simulator = self._make(self.shares[share] // self.world_size, env)
         generator = cpu_generator(self.stream_seed(collect))
         result = MetaEpisodes({}, {}, {}, {})
         for split in self.env_factory.splits:
-            stream = np.random.default_rng(self.stream_seed(tasks))
-            sampled = self.env_factory.sample(simulator.num_tasks, stream, split)
+            sampled = self._held_out(simulator.num_tasks, tasks, split)
             simulator.set_tasks(sampled)
             rounds = self._collect(simulator, self.eval_adaptation_steps, generator)
             result.returns[split] = torch.stack([r.returns for r in rounds])
             result.tasks[split] = _as_tensors(sampled)
-            if random:
-                shape = (simulator.num_tasks, simulator.trajectories)
-                choose = uniform_actions(shape, self.action_dim, self.num_actions, self.action_scale, generator)
-                result.random[split] = simulator.run(choose).returns
         simulator.close()
+        if share not in self._random:
+            self._random[share] = self._random_returns(simulator.num_tasks, env, tasks, collect)
+        result.random.update(self._random[share])
         return result
+
+    def _random_returns(self, num_tasks: int, env: Stream, tasks: Stream, collect: Stream) -> dict[str, Tensor]:
+        """Of uniformly random actions on the same tasks, by split ``[B, N]``: the same in every evaluation."""
+        simulator, generator = self._make(num_tasks, env), cpu_generator(self.stream_seed(collect))
+        shape = (num_tasks, self.trajectories)
+        choose = uniform_actions(shape, self.action_dim, self.num_actions, self.action_scale, generator)
+        returns = {}
+        for split in self.env_factory.splits:
+            simulator.set_tasks(self._held_out(num_tasks, tasks, split))
+            returns[split] = simulator.run(choose).returns
+        simulator.close()
+        return returns
+
+    def _held_out(self, num_tasks: int, tasks: Stream, split: str) -> Tasks:
+        return self.env_factory.sample(num_tasks, np.random.default_rng(self.stream_seed(tasks)), split)
 
     def film(self) -> MetaEpisodes:
         """One test task, filmed before and after adaptation with the most likely actions."""

@@ -65,14 +65,16 @@ class NoCorrection(SamplingCorrection):
 class EMAMLCorrection(SamplingCorrection):
     """E-MAML (Al-Shedivat et al. 2018; Stadie et al. 2018) as its users run it, ``[B, N]``.
 
-    One credit for all of a task's inner trajectories: its return after adaptation, standardised over the tasks of
-    this process, divided by N. The mean over trajectories where Eq. 10 has the sum makes the term N times too small,
-    and the standardisation gives it an arbitrary scale: a heuristic, biased for V_K.
+    One credit for all of a task's inner trajectories: its return after adaptation, in the units of the surrogate it is
+    added to (divided by the deviation of the task's own advantages where they are normalised), standardised over the
+    tasks of this process, divided by N. The mean over trajectories where Eq. 10 has the sum makes the term N times too
+    small, and the standardisation gives it an arbitrary scale: a heuristic, biased for V_K.
     """
 
     def credits(self, data: MetaData) -> list[Tensor]:
-        """(J̃_i − mean)/std/N for every inner round, ``[B, N]``."""
+        """(J̃_i − mean)/std/N for every inner round, ``[B, N]``. ``ConfigError`` if there is only one task."""
         value = data.adapted_return
+        _require_several(value)
         standardised = (value - value.mean()) / (value.std(correction=0) + 1e-8)
         trajectories_per_task = data.rounds[0].reward.shape[-2]
         return data.for_everyone(standardised / trajectories_per_task)
@@ -102,8 +104,9 @@ class SGMRLCorrection(SamplingCorrection):
             Only the last inner round has the first two: leaving out an earlier trajectory changes what later rounds
             would have sampled. Earlier rounds then use ``cross_task``.
         doubly_robust: evaluate left-out policies with the last round's baseline as control variate, rather than by
-            step-wise importance weights of the raw rewards. The mean is the same, the variance less where the
-            baseline is of any use (`lit-metarl study meta_gradient`).
+            step-wise importance weights of the raw rewards. Less variance where the baseline is of any use
+            (`lit-metarl study meta_gradient`), and the same mean if it does not depend on the trajectory that it is
+            applied to (exact, or ``held_out``); fitted to that trajectory too, it shrinks the credit by O(1/N).
     """
 
     credit: Credit = "leave_one_out"
@@ -169,9 +172,13 @@ def minus_other_tasks(value: Tensor) -> Tensor:
     Raises:
         ConfigError: there is only one task.
     """
+    _require_several(value)
+    return value - (value.sum(0) - value) / (len(value) - 1)
+
+
+def _require_several(value: Tensor) -> None:
     tasks = len(value)
     require(tasks > 1, "data.num_tasks", tasks, "a credit across tasks needs at least two tasks in every process")
-    return value - (value.sum(0) - value) / (tasks - 1)
 
 
 @torch.no_grad()

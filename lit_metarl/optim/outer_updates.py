@@ -121,13 +121,17 @@ class VPG(OuterUpdate):
 class PPO(OuterUpdate):
     """Clipped ratios over several epochs with a KL penalty on the inner rounds (Rothfuss et al. 2019, Eq. 11–13).
 
+    After the first epoch the inner data is off-policy too. Surrogates of ratios allow for that (likelihood ratio,
+    TayPO, DiCE and its kin); the log-likelihood and the scores of a sampling correction do not: give these one epoch.
+
     Attributes:
         lr: Adam step size.
         clip: ε of the clipped ratio of the last round.
         epochs: gradient steps on the same data.
-        kl_penalty: initial coefficient η of the mean KL(old ‖ new) of every inner round; 0 for none.
-        adaptive_kl: halve (double) a round's coefficient when its KL ends below (above) ``kl_target`` by more than
-            a factor of 1.5.
+        kl_penalty: coefficient η of KL(old ‖ new), a mean over the steps of an inner round and over the K rounds; 0
+            for none.
+        adaptive_kl: start there, and halve (double) a round's coefficient when its KL ends below (above)
+            ``kl_target`` by more than a factor of 1.5.
         kl_target: in nats.
     """
 
@@ -152,7 +156,7 @@ class PPO(OuterUpdate):
     def update(self, problem: MetaProblem) -> dict[str, Tensor]:
         """``epochs`` steps."""
         inner_rounds = len(problem.masks) - 1
-        if len(problem.penalties) != inner_rounds:
+        if not self.adaptive_kl or len(problem.penalties) != inner_rounds:
             problem.penalties[:] = [self.kl_penalty] * inner_rounds
         with torch.no_grad():
             old = problem.unroll()
@@ -196,7 +200,7 @@ class TRPO(OuterUpdate):
     Attributes:
         max_kl: bound on the mean KL between the adapted policies that collected the last round and the new ones.
         cg_iterations: conjugate-gradient iterations.
-        damping: added to the diagonal of the Fisher matrix.
+        damping: added to the diagonal of the Fisher matrix; the released code of ProMP has 0, rllab 1e-5.
         backtrack_ratio: factor of the line search.
         backtrack_steps: its number of tries; a step that does not improve within the constraint is not taken.
     """

@@ -307,6 +307,10 @@ def test_adaptive_penalties_follow_the_kl_of_their_round() -> None:
     fixed = attach(make(ProMP, outer=PPO(kl_penalty=0.25)))
     fixed.outer.update(fixed.problem(random_rounds(fixed)))
     assert fixed.penalties == [0.25]
+    resumed = attach(make(ProMP, outer=PPO(kl_penalty=10.0)))
+    resumed.load_counters(fixed.counters())
+    resumed.outer.update(resumed.problem(random_rounds(resumed)))
+    assert resumed.penalties == [10.0]  # as its settings say, not the checkpoint
 
 
 # What adapts -------------------------------------------------------------------------------------------------------

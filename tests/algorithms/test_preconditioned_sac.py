@@ -15,8 +15,8 @@ from lit_metarl.data import ReplayDataModule
 from lit_metarl.data.experience import cpu_generator
 from lit_metarl.data.streams import Stream, derive_seed
 from lit_metarl.envs.gym import Gymnasium
-from lit_metarl.losses.preconditioning import Eq10, LogRatio, SarsaBatch, meta_gradient
-from lit_metarl.losses.tangent_kernel import JVP
+from lit_metarl.losses.preconditioning import Eq10, LogCosine, LogRatio, SarsaBatch, meta_gradient
+from lit_metarl.losses.tangent_kernel import JVP, Layerwise
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.types import ConfigError, DivergenceError, Transition
 
@@ -67,6 +67,10 @@ def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_default_objective_knows_no_scale_and_its_kernel_is_exact() -> None:
+    assert make(objective=None).objective == LogCosine(Layerwise())
 
 
 def test_a_meta_update_is_gradient_descent_on_the_objective_after_a_bellman_step() -> None:

@@ -13,6 +13,7 @@ from lit_metarl.losses.preconditioning import (
     Contraction,
     Eq10,
     Eq14Printed,
+    LogCosine,
     LogRatio,
     SarsaBatch,
     bellman_step,
@@ -45,6 +46,9 @@ def test_objectives_by_hand():
     diagonal, off_diagonal = mean_magnitudes(KERNEL)
     assert (diagonal.item(), off_diagonal.item()) == pytest.approx((3.0, 2 / 3))
     assert LogRatio().of_kernel(KERNEL, GAMMA).item() == pytest.approx(math.log(2 / 9))
+    # Cosines 1/√8, 0 and 1/√6, each twice among six pairs.
+    cosines = 2 / math.sqrt(8) + 2 / math.sqrt(6)
+    assert LogCosine().of_kernel(KERNEL, GAMMA).item() == pytest.approx(math.log(cosines / 6))
     assert Eq10().of_kernel(KERNEL, GAMMA).item() == pytest.approx(2 / 3 - 3)
     # γ = 0.5: 1.5·(1/4, 2/2, 1/3) − 0.5 = (−0.125, 1, 0); only the second misses Eq. 8.
     assert Contraction().of_kernel(KERNEL, 0.5).item() == pytest.approx(1 / 3)
@@ -53,7 +57,9 @@ def test_objectives_by_hand():
 
 
 @pytest.mark.parametrize("derivative", [Exact(), JVP(directions=4)])
-@pytest.mark.parametrize(("kind", "invariant"), [(LogRatio, True), (Contraction, True), (Eq10, False)])
+@pytest.mark.parametrize(
+    ("kind", "invariant"), [(LogCosine, True), (LogRatio, True), (Contraction, True), (Eq10, False)]
+)
 def test_objectives_and_the_scale_of_q(kind, invariant, derivative):
     critic, batch = SmallCritic(members=2), random_batch(6)
     params, objective = params_of(critic), kind(derivative=derivative)
@@ -64,12 +70,13 @@ def test_objectives_and_the_scale_of_q(kind, invariant, derivative):
     assert torch.allclose(plain.norm, scaled.norm) == invariant
 
 
-def test_sketched_objective_tends_to_the_exact_one():
+@pytest.mark.parametrize("kind", [LogCosine, LogRatio])
+def test_sketched_objective_tends_to_the_exact_one(kind):
     critic, batch = SmallCritic(members=2, smooth=True), random_batch(6)
     params = params_of(critic)
 
     def gradient(derivative):
-        return meta_gradient(critic, params, batch, LogRatio(derivative), seeded(1))
+        return meta_gradient(critic, params, batch, kind(derivative), seeded(1))
 
     exact, sketch = gradient(Exact()), gradient(JVP(directions=50_000))
     torch.testing.assert_close(sketch.objective, exact.objective, rtol=0.0, atol=0.02)
@@ -90,12 +97,29 @@ def test_bellman_step_by_hand():
     assert loss.tolist() == pytest.approx([0.5])
 
 
+def explicit_log_ratio(kernel):
+    size, diagonal = kernel.shape[-1], kernel.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return torch.log((kernel.abs().sum((-2, -1)) - diagonal) / (size * (size - 1))) - torch.log(diagonal / size)
+
+
+def explicit_log_cosine(kernel):
+    size, diagonal = kernel.shape[-1], kernel.diagonal(dim1=-2, dim2=-1)
+    pairs = [
+        kernel[:, i, j].abs() / (diagonal[:, i] * diagonal[:, j]).sqrt()
+        for i in range(size)
+        for j in range(size)
+        if i != j
+    ]
+    return torch.stack(pairs).mean(0).log()
+
+
+@pytest.mark.parametrize(("kind", "formula"), [(LogCosine, explicit_log_cosine), (LogRatio, explicit_log_ratio)])
 @pytest.mark.parametrize("second_order", [False, True])
 @pytest.mark.parametrize("smooth", [False, True])
-def test_meta_gradient_equals_explicit_double_backward(second_order, smooth):
+def test_meta_gradient_equals_explicit_double_backward(second_order, smooth, kind, formula):
     critic, batch = SmallCritic(members=2, smooth=smooth), random_batch(5)
     params = params_of(critic)
-    found = meta_gradient(critic, params, batch, LogRatio(Exact()), seeded(), GAMMA, LR, second_order)
+    found = meta_gradient(critic, params, batch, kind(Exact()), seeded(), GAMMA, LR, second_order)
 
     w = {name: value.requires_grad_() for name, value in params_of(critic).items()}
     value = functional_call(critic, w, (batch.obs, batch.action))
@@ -106,8 +130,7 @@ def test_meta_gradient_equals_explicit_double_backward(second_order, smooth):
     if not second_order:
         moved = w = {name: v.detach().requires_grad_() for name, v in moved.items()}
     kernel = explicit_kernel(critic, moved, batch.obs, batch.action, create_graph=True)
-    diagonal = kernel.diagonal(dim1=-2, dim2=-1).sum(-1)
-    objective = torch.log((kernel.abs().sum((-2, -1)) - diagonal) / 20) - torch.log(diagonal / 5)
+    objective = formula(kernel)
     expected = torch.autograd.grad(objective.sum(), list(w.values()), materialize_grads=True)
 
     torch.testing.assert_close(found.objective, objective.detach())
