@@ -59,12 +59,12 @@ def test_set_up_is_two_commands_and_ci_runs_the_test_command() -> None:
 
 
 def test_every_training_command_runs(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("my_env.py", "my_tasks.py"):
+    for name in ("my_env.py", "my_tasks.py", "my_cart.py"):
         (checkout / name).write_text(next(code for code in PYTHON if f"# {name}" in code))
     monkeypatch.syspath_prepend(str(checkout))
     main_job = SET_UP[0].rpartition(".venv/bin/")[2]
     lines = [main_job, *(line for line in BASH if is_training(line))]
-    assert len(lines) == 17
+    assert len(lines) == 18
     for line in lines:
         command = words(line)[1:]
         if command[0] == "predict" and rendering_available():

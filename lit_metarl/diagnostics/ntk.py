@@ -176,6 +176,9 @@ def contraction_margins(
         gamma: γ.
         eta: step size η of Eq. 3.
         frequencies: ρ ``[..., M]``, how often each sample is drawn; 1/M if None.
+
+    Returns:
+        A :class:`Margin` of each condition, fields ``[...]``.
     """
     diagonal = kernel.diagonal(dim1=-2, dim2=-1)
     rho = torch.full_like(diagonal, 1.0 / kernel.shape[-1]) if frequencies is None else frequencies.to(diagonal)

@@ -30,7 +30,7 @@ CORNERS = np.array([[2.0, 2.0], [2.0, -2.0], [-2.0, 2.0], [-2.0, -2.0]])
 
 @dataclass(frozen=True)
 class Navigation2D(PointWorld):
-    """SG-MRL's 2-D navigation: from the origin to a goal in a unit square.
+    """SG-MRL's 2-D navigation: from the origin to a goal in a unit square (lengths in sides of it, time in steps).
 
     ``x ← clip(x + 0.1 clip(a, ±1), ±0.5)``; the reward is minus the (squared) distance of the new position to the
     goal; the episode terminates when both coordinates are within 0.01 of it. The observation is the position.
@@ -122,7 +122,7 @@ class Corners(_CornerWorld):
       point that circles can earn its progress again.
     - ``dense``: ``−‖x' − g‖``;  ``dense_squared``: ``−‖x' − g‖²``.
 
-    There are four tasks, hence none out of distribution.
+    There are four tasks, hence none out of distribution. Lengths are in a quarter of the square's side, time in steps.
     """
 
     name = "corners"

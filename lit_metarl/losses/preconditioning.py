@@ -201,6 +201,13 @@ def bellman_step(
     of Q-learning: Eq. 4 without the ½ would double η, and its full gradient is another algorithm. Seen as a map w → w'
     the step is differentiable with everything in it, y included.
 
+    Args:
+        critic: see the module.
+        params: w by name.
+        batch: transitions of the random policy, ``[M, ...]``.
+        gamma: γ.
+        inner_lr: η.
+
     Returns:
         w', and L_bell(w) ``[E]``.
     """
