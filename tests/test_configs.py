@@ -10,6 +10,7 @@ import yaml
 
 from lit_metarl.cli import run
 from lit_metarl.config import compose_arguments, load_config, merge
+from lit_metarl.optim import PPO, TRPO
 from lit_metarl.tracking import connect
 from lit_metarl.types import ConfigError
 
@@ -60,6 +61,44 @@ def test_shared_settings_of_an_algorithm_reach_it(path: Path) -> None:
             kept = {key: value for key, value in shared.items() if key not in own.get("init_args", {})}
             assert kept
             assert kept.items() <= composed.items()
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        (
+            "navigation_sgmrl",  # the SG-MRL code base
+            {"num_tasks": 20, "trajectories": 20, "adaptation_steps": 1, "hidden": [100, 100], "inner_lr": 0.1}
+            | {"gamma": 0.99, "gae_lambda": 0.997, "lr": 1e-3},
+        ),
+        (
+            "half_cheetah_direction_promp",  # the ProMP code base
+            {"num_tasks": 40, "trajectories": 20, "adaptation_steps": 1, "hidden": [64, 64], "inner_lr": 0.1}
+            | {"gamma": 0.99, "gae_lambda": 1.0, "action_scale": 0.1},
+        ),
+        ("ant_goal_promp", {"num_tasks": 40, "adaptation_steps": 2, "max_episode_steps": 200, "inner_lr": 0.1}),
+        ("corners_promp_taypo2", {"num_tasks": 40, "trajectories": 20, "adaptation_steps": 3, "hidden": [64, 64]}),
+        (
+            "walker2d_parameters_promp",
+            {"inner_lr": 0.05, "adaptive_kl": True, "kl_penalty": 1e-3, "kl_target": 1e-2, "epochs": 3}
+            | {"max_episode_steps": 200},
+        ),
+        ("sac_dmc_walker_walk", {"hidden": [1024, 1024], "critic_lr": 1e-4, "batch_size": 1024, "polyak": 0.005}),
+    ],
+)
+def test_published_settings(name: str, published: dict[str, object]) -> None:
+    config, found = load_config(CONFIGS / "experiment" / f"{name}.yaml"), {}
+    levels = [config["model"], config["data"]]
+    while levels:
+        level = levels.pop()
+        found.update(level)
+        levels.extend(value for value in level.values() if isinstance(value, dict))
+    assert published.items() <= found.items()
+
+
+def test_published_defaults_of_outer_updates() -> None:
+    assert PPO() == PPO(lr=1e-3, clip=0.3, epochs=5, kl_penalty=5e-4, adaptive_kl=False, kl_target=1e-2)
+    assert TRPO() == TRPO(max_kl=0.01, cg_iterations=10, damping=1e-5, backtrack_ratio=0.8, backtrack_steps=15)
 
 
 @pytest.mark.parametrize("size", ["", "_small"])
