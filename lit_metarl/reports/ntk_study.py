@@ -15,7 +15,7 @@ from lit_metarl.reports.document import ReportError, markers, write_block
 from lit_metarl.reports.results import by_group, labelled, positive_steps
 from lit_metarl.tracking import TrackingError
 
-BLOCK = "ntk"  # of the README
+BLOCK = "ntk"  # of the README, by default
 METRICS = ("ratio", "diagonal", "effective_rank", "eq7_margin", "eq8_margin")
 
 
@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     add("--at", nargs="+", type=positive_steps, default=[], metavar="STEPS", help="environment steps of the table")
     add("--all", action="store_true", help="also runs that are running or failed")
     add("--figure", metavar="DIR", default="mlruns/figures", help="folder of the pictures (default: %(default)s)")
+    add("--block", default=BLOCK, metavar="NAME", help="markers of another name (default: %(default)s)")
     add("--write", metavar="FILE", help=f"put the table between {' and '.join(markers(BLOCK))} of FILE")
     args = parser.parse_args(arguments)
     metric = f"ntk/{args.metric}"
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
         for path in draw_curves(groups, args.figure, metric):
             sys.stderr.write(f"{path}\n")
         if args.write:
-            write_block(args.write, BLOCK, text)
+            write_block(args.write, args.block, text)
     except (ReportError, TrackingError) as error:
         sys.stderr.write(f"lit-metarl: error: {error}\n")
         return 2

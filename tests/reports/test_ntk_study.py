@@ -26,9 +26,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_table_and_picture(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = tmp_path / "README.md"
-    document.write_text("<!-- ntk:begin -->\n<!-- ntk:end -->\n")
+    document.write_text("<!-- rank:begin -->\n<!-- rank:end -->\n")
     arguments = ["ntk", "--root", str(root), "--at", "7000", "10000", "20000", "--figure", str(tmp_path / "figures")]
-    assert main([*arguments, "--write", str(document)]) == 0
+    assert main([*arguments, "--block", "rank", "--write", str(document)]) == 0
     printed = capsys.readouterr().out
     # At 7,000 the last measurement is that of 5,000 steps; nobody got to 20,000.
     assert f"| control, SAC | {CHEETAH} | 2 | 4.5 (4 to 5) | 9.5 (9 to 10) | 14.5 (14 to 15) | – |" in printed
