@@ -51,6 +51,13 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_pictures_exist() -> None:
+    pictures = re.findall(r'!\[[^]]+\]\(([^)]+)\)|<img src="([^"]+)"', README)
+    assert pictures
+    for markdown, html in pictures:
+        assert (ROOT / (markdown or html)).is_file()
+
+
 def test_set_up_is_two_commands_and_ci_runs_the_test_command() -> None:
     assert len(SET_UP) == 2
     command = SET_UP[1].rpartition(".venv/bin/")[2]
