@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_metarl.algorithms.base import average_gradients
 from lit_metarl.algorithms.sac import SAC
 from lit_metarl.losses.preconditioning import LogCosine, MetaObjective, SarsaBatch, meta_gradient
-from lit_metarl.types import DivergenceError, ReplayBlock, State, Transition, require
+from lit_metarl.types import DivergenceError, Params, ReplayBlock, State, Transition, require
 
 
 class PreconditionedSAC(SAC):
@@ -38,7 +38,8 @@ class PreconditionedSAC(SAC):
 
     Raises:
         ConfigError: a value outside its range.
-        DivergenceError: the objective, its gradient or a critic would not be finite; the last finite critic is kept.
+        DivergenceError: the objective, its gradient or a critic would not be finite. ``diverged.ckpt`` holds the run
+            before that meta-update, ``last.ckpt`` stays that of the last whole epoch.
     """
 
     def __init__(
@@ -84,13 +85,15 @@ class PreconditionedSAC(SAC):
     def training_step(self, batch: ReplayBlock, batch_idx: int) -> None:
         """``U`` updates of the phase in which the block begins."""
         self._meta_block = self.preconditioning
+        last = Transition(*(field[-1] for field in batch.transitions))
         if not self._meta_block and not self.preconditioned:  # resumed with fewer updates than were made
-            self._end_preconditioning()
+            self._end_preconditioning(last)
         super().training_step(batch, batch_idx)
         if self._meta_block and not self.preconditioning:
-            self._end_preconditioning()
+            self._end_preconditioning(last)
 
-    def _end_preconditioning(self) -> None:
+    def _end_preconditioning(self, batch: Transition) -> None:
+        self._meta_step(batch)  # not taken: it is to be finite, else the update before it destroyed the critics
         self.preconditioned = True
         self.copy_target()
         self.generation = 0 if self.keep_random_transitions else 1
@@ -101,7 +104,21 @@ class PreconditionedSAC(SAC):
         return self.precondition(batch) if self._meta_block else super().update(batch)
 
     def precondition(self, batch: Transition) -> dict[str, Tensor]:
-        """w ← w − β ∇L_m(w'), for all critics at once; the next action is a fresh draw of the random policy."""
+        """w ← w − β ∇L_m(w'), for all critics at once; returns detached scalars."""
+        moved, metrics = self._meta_step(batch)
+        parameters = dict(self.critic.named_parameters())
+        with torch.no_grad():
+            for name, value in moved.items():
+                parameters[name].copy_(value)
+        self.meta_updates += 1
+        return metrics
+
+    @torch.no_grad()
+    def _meta_step(self, batch: Transition) -> tuple[Params, dict[str, Tensor]]:
+        """w − β ∇L_m(w') and metrics; the next action is a fresh draw of the random policy.
+
+        The averaged gradient decides for all processes alike whether it leaves the finite numbers.
+        """
         next_action = 2.0 * torch.rand_like(batch.action) - 1.0
         sarsa = SarsaBatch(batch.obs, batch.action, batch.reward, batch.discount, batch.next_obs, next_action)
         parameters = dict(self.critic.named_parameters())
@@ -113,27 +130,21 @@ class PreconditionedSAC(SAC):
         for name, parameter in parameters.items():
             parameter.grad = meta.gradient[name]
         average_gradients(parameters.values())
-        self._step(parameters)
-        self.meta_updates += 1
-        return {
+        moved = {name: p - self.meta_lr * p.grad for name, p in parameters.items() if p.grad is not None}
+        for parameter in parameters.values():
+            parameter.grad = None
+        if not math.isfinite(float(sum(value.abs().sum() for value in moved.values()))):
+            raise DivergenceError(
+                f"meta-update {self.meta_updates + 1} would leave critics that are not finite. Resume from last.ckpt, "
+                "which is that of the last whole epoch, or begin anew, with a lower model.meta_lr (now "
+                f"{self.meta_lr}) or with LogCosine, which knows no scale. diverged.ckpt is for looking into it.",
+                state_is_finite=True,
+            )
+        return moved, {
             "meta_objective": meta.objective.mean(),
             "meta_gradient_norm": meta.norm,
             "bellman_loss": meta.bellman_loss.mean(),
         }
-
-    @torch.no_grad()
-    def _step(self, parameters: dict[str, torch.nn.Parameter]) -> None:
-        """Gradient descent by β, unless it leaves the finite numbers: the averaged gradient decides for all alike."""
-        moved = {name: p - self.meta_lr * p.grad for name, p in parameters.items() if p.grad is not None}
-        if not math.isfinite(float(sum(value.abs().sum() for value in moved.values()))):
-            raise DivergenceError(
-                f"meta-update {self.meta_updates + 1} would leave critics that are not finite; the last finite ones "
-                f"are saved. Lower model.meta_lr = {self.meta_lr}, or use LogCosine, which knows no scale.",
-                state_is_finite=True,
-            )
-        for name, value in moved.items():
-            parameters[name].copy_(value)
-            parameters[name].grad = None
 
     def counters(self) -> State:
         """Adds the number of meta-updates, and whether the first phase is over."""

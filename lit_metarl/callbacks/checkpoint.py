@@ -92,20 +92,23 @@ class RunCheckpoint(Checkpoint):
             raise KeyboardInterrupt
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the last good state of a run that stops because its next step would not be finite."""
+        """Write ``diverged.ckpt`` if the run stops because its next step would not be finite.
+
+        Finite is not good: what precedes such a step is mostly beyond use, so ``last.ckpt`` stays what it was.
+        """
         if isinstance(exception, DivergenceError) and exception.state_is_finite:
-            self.save(trainer)
+            self.save(trainer, "diverged.ckpt")
 
     def _asked_to_stop(self, trainer: Trainer) -> bool:
         return not trainer.strategy.reduce_boolean_decision(self._received is None, all=True)
 
-    def save(self, trainer: Trainer) -> None:
-        """Write ``last.ckpt``; every process must call it."""
-        temporary = self.directory / ".last.ckpt.part"
+    def save(self, trainer: Trainer, name: str = "last.ckpt") -> None:
+        """Write the file ``name``; every process must call it."""
+        temporary = self.directory / f".{name}.part"
         trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
             # Lightning moves the file from the temporary folder, which copies if that is another file system.
-            os.replace(temporary, self.directory / "last.ckpt")
+            os.replace(temporary, self.directory / name)
         logger = mlflow_logger(trainer)
         if logger is not None:
             logger.flush()

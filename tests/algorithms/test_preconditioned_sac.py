@@ -15,7 +15,7 @@ from lit_metarl.data import ReplayDataModule
 from lit_metarl.data.experience import cpu_generator
 from lit_metarl.data.streams import Stream, derive_seed
 from lit_metarl.envs.gym import Gymnasium
-from lit_metarl.losses.preconditioning import Eq10, LogCosine, LogRatio, SarsaBatch, meta_gradient
+from lit_metarl.losses.preconditioning import Eq10, Eq14Printed, LogCosine, LogRatio, SarsaBatch, meta_gradient
 from lit_metarl.losses.tangent_kernel import JVP, Layerwise
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.types import ConfigError, DivergenceError, Transition
@@ -34,14 +34,16 @@ def minibatch() -> Transition:
     return Transition(obs, torch.rand(8, 1) * 2 - 1, torch.randn(8), next_obs, flags, flags)
 
 
-def fit(module: SAC, folder: Path, epochs: int = 2, ckpt_path: Path | None = None) -> Trainer:
+def fit(
+    module: SAC, folder: Path, epochs: int = 2, ckpt_path: Path | None = None, updates_per_block: int = 2
+) -> Trainer:
     datamodule = ReplayDataModule(
         Gymnasium("Pendulum-v1"),
         batch_size=8,
         capacity=200,
         warmup_steps=10,
-        updates_per_block=2,
-        steps_per_block=2,
+        updates_per_block=updates_per_block,
+        steps_per_block=updates_per_block,
         epoch_steps=8,
         eval_episodes=1,
     )
@@ -174,15 +176,28 @@ def test_the_random_policy_acts_in_the_first_phase_only() -> None:
     )
 
 
-def test_a_diverging_objective_stops_with_the_last_good_critic_saved(tmp_path: Path) -> None:
-    module = make(updates=100, objective=Eq10(JVP(directions=4)), meta_lr=1e6)
-    with pytest.raises(DivergenceError, match=r"meta-update \d+ would leave critics .* model.meta_lr = 1000000\.0"):
+def test_a_diverging_objective_stops_and_the_run_goes_on_from_the_last_epoch(tmp_path: Path) -> None:
+    module = make(updates=100, objective=Eq10(Layerwise()), meta_lr=0.3)
+    with pytest.raises(DivergenceError, match=r"meta-update \d+ would leave critics .* model.meta_lr \(now 0\.3\)"):
         fit(module, tmp_path, epochs=20)
-    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["algorithm"]["counters"]["meta_updates"] == module.meta_updates
-    critic = {k: v for k, v in saved["state_dict"].items() if k.startswith("critic")}
+    files = {name: tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("last", "diverged")}
+    saved = {name: torch.load(file, weights_only=True) for name, file in files.items()}
+    done = {name: checkpoint["algorithm"]["counters"]["meta_updates"] for name, checkpoint in saved.items()}
+    assert done["diverged"] == module.meta_updates
+    assert 0 < done["last"] < done["diverged"]
+    critic = {k: v for k, v in saved["diverged"]["state_dict"].items() if k.startswith("critic")}
     assert all(v.isfinite().all() for v in critic.values())
     assert same(critic, state(module))
+    again = make(updates=100, objective=LogCosine(), meta_lr=0.02)
+    fit(again, tmp_path, epochs=20, ckpt_path=files["last"])
+    assert again.preconditioned
+
+
+def test_an_only_meta_update_that_destroys_the_critics_is_no_silent_end(tmp_path: Path) -> None:
+    module = make(updates=1, objective=Eq14Printed(JVP(directions=4)), meta_lr=1.0)
+    with pytest.raises(DivergenceError, match="meta-update 2 would leave critics"):
+        fit(module, tmp_path, updates_per_block=1)
+    assert not module.preconditioned
 
 
 @pytest.mark.parametrize(
