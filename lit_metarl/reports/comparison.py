@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from lit_metarl.reports.statistics import (
     bootstrap_interval,
     interquartile_mean,
     learning_curve_area,
+    normalised,
     probability_of_improvement,
 )
 from lit_metarl.tracking import TrackingError
@@ -59,8 +60,10 @@ def main(arguments: list[str]) -> int:
     add("--write", metavar="FILE", help=f"put the table between {' and '.join(markers(BLOCK))} of FILE")
     args = parser.parse_args(arguments)
     try:
-        control, treated = (one_per_environment(args.root, name) for name in (args.control, args.treated))
-        text = markdown(*compare(control, treated, args.after, args.at), args.control, args.treated)
+        control, unfinished = one_per_environment(args.root, args.control)
+        treated, more = one_per_environment(args.root, args.treated)
+        tasks, remarks = compare(control, treated, args.after, args.at)
+        text = markdown(tasks, [*remarks, *unfinished, *more], args.control, args.treated)
         sys.stdout.write(text)
         if args.write:
             write_block(args.write, args.block, text)
@@ -70,17 +73,30 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def one_per_environment(root: str, experiment: str) -> dict[str, list[Run]]:
-    """Environment → finished runs, one per seed. ``ReportError`` if they differ by more than the seed."""
+def one_per_environment(root: str, experiment: str) -> tuple[dict[str, list[Run]], list[str]]:
+    """Environment → finished runs, one per seed; and a sentence on every seed that never finished.
+
+    A seed that diverged counts for an arm's worst, so it is not to be missing silently.
+
+    Raises:
+        ReportError: no run finished, or finished runs differ by more than the seed.
+    """
+    runs, _ = read_runs(root, [experiment], unfinished=True)
+    finished = [run for run in runs if run.status == "FINISHED"]
+    done = {(run.environment, run.seed) for run in finished}
+    others = {(run.environment, run.seed): run.status for run in runs if (run.environment, run.seed) not in done}
+    remarks = [f"Not finished: {experiment} on {name}, seed {seed} ({others[name, seed]})." for name, seed in others]
+    if not finished:
+        raise ReportError(" ".join([f"No finished run in {experiment}.", *remarks]))
     groups: dict[str, list[Run]] = {}
-    for (_, environment, _, config), runs in by_group(read_runs(root, [experiment])[0]).items():
+    for (_, environment, _, config), seeds in by_group(finished).items():
         if environment in groups:
             raise ReportError(
                 f"{experiment} has runs of several configurations on {environment} ({groups[environment][0].config}, "
                 f"{config}): give them experiments of their own."
             )
-        groups[environment] = runs
-    return groups
+        groups[environment] = seeds
+    return groups, remarks
 
 
 def compare(
@@ -116,8 +132,9 @@ def compare(
         "of the stratified bootstrap (10,000 resamples of the seeds of each environment and arm; none for one seed, "
         f"and too narrow for few). Curves of `eval/return` on the evaluation steps of both arms, linear between a "
         f"run's own. Final return: mean over the last {100 * WINDOW:.0f} % of {last:,} environment steps. Area: mean "
-        f"height from {after:,} steps, or the first evaluation of all, on. P(improvement): chance that a seed of the "
-        f"second beats one of the first. Seeds: {counts}."
+        f"height from {after:,} steps, or the first evaluation of all, on. Relative: in units of the mean of "
+        "the first arm on each environment. P(improvement): chance that a seed of the second beats one of the first. "
+        f"Seeds: {counts}."
     )
     return tasks, [note, *remarks]
 
@@ -143,45 +160,53 @@ def _scores(
 def markdown(tasks: Sequence[Task], remarks: Sequence[str], control: str, treated: str) -> str:
     """The table, with how to read it below."""
     lines = [f"| environment | measure | {control} | {treated} | ratio | P(improvement) |", "|" + " --- |" * 6]
-    pooled = len(tasks) > 1 and len({len(task.seeds) for task in tasks}) == 1
-    for measure, name in (("final", "final return"), ("area", "area under the curve")):
-        pairs = [(getattr(task.control, measure), getattr(task.treated, measure)) for task in tasks]
-        for task, pair in zip(tasks, pairs, strict=True):
-            lines.append(f"| {task.environment} | {name} | {_compared([pair])} |")
-        if pooled:
-            lines.append(f"| all {len(tasks)} | {name} | {_compared(pairs)} |")
+    for field, name in (("final", "final return"), ("area", "area under the curve")):
+        for environment, pairs in _rows(tasks, field):
+            positive = all(first.min() > 0 <= second.min() for first, second in pairs)
+            cells = [*_compared(pairs, partial(interquartile_mean, axis=-1), positive), f"{_improvement(pairs):.2f}"]
+            lines.append(f"| {environment} | {name} | {' | '.join(cells)} |")
     if all(len(task.seeds) > 1 for task in tasks):
-        spreads = [
-            float(np.mean([np.std(scores.final, ddof=1) for scores in arm]))
-            for arm in ([task.control for task in tasks], [task.treated for task in tasks])
-        ]
-        ratio = f"{spreads[1] / spreads[0]:.2f}" if spreads[0] > 0 else "–"
-        lines.append(
-            f"| all {len(tasks)} | deviation of final return over seeds, mean | {spreads[0]:.4g} | {spreads[1]:.4g} | "
-            f"{ratio} | – |"
-        )
+        for environment, pairs in _rows(tasks, "final"):
+            cells = _compared(
+                pairs, partial(_deviation, tasks=len(pairs)), all(np.ptp(first) > 0 for first, _ in pairs)
+            )
+            lines.append(f"| {environment} | deviation of final return over seeds | {' | '.join(cells)} | – |")
     return "\n\n".join(["\n".join(lines), *remarks]) + "\n"
 
 
-def _compared(pairs: Sequence[tuple[Array, Array]]) -> str:
-    """Four cells: both arms' scores, their ratio where both are positive, and P(improvement); a pair per task."""
-    control, treated = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    several = min(len(scores) for scores in control) > 1
-    cells = []
-    for arm in (control, treated):
-        interval = " ({:.4g} to {:.4g})".format(*bootstrap_interval(arm)) if several else ""
-        cells.append(f"{interquartile_mean(np.concatenate(arm)):.4g}{interval}")
-    everything = np.concatenate([*control, *treated])
-    ratio = partial(_ratio, split=sum(len(scores) for scores in control))
-    if everything.min() > 0:
-        interval = " ({:.2f} to {:.2f})".format(*bootstrap_interval([*control, *treated], ratio)) if several else ""
-        cells.append(f"{ratio(everything):.2f}{interval}")
-    else:
-        cells.append("–")
-    chance = np.mean([probability_of_improvement(y, x) for x, y in pairs])
-    return " | ".join([*cells, f"{chance:.2f}"])
+def _rows(tasks: Sequence[Task], field: str) -> Iterator[tuple[str, list[tuple[Array, Array]]]]:
+    """Environment and both arms' scores; then all environments, in units of the control's mean on each."""
+    pairs = [(getattr(task.control, field), getattr(task.treated, field)) for task in tasks]
+    for task, pair in zip(tasks, pairs, strict=True):
+        yield task.environment, [pair]
+    comparable = len({len(task.seeds) for task in tasks}) == 1 and all(first.mean() > 0 for first, _ in pairs)
+    if len(tasks) > 1 and comparable:
+        relative = [(normalised(x, 0, x.mean()), normalised(y, 0, x.mean())) for x, y in pairs]
+        yield f"all {len(tasks)}, relative", relative
 
 
-def _ratio(pooled: Array, split: int) -> Array:
-    """Interquartile mean of the columns from ``split`` on over that of the columns before."""
-    return interquartile_mean(pooled[..., split:], axis=-1) / interquartile_mean(pooled[..., :split], axis=-1)
+def _compared(pairs: Sequence[tuple[Array, Array]], statistic: Callable[..., Array], comparable: bool) -> list[str]:
+    """Three cells: ``statistic`` of both arms, and the ratio of the two if that means something; a pair per task."""
+    arms = [[pair[arm] for pair in pairs] for arm in (0, 1)]
+    several, split = len(arms[0][0]) > 1, sum(len(scores) for scores in arms[0])
+
+    def ratio(pooled: Array) -> Array:
+        below = statistic(pooled[..., :split])  # 0 for a resample of one score alone, if it is a deviation
+        return statistic(pooled[..., split:]) / np.where(below > 0, below, np.nan)
+
+    def cell(scores: Sequence[Array], of: Callable[..., Array], digits: str) -> str:
+        value = f"{of(np.concatenate(scores)):{digits}}"
+        low, high = bootstrap_interval(scores, of) if several else (np.nan, np.nan)
+        return f"{value} ({low:{digits}} to {high:{digits}})" if np.isfinite([low, high]).all() else value
+
+    ratio_cell = cell([*arms[0], *arms[1]], ratio, ".2f") if comparable else "–"
+    return [*(cell(arm, statistic, ".4g") for arm in arms), ratio_cell]
+
+
+def _deviation(pooled: Array, tasks: int) -> Array:
+    """Over the seeds of a task, then the mean over tasks: ``[..., K·S]`` → ``[...]``."""
+    return np.asarray(pooled.reshape(*pooled.shape[:-1], tasks, -1).std(axis=-1, ddof=1).mean(axis=-1))
+
+
+def _improvement(pairs: Sequence[tuple[Array, Array]]) -> float:
+    return float(np.mean([probability_of_improvement(y, x) for x, y in pairs]))

@@ -87,7 +87,8 @@ def _strata(scores: Any) -> list[Array]:
 
 
 def probability_of_improvement(scores: ArrayLike, baseline: ArrayLike) -> float:
-    """Mean over tasks of ``P(X > Y)``, the chance that a seed beats one of ``baseline``; a tie counts one half.
+    """Mean over tasks of ``P(X > Y)``, the chance that a seed beats one of ``baseline``; a tie counts one half, a
+    NaN makes the result NaN.
 
     ``P(X > Y) = 1/(S·S') Σᵢⱼ (1[xᵢ > yⱼ] + ½·1[xᵢ = yⱼ])``, the Mann-Whitney U over its maximum. It says how often,
     not by how much: use :func:`interquartile_mean` of the scores for that. Agarwal et al. 2021, section 4.3.
@@ -105,7 +106,8 @@ def probability_of_improvement(scores: ArrayLike, baseline: ArrayLike) -> float:
     if x.size == 0 or y.size == 0:
         raise ValueError("The probability of improvement of no scores is not defined.")
     pairs = x[:, None], y[None, :]
-    return float(((pairs[0] > pairs[1]) + 0.5 * (pairs[0] == pairs[1])).mean())
+    chances = (pairs[0] > pairs[1]) + 0.5 * (pairs[0] == pairs[1])
+    return float(np.where(np.isnan(pairs[0] + pairs[1]), np.nan, chances).mean())
 
 
 def _seeds_by_tasks(scores: ArrayLike) -> Array:

@@ -32,6 +32,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             add_run(root, "fewer", seed, CONTROL[environment][seed], environment=environment)
     for seed in range(2):
         add_run(root, "nothing learned", seed, 0.0)
+    for seed, status in ((0, "success"), (1, "failed"), (2, "failed"), (2, "success")):
+        add_run(root, "diverging", seed, 1.0, status=status)
+    add_run(root, "failed", 0, 1.0, status="failed")
     add_run(root, "elsewhere", 0, 1.0, environment="dm_control/fish_swim")
     return root
 
@@ -50,21 +53,25 @@ def test_scores_ratios_and_their_intervals(root: Path, capsys: pytest.CaptureFix
     assert treated.startswith("390 (")
     assert ratio.startswith("2.00 (")
     assert improvement == f"{7.5 / 9:.2f}"  # of 9 pairs 7 are won and one is a tie
-    # The middle half of six scores: the lowest and the highest are dropped.
-    pooled = 97.5 * np.array([1, 2, 3, 4, 5, 9.0])
-    low, high = bootstrap_interval([97.5 * np.array(slopes) for slopes in CONTROL.values()])
-    assert rows["all 2", "final return"][0] == f"{pooled[1:-1].mean():.4g} ({low:.4g} to {high:.4g})"
+    # In units of the control's means, 2 and 6; of six scores the lowest and the highest are dropped.
+    relative = [np.array([1, 2, 3]) / 2, np.array([4, 5, 9]) / 6]
+    pooled = np.sort(np.concatenate(relative))
+    low, high = bootstrap_interval(relative)
+    assert rows["all 2, relative", "final return"][0] == f"{pooled[1:-1].mean():.4g} ({low:.4g} to {high:.4g})"
+    assert rows["all 2, relative", "final return"][2].startswith("2.00 (")
     # Straight lines from 5,000 to 100,000 steps have their mean height half-way.
     assert rows[WALKER, "area under the curve"][0].startswith(f"{52.5 * 6:.4g} (")
-    spread = rows["all 2", "deviation of final return over seeds, mean"]
-    deviation = 97.5 * np.mean([np.std(slopes, ddof=1) for slopes in CONTROL.values()])
-    assert spread[0] == f"{deviation:.4g}"
+    spread = rows[WALKER, "deviation of final return over seeds"]
+    assert spread[0].startswith(f"{97.5 * np.std([4, 5, 9], ddof=1):.4g} (0 to ")  # resamples of one seed alone
+    assert spread[2:] == ["2.00", "–"]
+    spread = rows["all 2, relative", "deviation of final return over seeds"]
+    assert spread[0].startswith(f"{np.mean([np.std(scores, ddof=1) for scores in relative]):.4g} (")
     assert spread[2] == "2.00"
 
 
 def test_equal_arms_have_a_ratio_of_one_within_the_interval(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["control", "control", "--root", str(root)]) == 0
-    cell = table(capsys.readouterr().out)["all 2", "final return"][2]
+    cell = table(capsys.readouterr().out)["all 2, relative", "final return"][2]
     value, low, high = (float(word) for word in cell.replace("(", "").replace(")", "").replace("to", "").split())
     assert low < value == 1.0 < high
 
@@ -96,19 +103,28 @@ def test_seeds_and_environments_of_one_arm_are_left_out_and_named(
     assert rows[WALKER, "final return"][2].startswith("1.00 (")
     assert f"Left out, as only one arm has it: {WALKER}, seed 2." in printed
     assert "No line for all environments" in printed
-    assert ("all 2", "final return") not in rows
+    assert ("all 2, relative", "final return") not in rows
 
 
 def test_scores_of_zero_have_no_ratio_and_one_seed_no_interval(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nothing learned", "control", "--root", str(root)]) == 0
     rows = table(capsys.readouterr().out)
     assert rows[CHEETAH, "final return"][2] == "–"
-    assert rows["all 1", "deviation of final return over seeds, mean"][2] == "–"
+    assert rows[CHEETAH, "deviation of final return over seeds"][2] == "–"
+    assert main(["control", "nothing learned", "--root", str(root)]) == 0
+    assert table(capsys.readouterr().out)[CHEETAH, "final return"][2] == "0.00 (0.00 to 0.00)"  # the worst there is
     assert main(["shifted", "mixed2", "--root", str(root)]) == 0
     assert table(capsys.readouterr().out)[CHEETAH, "final return"][:2] == [
         "95.5",
         "95.5",
     ]  # at 91, 95, 96 and 100 thousand steps
+
+
+def test_seeds_that_never_finished_are_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["control", "diverging", "--root", str(root)]) == 0
+    printed = capsys.readouterr().out
+    assert f"Not finished: diverging on {CHEETAH}, seed 1 (FAILED)." in printed
+    assert "seed 2 (" not in printed  # failed once, finished then
 
 
 @pytest.mark.parametrize(
@@ -117,6 +133,7 @@ def test_scores_of_zero_have_no_ratio_and_one_seed_no_interval(root: Path, capsy
         (["control", "nothing"], "No experiment 'nothing'"),
         (["control", "elsewhere"], "no environment and seed in common"),
         (["control", "mixed"], "several configurations"),
+        (["control", "failed"], f"No finished run in failed. Not finished: failed on {CHEETAH}, seed 0 (FAILED)."),
         (["control", "treated", "--at", "200000"], "seed 0, 1, 2 was not evaluated shortly before 200,000 steps"),
         (["control", "treated", "--after", "99000"], "there is no curve of all seeds from 99,000 to 100,000 steps"),
     ],

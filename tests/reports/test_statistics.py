@@ -106,6 +106,7 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
 def test_probability_of_improvement_by_hand() -> None:
     # task 1: pairs (1,0)> (1,3)< (2,0)> (2,3)< = 2/4; task 2: (5,5)= (5,4)> (6,5)> (6,4)> = 3.5/4
     assert probability_of_improvement([[1, 5], [2, 6]], [[0, 5], [3, 4]]) == pytest.approx((0.5 + 0.875) / 2)
+    assert np.isnan(probability_of_improvement([1.0, 2.0], [0.0, np.nan]))
 
 
 def test_probability_of_improvement_is_mann_whitney_and_antisymmetric() -> None:
