@@ -28,8 +28,8 @@ class PreconditionedSAC(SAC):
             0 for SAC itself. Published: 50,000.
         objective: L_m; :class:`~lit_metarl.losses.preconditioning.LogCosine` if None.
         meta_lr: β of plain gradient descent. Published: 1e-8, for an objective of another scale. What counts is about
-            the product of β and the number of updates: 6 learned best of what was tried; beyond 20 the ratio gains little
-            and the diagonal grows.
+            the product of β and the number of updates: 6 learned best of what was tried; beyond 20 the ratio gains
+            little and the diagonal grows.
         bellman_lr: η.
         second_order: differentiate through the Bellman step too.
         keep_random_transitions: whether SAC goes on with the first phase's transitions in the replay, as with a longer
