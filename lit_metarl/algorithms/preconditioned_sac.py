@@ -39,8 +39,8 @@ class PreconditionedSAC(SAC):
 
     Raises:
         ConfigError: a value outside its range.
-        DivergenceError: the objective, its gradient or a critic would not be finite. ``diverged.ckpt`` holds the run
-            before that meta-update, ``last.ckpt`` stays that of the last whole epoch.
+        DivergenceError: the objective, its gradient or a critic would not be finite. ``diverged.ckpt`` gets the last
+            critics whose meta-gradient was finite, ``last.ckpt`` stays that of the last whole epoch.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class PreconditionedSAC(SAC):
         self.meta_updates = 0
         self.preconditioned = preconditioning_updates == 0  # final: no setting of a resumed run brings the phase back
         self._meta_block = self.preconditioning
+        self._good: Params = {}  # the critics before the last meta-update: their meta-gradient was finite
 
     @property
     def preconditioning(self) -> bool:
@@ -96,6 +97,7 @@ class PreconditionedSAC(SAC):
     def _end_preconditioning(self, batch: Transition) -> None:
         self._meta_step(batch)  # not taken: it is to be finite, else the update before it destroyed the critics
         self.preconditioned = True
+        self._good = {}
         self.copy_target()
         self.generation = 0 if self.keep_random_transitions else 1
         self.log_means()  # the phases have different metrics
@@ -107,10 +109,8 @@ class PreconditionedSAC(SAC):
     def precondition(self, batch: Transition) -> dict[str, Tensor]:
         """w ← w − β ∇L_m(w'), for all critics at once; returns detached scalars."""
         moved, metrics = self._meta_step(batch)
-        parameters = dict(self.critic.named_parameters())
-        with torch.no_grad():
-            for name, value in moved.items():
-                parameters[name].copy_(value)
+        self._good = {name: value.detach().clone() for name, value in self.critic.named_parameters()}
+        self.critic.load_state_dict(moved, strict=False)
         self.meta_updates += 1
         return metrics
 
@@ -135,10 +135,12 @@ class PreconditionedSAC(SAC):
         for parameter in parameters.values():
             parameter.grad = None
         if not math.isfinite(float(sum(value.abs().sum() for value in moved.values()))):
+            self.critic.load_state_dict(self._good, strict=False)
             raise DivergenceError(
                 f"meta-update {self.meta_updates + 1} would leave critics that are not finite. Resume from last.ckpt, "
-                "which is that of the last whole epoch, or begin anew, with a lower model.meta_lr (now "
-                f"{self.meta_lr}) or with LogCosine, which knows no scale. diverged.ckpt is for looking into it.",
+                "which is that of the last whole epoch, or from diverged.ckpt, which has the last critics whose "
+                f"meta-gradient was finite, with a lower model.meta_lr (now {self.meta_lr}) or with LogCosine, which "
+                "knows no scale.",
                 state_is_finite=True,
             )
         return moved, {

@@ -94,7 +94,7 @@ class RunCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write ``diverged.ckpt`` if the run stops because its next step would not be finite.
 
-        Finite is not good: what precedes such a step is mostly beyond use, so ``last.ckpt`` stays what it was.
+        Finite is not always good, so ``last.ckpt`` stays what it was.
         """
         if isinstance(exception, DivergenceError) and exception.state_is_finite:
             self.save(trainer, "diverged.ckpt")

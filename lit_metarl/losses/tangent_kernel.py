@@ -154,9 +154,10 @@ class FiniteDifference(Sketch):
 
     At the published μ = 1e-8 float32 values are wrong by a third and their gradient is noise. In float64 values are
     right, but every ReLU that switches between w and w + μU adds a term of order 1/μ to the gradient. With 2 × 256
-    units and 128 samples few do at μ = 1e-8: the gradient of the log ratio is mostly that of :class:`JVP`, but in one
-    minibatch of twenty more than 10, and up to 25,000 times as long, so that meta-updates destroy the critic sooner or
-    later. At 1e-6 the cosine of both is 0.05 and the norm 18 times larger, at 1e-4 0.2 and 5 times.
+    units and 128 samples few do at μ = 1e-8: the gradient of an objective is mostly that of :class:`JVP`, but that of
+    the log cosine is more than 10, and up to 25,000 times as long in one minibatch of twenty, so that meta-updates
+    destroy the critic sooner or later. At 1e-6 the cosine of both gradients of the log ratio is 0.05 and the norm 18
+    times larger, at 1e-4 0.2 and 5 times.
 
     Attributes:
         directions: S; the paper's M = 10.

@@ -193,11 +193,18 @@ def test_a_diverging_objective_stops_and_the_run_goes_on_from_the_last_epoch(tmp
     assert again.preconditioned
 
 
-def test_an_only_meta_update_that_destroys_the_critics_is_no_silent_end(tmp_path: Path) -> None:
+def test_critics_destroyed_by_the_only_meta_update_are_not_what_is_saved(tmp_path: Path) -> None:
     module = make(updates=1, objective=Eq14Printed(JVP(directions=4)), meta_lr=1.0)
+    before = state(module)
     with pytest.raises(DivergenceError, match="meta-update 2 would leave critics"):
         fit(module, tmp_path, updates_per_block=1)
     assert not module.preconditioned
+    assert same(before, state(module))
+    saved = tmp_path / "checkpoints" / "diverged.ckpt"  # there is no other: it was the first epoch
+    assert same(before, torch.load(saved, weights_only=True)["state_dict"])
+    again = make(updates=3, objective=LogCosine(), meta_lr=0.02)
+    fit(again, tmp_path, ckpt_path=saved, updates_per_block=1)
+    assert again.preconditioned
 
 
 @pytest.mark.parametrize(
