@@ -79,17 +79,31 @@ def _train(arguments: list[str]) -> int:
     from lit_metarl.cli import run
     from lit_metarl.envs.base import EnvError
     from lit_metarl.errors import cause_of, one_line
+    from lit_metarl.processes import lost_peer
     from lit_metarl.tracking import TrackingError
-    from lit_metarl.types import ConfigError, DivergenceError
+    from lit_metarl.types import ConfigError, DivergenceError, Interrupted
 
     try:
         run(arguments)
+    except Interrupted as stop:
+        print(f"lit-metarl: {stop}", file=sys.stderr)
+        return 128 + stop.number
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        print("lit-metarl: stopped by SIGINT", file=sys.stderr)
+        return 130
     except Exception as error:
         kinds = (ConfigError, DivergenceError, CheckpointError, EnvError, TrackingError, MisconfigurationException)
         expected = cause_of(error, kinds)
+        notes = " ".join(["", *getattr(error, "__notes__", [])])
+        if lost_peer(error):
+            reason = str(error).partition("\n")[0]
+            print(f"lit-metarl: error: another process of this run has died ({reason}).{notes}", file=sys.stderr)
+            return 1
         if expected is None and not str(error).startswith("Does not validate"):
             raise
-        print(f"lit-metarl: error: {expected or one_line(str(error))}", file=sys.stderr)
+        print(f"lit-metarl: error: {expected or one_line(str(error))}{notes}", file=sys.stderr)
         return 2
     return 0
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,13 +19,15 @@ import lit_metarl.algorithms
 import lit_metarl.callbacks
 import lit_metarl.data  # noqa: F401 - imported classes can be named without their module path
 from lit_metarl.algorithms.base import check_precision
-from lit_metarl.callbacks.tracking import RunRecord
+from lit_metarl.callbacks.tracking import SLURM_JOB, RunRecord
 from lit_metarl.checkpoint import CheckpointError, read_checkpoint
 from lit_metarl.config import compose_arguments
 from lit_metarl.errors import one_line
-from lit_metarl.tracking import find_runs
-from lit_metarl.tracking.logger import mlflow_logger
+from lit_metarl.tracking import find_runs, has_run
+from lit_metarl.tracking.logger import OF_CHECKPOINT, mlflow_logger
 from lit_metarl.types import require
+
+log = logging.getLogger(__name__)
 
 RESUMABLE = ("last", "best")
 
@@ -85,15 +89,34 @@ class CLI(LightningCLI):
         steps = trainer.max_steps
         require(steps == -1, "trainer.max_steps", steps, "it counts optimizer steps; use max_epochs · data.epoch_steps")
         self.settings.weights_only = True
-        if not self.settings.get("ckpt_path"):
+        name = self.settings.get("ckpt_path")
+        if self.subcommand == "fit" and (requeued := self._requeued_checkpoint()):
+            name = requeued
+        if not name:
             if self.subcommand != "fit":
                 raise CheckpointError(f"{self.subcommand} needs a policy: --ckpt_path last, best, a run id or a file.")
             return
-        path = self.resolve_checkpoint(str(self.settings.ckpt_path))
+        path = self.resolve_checkpoint(str(name))
         run_id = read_checkpoint(path).get("run", {}).get("run_id")
         self.settings.ckpt_path = str(path)
-        if run_id is not None and self._logger_class().endswith("MLflowLogger"):
-            trainer.logger.init_args.run_id = run_id
+        self._choose_run(run_id)
+
+    def _choose_run(self, run_id: str | None) -> None:
+        """Go on in the checkpoint's run, unless another is asked for or it is not in this store."""
+        trainer = self.settings.trainer
+        if not self._logger_class().endswith("MLflowLogger"):
+            return
+        given = trainer.logger.init_args
+        root = self._logger_arguments()["root"]
+        if given.get("run_id") not in (None, OF_CHECKPOINT):
+            return
+        if given.run_id == OF_CHECKPOINT and run_id is not None and has_run(root, run_id):
+            given.run_id = run_id
+        elif self.subcommand == "fit":
+            log.warning("the checkpoint's run %s is not gone on with: training continues in a new run", run_id)
+        else:
+            log.warning("the checkpoint's run %s is not in %s: nothing is recorded", run_id, root)
+            trainer.logger = False
 
     def resolve_checkpoint(self, name: str) -> Path:
         """``last`` and ``best`` of the newest run of this algorithm, environment and seed, ``<run id>``, or a file.
@@ -102,24 +125,51 @@ class CLI(LightningCLI):
             CheckpointError: no such run has that checkpoint.
         """
         arguments = self._logger_arguments()
-        root = Path(arguments["root"])
-        if (root / "runs" / name).is_dir():
-            return root / "runs" / name / "last.ckpt"
-        if name not in RESUMABLE:
-            return Path(name)
-        algorithm = self.settings.model.class_path.rpartition(".")[2]
-        env = self.settings.data.init_args.env.as_dict()
-        tags = {"algorithm": algorithm, "seed": str(self.settings.seed_everything)}
+        runs = Path(arguments["root"]).expanduser() / "runs"
+        if name in RESUMABLE:
+            path = self._newest(f"{name}.ckpt", {})
+            if path is None:
+                raise CheckpointError(
+                    f"ckpt_path = {name}: no run of {self._algorithm} with seed {self.settings.seed_everything} on "
+                    f"this environment in experiment {arguments['experiment_name']!r} of {arguments['root']} has a "
+                    f"{name}.ckpt. Drop --ckpt_path to start a new run."
+                )
+            return path
+        if re.fullmatch("[0-9a-f]{32}", name) and not Path(name).exists():
+            if not (runs / name).is_dir():
+                raise CheckpointError(f"ckpt_path = {name}: no run with this id has a checkpoint in {runs}.")
+            return runs / name / "last.ckpt"
+        return Path(name).expanduser()
+
+    def _requeued_checkpoint(self) -> Path | None:
+        """Last checkpoint of the run that this SLURM job trained before it was put back into the queue."""
+        job = os.environ.get("SLURM_JOB_ID")
+        if job is None or int(os.environ.get("SLURM_RESTART_COUNT") or 0) == 0:
+            return None
+        return self._newest("last.ckpt", {SLURM_JOB: job})
+
+    def _newest(self, file: str, tags: dict[str, str]) -> Path | None:
+        """Checkpoint ``file`` of the newest run of this algorithm, environment and seed that carries ``tags``."""
+        arguments = self._logger_arguments()
+        root = Path(arguments["root"]).expanduser()
+        env = yaml.safe_load(self.parser.dump(self.config, format="yaml"))[self.subcommand]["data"]["init_args"]["env"]
+        tags = {"algorithm": self._algorithm, "seed": str(self.settings.seed_everything)} | tags
+        without = []
         for run_id in find_runs(root, arguments["experiment_name"], tags):
-            path = root / "runs" / run_id / f"{name}.ckpt"
-            if path.is_file():
-                config = yaml.safe_load(read_checkpoint(path)["run"]["config"])
-                if config.get("data", {}).get("init_args", {}).get("env") == env:
-                    return path
-        raise CheckpointError(
-            f"ckpt_path = {name}: no run of {algorithm} with seed {tags['seed']} on this environment in experiment "
-            f"{arguments['experiment_name']!r} of {root} has a {name}.ckpt. Drop --ckpt_path to start a new run."
-        )
+            path = root / "runs" / run_id / file
+            if not path.is_file():
+                without.append(run_id)
+                continue
+            config = yaml.safe_load(read_checkpoint(path, verify=False)["run"]["config"])
+            if config.get("data", {}).get("init_args", {}).get("env") == env:
+                if without:
+                    log.warning("newer runs have no %s: %s; it is taken from %s", file, ", ".join(without), run_id)
+                return path
+        return None
+
+    @property
+    def _algorithm(self) -> str:
+        return self.settings.model.class_path.rpartition(".")[2]
 
     def _logger_class(self) -> str:
         logger = self.settings.trainer.logger

@@ -30,6 +30,21 @@ class DivergenceError(RuntimeError):
         self.state_is_finite = state_is_finite
 
 
+class Interrupted(BaseException):
+    """A signal stopped the run; the message says what is saved and how to go on.
+
+    No ``Exception``, like KeyboardInterrupt: it is not an error, and no handler of errors should take it for one.
+
+    Args:
+        message: what is shown.
+        number: of the signal; a shell's exit code of a stopped program is 128 more.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 def require(condition: bool, key: str, value: object, remedy: str) -> None:
     """Raise :class:`ConfigError` naming ``key``, ``value`` and ``remedy`` unless ``condition`` holds."""
     if not condition:

@@ -134,12 +134,24 @@ def test_a_refused_resume_leaves_the_run_as_it_was(capsys: pytest.CaptureFixture
     config = Path(client.download_artifacts(run.name, "config/fit.yaml")).read_text()
     other = "--data.env.env=MountainCarContinuous-v0"
     assert main(["fit", *SMOKE, f"--ckpt_path={run.name}", other]) == 2
-    assert main(["fit", *SMOKE, f"--ckpt_path={run.name}"]) == 2
+    assert main(["fit", *SMOKE, f"--ckpt_path={run.name}", "--trainer.max_epochs=1"]) == 2
     assert "the checkpoint has trained 2 epochs already; raise it to go on" in capsys.readouterr().err
     after = client.get_run(run.name)
     assert after.info.status == "FINISHED"
     assert after.data.tags == before.data.tags
     assert Path(client.download_artifacts(run.name, "config/fit.yaml")).read_text() == config
+
+
+def test_a_complete_run_that_was_killed_at_its_end_is_completed_by_resuming(caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["fit", *SMOKE]) == 0
+    (run,) = runs()
+    client = connect("mlruns")
+    client.update_run(run.name, status="RUNNING")  # as SIGKILL after the last save leaves it
+    before = client.get_metric_history(run.name, "eval/return")
+    assert main(["fit", *SMOKE, "--ckpt_path=last"]) == 0
+    assert client.get_run(run.name).info.status == "FINISHED"
+    assert client.get_metric_history(run.name, "eval/return") == before
+    assert "the run is complete: 2 of 2 epochs; raise trainer.max_epochs to go on" in caplog.text
 
 
 def test_unknown_commands_and_missing_configs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,7 +210,9 @@ def test_a_policy_needs_a_checkpoint(tmp_path: Path) -> None:
         lit_metarl.load_policy("nowhere")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+)
 def test_a_killed_run_resumes(number: signal.Signals) -> None:
     command = [sys.executable, "-m", "lit_metarl", "fit", *SMOKE, "--trainer.max_epochs=100000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
@@ -207,12 +221,16 @@ def test_a_killed_run_resumes(number: signal.Signals) -> None:
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(number)
-    process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     (path,) = Path("mlruns").glob("runs/*/last.ckpt")
     stopped = torch.load(path, weights_only=True)
     client = connect("mlruns")
     if number != signal.SIGKILL:  # the latter leaves nobody to say that the run failed
-        assert client.get_run(path.parent.name).info.status == "FAILED"
+        assert client.get_run(path.parent.name).info.status == "KILLED"
+        assert process.returncode == 128 + number
+        (line,) = [line for line in errors.splitlines() if line.startswith(b"lit-metarl:")]
+        assert line.startswith(f"lit-metarl: stopped by {number.name} at ".encode())
+        assert line.endswith(f"go on with --ckpt_path {path.parent.name}".encode())
     epochs = stopped["epoch"] + 3
     assert main(["fit", *SMOKE, f"--trainer.max_epochs={epochs}", "--ckpt_path=last"]) == 0
     (path,) = Path("mlruns").glob("runs/*/last.ckpt")

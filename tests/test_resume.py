@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, TanhGaussianMLP
 from lit_metarl.optim import PPO, SGMRLCorrection
 from lit_metarl.tracking import MLflowLogger, connect
+from lit_metarl.types import Interrupted
 
 
 def make_sac(env: EnvFactory, cls: type[SAC] = SAC, **kwargs: Any) -> tuple[SAC, ReplayDataModule]:
@@ -224,12 +226,12 @@ def stop_within_epoch(trainer: Trainer, module: Algorithm, datamodule: Experienc
     def interrupting(batch: Any, batch_idx: int) -> None:
         original(batch, batch_idx)
         if trainer.current_epoch == 1 and batch_idx == at:
-            checkpoint._on_signal(2, None)
+            checkpoint.signals.note(signal.SIGINT, None)
 
     module.training_step = interrupting
-    with pytest.raises(SystemExit):
+    with pytest.raises(Interrupted, match=r"stopped by SIGINT at .* environment steps; .*last\.ckpt is of step"):
         trainer.fit(module, datamodule)
-    assert connect(trainer.logger.save_dir).get_run(trainer.logger.run_id).info.status == "FAILED"
+    assert connect(trainer.logger.save_dir).get_run(trainer.logger.run_id).info.status == "KILLED"
     return trainer.logger.run_dir / "last.ckpt"
 
 

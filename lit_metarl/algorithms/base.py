@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,9 +14,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from lit_metarl.types import ConfigError, State, require
+from lit_metarl.processes import average_gradients, gather_states, world_size
+from lit_metarl.types import ConfigError, DivergenceError, State, require
 
-SCHEMA = "lit_metarl.algorithm/2"
+log = logging.getLogger(__name__)
+
+SCHEMA = "lit_metarl.algorithm/3"
 PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed")
 
 
@@ -68,6 +73,20 @@ class Algorithm(LightningModule):
         average_gradients(parameters)
         optimizer.step()
 
+    @property
+    def step_sizes(self) -> dict[str, float]:
+        """Step sizes by their configuration key, for the message of a run that diverged."""
+        raise NotImplementedError
+
+    def diverged(self, what: str, state_is_finite: bool = False) -> DivergenceError:
+        """The error to raise because of ``what``; it names the step sizes."""
+        sizes = ", ".join(f"{key} = {value:g}" for key, value in self.step_sizes.items())
+        return DivergenceError(
+            f"training diverged: {what} after {self.env_steps} environment steps. Lower a step size ({sizes}), or "
+            "look for huge rewards or observations. The checkpoints written so far are untouched.",
+            state_is_finite,
+        )
+
     # Metrics -------------------------------------------------------------------------------------------------------
 
     def _reset_sums(self) -> None:
@@ -103,10 +122,13 @@ class Algorithm(LightningModule):
         lengths = torch.cat(self._lengths) if self._lengths else torch.zeros(0)
         counts = torch.tensor([self._steps, returns.sum(), lengths.sum(), len(returns)], dtype=torch.float32)
         sums = torch.cat([torch.stack([v.float() for v in self._sums.values()]), counts.to(self.device)])
-        if _world_size() > 1:
+        if world_size() > 1:
             dist.all_reduce(sums)
         *means, steps, return_sum, length_sum, episodes = sums.tolist()
         metrics = {f"train/{name}": value / steps for name, value in zip(self._sums, means, strict=True)}
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise self.diverged(f"{name} is {value}")
         if episodes:
             metrics |= {"train/return": return_sum / episodes, "train/episode_length": length_sum / episodes}
         self.log_points(metrics)
@@ -152,7 +174,7 @@ class Algorithm(LightningModule):
 
     def gather(self, rows: Tensor) -> Tensor:
         """``[..., n]`` of this process → ``[..., n of all processes]``."""
-        if _world_size() == 1:
+        if world_size() == 1:
             return rows
         return self.all_gather(rows.to(self.device)).movedim(0, -2).flatten(-2)
 
@@ -178,13 +200,8 @@ class Algorithm(LightningModule):
             "schema": SCHEMA,
             "name": type(self).__qualname__,
             "counters": self.counters(),
-            "metrics": {
-                "sums": {name: value.detach().cpu() for name, value in self._sums.items()},
-                "steps": self._steps,
-                "returns": list(self._returns),
-                "lengths": list(self._lengths),
-                "latest": dict(self.latest_metrics),
-            },
+            "metrics": gather_states(self._running_metrics()),  # of every process: means are over all of them
+            "latest": dict(self.latest_metrics),
             "policy": self.policy_state(),
         }
 
@@ -212,17 +229,29 @@ class Algorithm(LightningModule):
             done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
             limit = self.trainer.max_epochs
             require(
-                limit in (None, -1) or done < limit,
+                limit in (None, -1) or done <= limit,
                 "trainer.max_epochs",
                 limit,
                 f"the checkpoint has trained {done} epochs already; raise it to go on",
             )
+            if done == limit:
+                log.warning("the run is complete: %d of %d epochs; raise trainer.max_epochs to go on", done, limit)
         self.load_counters(state["counters"])
-        metrics = state["metrics"]
+        self.latest_metrics = dict(state["latest"])
+        if len(state["metrics"]) != world_size():  # looked at with another number of processes
+            return
+        metrics = state["metrics"][self.global_rank]
         self._sums = {name: value.to(self.device) for name, value in metrics["sums"].items()}
         self._steps = metrics["steps"]
         self._returns, self._lengths = list(metrics["returns"]), list(metrics["lengths"])
-        self.latest_metrics = dict(metrics["latest"])
+
+    def _running_metrics(self) -> State:
+        return {
+            "sums": {name: value.detach().cpu() for name, value in self._sums.items()},
+            "steps": self._steps,
+            "returns": list(self._returns),
+            "lengths": list(self._lengths),
+        }
 
     def _check_shapes(self, saved: Mapping[str, Tensor]) -> None:
         own = self.state_dict()
@@ -256,31 +285,3 @@ def policy_state_of(factory: Any, module: nn.Module, obs_dim: int, action_dim: i
         "action_dim": action_dim,
         "state_dict": {name: value.detach().cpu() for name, value in module.state_dict().items()},
     }
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every ``.grad`` by its mean over processes, in one flattened all-reduce.
-
-    Explicit because no DDP hook sees gradients of ``autograd.grad``: without it the processes drift apart silently.
-    """
-    if _world_size() == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= _world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
-
-
-def mean_over_processes(tensor: Tensor) -> Tensor:
-    """Mean of ``tensor`` over processes, a new tensor; itself on one process."""
-    if _world_size() == 1:
-        return tensor
-    total = tensor.detach().clone()
-    dist.all_reduce(total)
-    return total / _world_size()
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -14,15 +14,15 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from lit_metarl.algorithms.base import Algorithm, mean_over_processes, policy_state_of
+from lit_metarl.algorithms.base import Algorithm, policy_state_of
 from lit_metarl.estimators import InnerSurrogate, LogLikelihood, gae, normalise, reward_to_go
 from lit_metarl.nn import Baseline, CategoricalMLP, GaussianMLP, LinearFeature, PolicyFactory
 from lit_metarl.optim.corrections import MetaData, NoCorrection, SamplingCorrection, adapt
 from lit_metarl.optim.inner_loop import InnerLoop, StepSizes, Unrolled
 from lit_metarl.optim.outer_updates import VPG, OuterSurrogate, OuterUpdate
+from lit_metarl.processes import mean_over_processes
 from lit_metarl.types import (
     ConfigError,
-    DivergenceError,
     MetaBatch,
     MetaEpisodes,
     Params,
@@ -206,11 +206,13 @@ class MetaPolicyGradient(Algorithm):
 
     def _check_finite(self, value: Tensor | float, what: str) -> None:
         if not math.isfinite(float(value)):
-            raise DivergenceError(
-                f"{what} is not finite after {self.env_steps} environment steps. Lower model.inner_lr = "
-                f"{self.inner_lr} or the outer step size, collect more trajectories, or use an inner surrogate of less "
-                "variance. The checkpoints written so far are untouched."
-            )
+            raise self.diverged(f"{what} is not finite")
+
+    @property
+    def step_sizes(self) -> dict[str, float]:
+        """Step sizes by their configuration key."""
+        outer = {f"model.outer.{key}": getattr(self.outer, key) for key in ("lr", "max_kl") if hasattr(self.outer, key)}
+        return {"model.inner_lr": self.inner_lr} | outer
 
     def problem(self, trajectories: Sequence[Trajectories]) -> Problem:
         """What the outer update works on: ``trajectories`` are K + 1 rounds, fields ``[B, N, T, ...]``."""

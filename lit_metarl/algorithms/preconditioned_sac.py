@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_metarl.algorithms.base import average_gradients
 from lit_metarl.algorithms.sac import SAC
 from lit_metarl.losses.preconditioning import LogCosine, MetaObjective, SarsaBatch, meta_gradient
+from lit_metarl.processes import average_gradients
 from lit_metarl.types import DivergenceError, Params, ReplayBlock, State, Transition, require
 
 
@@ -77,6 +77,11 @@ class PreconditionedSAC(SAC):
     def preconditioning(self) -> bool:
         """Whether the first phase is still going on."""
         return not self.preconditioned and self.meta_updates < self.preconditioning_updates
+
+    @property
+    def step_sizes(self) -> dict[str, float]:
+        """Step sizes by their configuration key."""
+        return super().step_sizes | {"model.meta_lr": self.meta_lr, "model.bellman_lr": self.bellman_lr}
 
     def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """Uniform in [-1, 1] in the first phase, a sample of the policy in the second; ``[E, A]``."""

@@ -90,6 +90,11 @@ class SAC(Algorithm):
             torch.optim.Adam(policy, fused=True),
         ]
 
+    @property
+    def step_sizes(self) -> dict[str, float]:
+        """Step sizes by their configuration key."""
+        return {f"model.{name}": getattr(self, name) for name in ("actor_lr", "critic_lr", "temperature_lr")}
+
     def copy_target(self) -> None:
         """target ← critic, exactly."""
         self.target_critic.load_state_dict(self.critic.state_dict())

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lit_metarl.envs.rendering import write_video
 from lit_metarl.tracking.logger import mlflow_logger
-from lit_metarl.types import MetaEpisodes
+from lit_metarl.types import MetaEpisodes, State
 
 
 class AdaptationResults(Callback):
@@ -31,6 +31,14 @@ class AdaptationResults(Callback):
     ) -> None:
         """Keep the latest evaluation."""
         self._last = batch
+
+    def state_dict(self) -> State:
+        """The latest evaluation, so that a run resumed after its last epoch can still draw it."""
+        return {} if self._last is None else self._last._asdict()
+
+    def load_state_dict(self, state_dict: State) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self._last = MetaEpisodes(**state_dict) if state_dict else None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last evaluation."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_metarl.tracking.logger import environment_tags, mlflow_logger
 
 log = logging.getLogger(__name__)
+
+SLURM_JOB = "slurm_job"
+"""Tag with the id of the SLURM job that trains a run; a requeued job finds its run by it."""
 
 
 class RunRecord(Callback):
@@ -27,6 +31,8 @@ class RunRecord(Callback):
     def __init__(self, config: Mapping[str, Any], stage: str = "fit") -> None:
         self.config = config
         self.stage = stage
+        self._changed: dict[str, str] = {}
+        self._resumed_at: int | None = None  # what the checkpoint's run had logged, if it is this run
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Store the config of what only looks at a checkpoint; a training run is recorded once it may start."""
@@ -42,7 +48,10 @@ class RunRecord(Callback):
         logger = mlflow_logger(trainer)
         if logger is None:
             return
-        logger.start()
+        logger.count_steps(lambda: pl_module.env_steps)
+        logger.start(self._resumed_at)
+        logger.name_run(f"{type(pl_module).__name__}-{datamodule.spec.name.rpartition('/')[2]}-seed{datamodule.seed}")
+        logger.log_params(dict(_flatten(self.config)))
         tags = {
             "algorithm": type(pl_module).__name__,
             "environment": datamodule.spec.name,
@@ -50,7 +59,9 @@ class RunRecord(Callback):
             "precision": trainer.precision,
             "devices": f"{trainer.world_size} × {trainer.strategy.root_device.type}",
         }
-        logger.set_tags(tags | self.environment)
+        if job := os.environ.get("SLURM_JOB_ID"):
+            tags[SLURM_JOB] = job
+        logger.set_tags(tags | self.environment | self._changed)
         self._log_config(trainer)
 
     def _log_config(self, trainer: Trainer) -> None:
@@ -65,6 +76,7 @@ class RunRecord(Callback):
             "run_id": None if logger is None else logger.run_id,
             "config": yaml.safe_dump(dict(self.config), sort_keys=False),
             "environment": self.environment,
+            "logged_until": 0 if logger is None else logger.logged_until,
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -76,24 +88,23 @@ class RunRecord(Callback):
         changed |= differences(saved["environment"], self.environment)
         for key, (old, new) in changed.items():
             log.warning("resumed with another %s: %r in the checkpoint, %r now", key, old, new)
+        self._changed = {f"resumed/{key}": f"{old!r} -> {new!r}" for key, (old, new) in changed.items()}
         logger = mlflow_logger(trainer)
-        if changed and logger is not None:
-            logger.set_tags({f"resumed/{key}": f"{old!r} -> {new!r}" for key, (old, new) in changed.items()})
+        if logger is not None and trainer.strategy.broadcast(logger.run_id) == saved["run_id"]:
+            self._resumed_at = saved["logged_until"]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ, with the old and the new value (None where absent)."""
     a, b = dict(_flatten(old)), dict(_flatten(new))
-    return {
-        key: (a.get(key), b.get(key))
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and key not in ("ckpt_path", "weights_only")
-    }
+    return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+        if key in ("ckpt_path", "weights_only", "run_id"):  # of this start, not of the run
+            continue
+        if isinstance(value, Mapping):  # as options are named: without the level that holds a class's arguments
+            yield from _flatten(value, prefix if key == "init_args" else f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_metarl.data.streams import Stream, derive_seed, global_state, load_global_state, seed_global
 from lit_metarl.envs.base import EnvError, EnvFactory, EnvSpec
+from lit_metarl.processes import gather_states
 from lit_metarl.types import ConfigError, State, require
 
 SCHEMA = "lit_metarl.experience/3"
@@ -80,7 +79,6 @@ class ExperienceDataModule(LightningDataModule):
         self.spec = self._read_spec()
         self._restored: State | None = None
         self._first_batch = True
-        self._gather_group: Any = None
 
     def _read_spec(self) -> EnvSpec:
         try:
@@ -238,20 +236,8 @@ class ExperienceDataModule(LightningDataModule):
             "schema": SCHEMA,
             "env": self.spec.name,
             "shares": dict(self.shares),
-            "ranks": self._gather(local),
+            "ranks": gather_states(local),
         }
-
-    def _gather(self, local: State) -> list[State]:
-        if self.world_size == 1:
-            return [local]
-        if self._gather_group is None:
-            self._gather_group = dist.new_group(backend="gloo")  # NCCL would send the replay through GPU memory
-        # As a file: pickled without one, tensors of some dtypes (uint32, of NumPy's streams) cannot be read back.
-        file = io.BytesIO()
-        torch.save(local, file)
-        gathered: list[Any] = [None] * self.world_size
-        dist.gather_object(file.getvalue(), gathered if self.rank == 0 else None, dst=0, group=self._gather_group)
-        return [torch.load(io.BytesIO(part), weights_only=True) for part in gathered] if self.rank == 0 else []
 
     def load_state_dict(self, state: State) -> None:
         """Inverse of :meth:`state_dict`; only training resumes, evaluation of a checkpoint starts afresh.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lit_metarl.tracking.store import TrackingError, check_store, connect, find_runs, open_store
+from lit_metarl.tracking.store import TrackingError, check_store, connect, find_runs, has_run, open_store
 
 if TYPE_CHECKING:
     from lit_metarl.tracking.logger import MLflowLogger, environment_tags
@@ -16,6 +16,7 @@ __all__ = [
     "connect",
     "environment_tags",
     "find_runs",
+    "has_run",
     "open_store",
 ]
 

@@ -25,7 +25,14 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_metarl.tracking.store import TrackingError, check_store, connect, ensure_experiment
+from lit_metarl.tracking.store import (
+    TrackingError,
+    check_store,
+    connect,
+    drop_points_after,
+    ensure_experiment,
+    reason_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +41,8 @@ _PARAMS_PER_WRITE = 100
 _VALUE_LENGTH = 6000
 _KEY_LENGTH = 250
 _PACKAGES = ("lit_metarl", "torch", "lightning", "mujoco", "gymnasium", "dm_control", "mlflow")
+
+OF_CHECKPOINT = "checkpoint"
 
 Point = tuple[str, float, int, int]  # name, value, time in ms, step
 
@@ -51,6 +60,7 @@ class MetricWriter:
         self._timer: threading.Timer | None = None
         self._buffer_lock = threading.Lock()
         self._write_lock = threading.Lock()
+        self._warned = False
 
     def add(self, points: list[Point]) -> None:
         """Take ``points`` to be written soon."""
@@ -77,10 +87,12 @@ class MetricWriter:
                 except MlflowException as error:
                     raise TrackingError(
                         f"{len(self._points)} metric points of run {self._run_id} cannot be written to "
-                        f"{self._client.tracking_uri}: {error}. Check the space on the disk, and who locks the file."
+                        f"{self._client.tracking_uri}: {reason_of(error)}. Check the space on the disk, and who locks "
+                        "the file."
                     ) from error
                 with self._buffer_lock:
                     del self._points[: len(batch)]
+            self._warned = False
 
     def _write_in_background(self) -> None:
         with self._buffer_lock:
@@ -88,7 +100,9 @@ class MetricWriter:
         try:
             self.flush()
         except TrackingError as error:
-            log.warning("%s Trying again later.", error)
+            if not self._warned:
+                log.warning("%s Trying again later.", error)
+            self._warned = True
 
 
 class MLflowLogger(Logger):
@@ -97,8 +111,9 @@ class MLflowLogger(Logger):
     Args:
         root: folder of the store; its database, artifacts and checkpoints live there and nowhere else.
         experiment_name: experiment that a new run belongs to.
-        run_name: name of a new run; MLflow invents one if None.
-        run_id: run to continue; a new one if None.
+        run_name: name of a new run; None for one that says what is trained, see :meth:`name_run`.
+        run_id: ``checkpoint`` for the run of the checkpoint that training resumes, if it is in this store, and a new
+            one otherwise; None for a new one; or the id of the run to continue.
     """
 
     def __init__(
@@ -106,15 +121,20 @@ class MLflowLogger(Logger):
         root: str = "mlruns",
         experiment_name: str = "lit_metarl",
         run_name: str | None = None,
-        run_id: str | None = None,
+        run_id: str | None = OF_CHECKPOINT,
     ) -> None:
         super().__init__()
-        self._root = Path(root)
+        if not experiment_name.strip():
+            raise TrackingError("experiment_name is empty: give the experiment a name.")
+        self._root = Path(root).expanduser()
         self._experiment_name = experiment_name
         self._run_name = run_name
-        self._run_id = run_id
+        self._run_id = None if run_id == OF_CHECKPOINT else run_id
+        self._steps: Callable[[], int] | None = None
+        self._logged_until = 0  # time in ms of the latest point
         self._client: Any = None
         self._writer: MetricWriter | None = None
+        self._unnamed = False  # whether MLflow invented the name
         self._started = False  # whether this process answers for the run's status
         self._pid = 0
 
@@ -134,7 +154,8 @@ class MLflowLogger(Logger):
             client = connect(self._root)
             if self._run_id is None:
                 experiment_id = ensure_experiment(client, self._root, self._experiment_name)
-                self._run_id = client.create_run(experiment_id, run_name=self._run_name).info.run_id
+                self._run_id = client.create_run(experiment_id, run_name=self._run_name, tags=_own_tags()).info.run_id
+                self._unnamed = self._run_name is None
                 self._started = True
             else:
                 self._check_run(client, self._run_id)
@@ -144,14 +165,43 @@ class MLflowLogger(Logger):
         return self._client
 
     @rank_zero_only
-    def start(self) -> None:
-        """Say that a resumed run goes on: RUNNING now, its end to be told by ``finalize``.
+    def start(self, resumed_at: int | None = None) -> None:
+        """Say that the run goes on: RUNNING now, its end to be told by ``finalize``.
 
         Until this is called a reopened run keeps its status, so that testing a checkpoint, or refusing to resume from
         it, leaves the record of the training as it was.
+
+        Args:
+            resumed_at: :attr:`logged_until` of the checkpoint; what training logged later is dropped, for it will be
+                logged again. None for a run that begins.
         """
-        self.experiment.update_run(self.run_id, status="RUNNING")
+        client = self.experiment
+        if resumed_at is not None:
+            self._logged_until = resumed_at
+            dropped = drop_points_after(self._root, str(self.run_id), resumed_at)
+            if dropped:
+                log.warning("%d points of the steps after the checkpoint are dropped, to be logged anew", dropped)
+        client.update_run(self.run_id, status="RUNNING")
         self._started = True
+
+    @property
+    def logged_until(self) -> int:
+        """Time, in ms, of the latest point: no later one has the same."""
+        return self._logged_until
+
+    def count_steps(self, steps: Callable[[], int]) -> None:
+        """Let ``steps()`` be the x-axis of every point, whatever number its caller gives.
+
+        Lightning's own callbacks and ``self.log`` give the number of training steps.
+        """
+        self._steps = steps
+
+    @rank_zero_only
+    def name_run(self, name: str) -> None:
+        """Name a new run that has not been named ``<name>-<begin of its id>``: readable, and unique."""
+        if self.run_id is not None and self._unnamed:
+            self.experiment.update_run(self.run_id, name=f"{name}-{self.run_id[:6]}")
+            self._unnamed = False
 
     def _check_run(self, client: Any, run_id: str) -> None:
         from mlflow.exceptions import MlflowException
@@ -212,11 +262,15 @@ class MLflowLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Take ``metrics`` at ``step`` (0 if None) to be written within about a second; ``flush`` waits for it."""
+        """Take ``metrics`` at ``step`` (0 if None) to be written within about a second; ``flush`` waits for it.
+
+        After :meth:`count_steps` that is the x-axis instead.
+        """
         _ = self.experiment
         assert self._writer is not None
-        now_ms = int(time.time() * 1000)
-        self._writer.add([(clean_key(name), float(value), now_ms, step or 0) for name, value in metrics.items()])
+        step = self._steps() if self._steps is not None else step or 0
+        now_ms = self._logged_until = max(int(time.time() * 1000), self._logged_until + 1)
+        self._writer.add([(clean_key(name), float(value), now_ms, step) for name, value in metrics.items()])
 
     @rank_zero_only
     def flush(self) -> None:
@@ -231,27 +285,17 @@ class MLflowLogger(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the configuration is logged whole, with ``log_text``, and a few values with ``log_params``."""
 
-    def log_params(self, params: Mapping[str, Any]) -> list[str]:
-        """Log ``params``; return the keys that the run already has with another value.
-
-        MLflow keeps the first value of a parameter for ever: a changed one becomes the tag ``changed/<key>``.
-        """
-        if rank_zero_only.rank > 0 or not params:
-            return []
+    @rank_zero_only
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log those of ``params`` that the run has not yet: MLflow keeps the first value of a parameter for ever."""
         from mlflow.entities import Param
 
         client, run_id = self.experiment, self.run_id
-        data = client.get_run(run_id).data
+        known = client.get_run(run_id).data.params
         given = {clean_key(key): str(value)[:_VALUE_LENGTH] for key, value in params.items()}
-        new = [Param(key, value) for key, value in given.items() if key not in data.params]
+        new = [Param(key, value) for key, value in given.items() if key not in known]
         for start in range(0, len(new), _PARAMS_PER_WRITE):
             client.log_batch(run_id, params=new[start : start + _PARAMS_PER_WRITE])
-        changed = [key for key, value in given.items() if data.params.get(key, value) != value]
-        self.set_tags({f"changed/{key}": given[key] for key in changed})
-        for key in given.keys() - set(changed):
-            if f"changed/{key}" in data.tags:
-                client.delete_tag(run_id, f"changed/{key}")
-        return changed
 
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, Any]) -> None:
@@ -275,7 +319,11 @@ class MLflowLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Flush, then mark the run FINISHED on success and FAILED else, if this process created or started it."""
+        """Flush, then mark the run, if this process created or started it.
+
+        Args:
+            status: ``success`` for FINISHED, ``killed`` for KILLED, anything else for FAILED.
+        """
         if self._client is None or self._writer is None:
             return
         from mlflow.exceptions import MlflowException
@@ -284,12 +332,18 @@ class MLflowLogger(Logger):
         try:
             self._writer.flush()
             if self._started:
-                self._client.set_terminated(self._run_id, "FINISHED" if succeeded else "FAILED")
+                ended = "FINISHED" if succeeded else "KILLED" if status == "killed" else "FAILED"
+                self._client.set_terminated(self._run_id, ended)
         except (TrackingError, MlflowException) as error:
             if succeeded:
                 raise
-            log.error("%s", error)  # raised, it would hide what the run failed of
+            log.error("%s", str(error).partition("\n")[0])  # raised, it would hide what the run failed of
         self._started = False
+
+    def mark_failed(self) -> None:
+        """Mark the run FAILED from whatever process this is: for one that outlives process 0."""
+        if self._run_id is not None:
+            connect(self._root).set_terminated(self._run_id, "FAILED")
 
     def _close_at_exit(self) -> None:
         if os.getpid() != self._pid:  # a forked child leaves its parent's run alone
@@ -311,6 +365,13 @@ def clean_key(key: str) -> str:
     key = re.sub(r"[^\w/. -]", "_", key, flags=re.ASCII)[:_KEY_LENGTH]
     key = posixpath.normpath(key).strip("/")
     return "_" if key in ("", ".") else re.sub(r"^\.\.", "__", key)
+
+
+def _own_tags() -> dict[str, str]:
+    """Source, user and the like, as MLflow's own functions set them."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    return resolve_tags()
 
 
 def environment_tags() -> dict[str, str]:

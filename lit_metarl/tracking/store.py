@@ -12,21 +12,25 @@ import os
 import re
 import sqlite3
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+log = logging.getLogger(__name__)
+
 DATABASE = "mlflow.db"
 _ARTIFACTS = "artifacts"
 _LOCK_TIMEOUT_S = 120.0  # creating a store takes some 3 s; a busy machine some tens
 _BUSY_TIMEOUT_S = 20.0  # as MLflow's own
+LOCK_PATIENCE_S = 600.0  # how long a locked database is waited for
 
 
 class TrackingError(RuntimeError):
@@ -47,7 +51,7 @@ def open_store(root: Path | str = "mlruns") -> str:
     Raises:
         TrackingError: ``root`` cannot be written in, or its database has another schema than the installed MLflow.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     state = check_store(root)
     if state is None or _is_moved(root, state):
         try:
@@ -70,7 +74,7 @@ def check_store(root: Path | str) -> _State | None:
     Raises:
         TrackingError: ``root`` cannot be written in, or its database has another schema than the installed MLflow.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     if found := sorted(set("?#%") & set(str(root.resolve()))):
         raise TrackingError(
             f"The tracking root {root.resolve()} contains {found}, which a URI cannot. Use another root."
@@ -106,9 +110,72 @@ def connect(root: Path | str = "mlruns") -> MlflowClient:
 
     try:
         # absolute, because MLflow caches stores by URI and a relative one outlives a change of directory
-        return MlflowClient(_uri(Path(root).resolve()))
+        return cast("MlflowClient", _PatientClient(MlflowClient(_uri(Path(root).expanduser().resolve()))))
     except MlflowException as error:
-        raise TrackingError(f"MLflow cannot open {uri}: {error}. Try `mlflow db upgrade {uri}`.") from error
+        raise TrackingError(f"MLflow cannot open {uri}: {reason_of(error)}. Try `mlflow db upgrade {uri}`.") from error
+
+
+class _PatientClient:
+    """An ``MlflowClient`` that waits, minutes if need be, while another process holds the database."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._client, name)
+        return partial(self._patiently, attribute) if callable(attribute) else attribute
+
+    def _patiently(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                return call(*args, **kwargs)
+            except MlflowException as error:
+                if "database is locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                log.warning(
+                    "%s is locked by another process; waiting for it, %.0f s more at most",
+                    self._client.tracking_uri,
+                    deadline - time.monotonic(),
+                )
+
+
+def has_run(root: Path | str, run_id: str) -> bool:
+    """Whether the store in ``root`` has the run, not deleted; read without MLflow, in milliseconds."""
+    database = Path(root).expanduser() / DATABASE
+    if not database.is_file():
+        return False
+    with closing(sqlite3.connect(database, timeout=LOCK_PATIENCE_S)) as connection:
+        query = "SELECT count(*) FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
+        return bool(connection.execute(query, (run_id,)).fetchone()[0])
+
+
+def reason_of(error: Exception) -> str:
+    """First line of an error of the database, without the statement that follows it."""
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def drop_points_after(root: Path | str, run_id: str, time_ms: int) -> int:
+    """Delete the points that training logged in ``run_id`` after ``time_ms``; returns how many.
+
+    Those of ``test`` and ``validate`` stay: they are of a checkpoint, and nothing logs them again. MLflow has no call
+    for this, so it is done in its tables, ``latest_metrics`` included.
+    """
+    later = "run_uuid = ? AND timestamp > ? AND key NOT LIKE 'test/%' AND key NOT LIKE 'validate/%'"
+    with closing(sqlite3.connect(Path(root) / DATABASE, timeout=LOCK_PATIENCE_S)) as connection, connection:
+        dropped = connection.execute(f"DELETE FROM metrics WHERE {later}", (run_id, time_ms)).rowcount
+        if dropped:
+            connection.execute("DELETE FROM latest_metrics WHERE run_uuid = ?", (run_id,))
+            connection.execute(
+                "INSERT INTO latest_metrics (key, value, timestamp, step, is_nan, run_uuid) "
+                "SELECT key, value, timestamp, step, is_nan, run_uuid FROM (SELECT *, row_number() OVER "
+                "(PARTITION BY key ORDER BY step DESC, timestamp DESC, value DESC) AS place "
+                "FROM metrics WHERE run_uuid = ?) WHERE place = 1",
+                (run_id,),
+            )
+    return dropped
 
 
 def ensure_experiment(client: MlflowClient, root: Path | str, name: str) -> str:
@@ -140,7 +207,7 @@ def find_runs(root: Path | str, experiment: str, tags: Mapping[str, str] | None 
     Raises:
         TrackingError: as ``open_store``.
     """
-    if not (Path(root) / DATABASE).exists():
+    if not (Path(root).expanduser() / DATABASE).exists():
         return []
     client = connect(root)
     found = client.get_experiment_by_name(experiment)
@@ -246,4 +313,5 @@ def _schema_revisions() -> tuple[frozenset[str], tuple[str, ...]]:
 def _quieten_mlflow() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when MLflow is imported
     for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        # what goes wrong is raised, and told in one line; MLflow also logs it with its traceback
+        logging.getLogger(name).setLevel(logging.CRITICAL)

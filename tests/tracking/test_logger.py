@@ -4,8 +4,10 @@ import math
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -204,18 +206,77 @@ def test_deleted_run_is_refused(root: str) -> None:
         _ = MLflowLogger(root, run_id=logger.run_id).experiment
 
 
-def test_changed_parameter_becomes_a_tag(root: str) -> None:
+def test_a_parameter_keeps_its_first_value(root: str) -> None:
     first = MLflowLogger(root)
-    assert first.log_params({"lr": 0.1, "seed": 1, "long": "x" * 9000}) == []
+    first.log_params({"lr": 0.1, "seed": 1, "long": "x" * 9000})
     first.finalize("success")
+    second = MLflowLogger(root, run_id=first.run_id)
+    second.log_params({"lr": 0.2, "seed": 1, "long": "x" * 9000, "new": 5})
+    assert connect(root).get_run(first.run_id).data.params == {"lr": "0.1", "seed": "1", "long": "x" * 6000, "new": "5"}
+
+
+def test_points_beyond_a_checkpoint_are_dropped_and_those_of_tests_kept(root: str) -> None:
+    first = MLflowLogger(root)
+    first.log_metrics({"a": 1.0, "b": 1.0}, step=1)
+    counted = first.logged_until
+    first.log_metrics({"a": 2.0, "c": math.nan, "test/return": 5.0}, step=1)  # later, whatever its step
+    first.log_metrics({"a": 3.0}, step=3)
+    first.flush()
+    other = MLflowLogger(root)
+    other.log_metrics({"a": 9.0}, step=9)
+    other.flush()
 
     second = MLflowLogger(root, run_id=first.run_id)
-    assert second.log_params({"lr": 0.2, "seed": 1, "long": "x" * 9000, "new": 5}) == ["lr"]
-    data = connect(root).get_run(first.run_id).data
-    assert (data.params["lr"], data.tags["changed/lr"], data.params["new"]) == ("0.1", "0.2", "5")
+    second.start(counted)
+    assert history(root, first.run_id, "a") == [(1, 1.0)]
+    assert connect(root).get_run(first.run_id).data.metrics == {"a": 1.0, "b": 1.0, "test/return": 5.0}
+    assert history(root, other.run_id, "a") == [(9, 9.0)]
+    second.log_metrics({"a": 4.0}, step=2)
+    second.flush()
+    assert history(root, first.run_id, "a") == [(1, 1.0), (2, 4.0)]
 
-    assert second.log_params({"lr": 0.1}) == []  # back at the first value
-    assert "changed/lr" not in connect(root).get_run(first.run_id).data.tags
+
+def test_every_point_is_at_environment_steps(root: str) -> None:
+    logger = MLflowLogger(root)
+    logger.count_steps(lambda: 7000)
+    logger.log_metrics({"lr-Adam": 1e-3}, step=3)  # as Lightning's callbacks do: at training steps
+    logger.flush()
+    assert history(root, logger.run_id, "lr-Adam") == [(7000, 1e-3)]
+
+
+def test_a_new_run_has_a_unique_name_a_source_and_a_user(root: str) -> None:
+    first, second, named = MLflowLogger(root), MLflowLogger(root), MLflowLogger(root, run_name="mine")
+    for logger in (first, second, named):
+        _ = logger.run_id
+        logger.name_run("SAC-walker-seed0")
+    runs = [connect(root).get_run(logger.run_id) for logger in (first, second, named)]
+    assert [run.info.run_name for run in runs[:2]] == [f"SAC-walker-seed0-{run.info.run_id[:6]}" for run in runs[:2]]
+    assert runs[2].info.run_name == "mine"
+    assert runs[0].data.tags["mlflow.source.name"]
+    assert runs[0].data.tags["mlflow.user"]
+
+
+@pytest.mark.parametrize(("ended", "expected"), [("success", "FINISHED"), ("killed", "KILLED"), ("failed", "FAILED")])
+def test_status_says_how_a_run_ended(root: str, ended: str, expected: str) -> None:
+    logger = MLflowLogger(root)
+    _ = logger.run_id
+    logger.finalize(ended)
+    assert status(root, logger.run_id) == expected
+    logger.finalize("failed")  # what Lightning says of every exception afterwards
+    assert status(root, logger.run_id) == expected
+
+
+def test_a_locked_database_is_waited_for(root: str, caplog: pytest.LogCaptureFixture) -> None:
+    logger = MLflowLogger(root)
+    _ = logger.run_id
+    connection = sqlite3.connect(Path(root) / "mlflow.db", check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    threading.Timer(24.0, connection.rollback).start()  # MLflow itself gives up after 20 s
+    logger.log_metrics({"m": 1.0}, step=1)
+    logger.flush()
+    assert history(root, logger.run_id, "m") == [(1, 1.0)]
+    assert "is locked by another process; waiting" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_more_entries_than_one_write_takes(root: str) -> None:
