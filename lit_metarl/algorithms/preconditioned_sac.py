@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_metarl.algorithms.sac import SAC
 from lit_metarl.losses.preconditioning import LogCosine, MetaObjective, SarsaBatch, meta_gradient
-from lit_metarl.processes import average_gradients
+from lit_metarl.processes import average_gradients, mean_over_processes
 from lit_metarl.types import DivergenceError, Params, ReplayBlock, State, Transition, require
 
 
@@ -123,7 +123,7 @@ class PreconditionedSAC(SAC):
     def _meta_step(self, batch: Transition) -> tuple[Params, dict[str, Tensor]]:
         """w − β ∇L_m(w') and metrics; the next action is a fresh draw of the random policy.
 
-        The averaged gradient decides for all processes alike whether it leaves the finite numbers.
+        The averaged gradient and objective decide for all processes alike whether they leave the finite numbers.
         """
         next_action = 2.0 * torch.rand_like(batch.action) - 1.0
         sarsa = SarsaBatch(batch.obs, batch.action, batch.reward, batch.discount, batch.next_obs, next_action)
@@ -139,7 +139,8 @@ class PreconditionedSAC(SAC):
         moved = {name: p - self.meta_lr * p.grad for name, p in parameters.items() if p.grad is not None}
         for parameter in parameters.values():
             parameter.grad = None
-        if not math.isfinite(float(sum(value.abs().sum() for value in moved.values()))):
+        objective = mean_over_processes(meta.objective.mean())
+        if not math.isfinite(float(objective + sum(value.abs().sum() for value in moved.values()))):
             self.critic.load_state_dict(self._good, strict=False)
             raise DivergenceError(
                 f"meta-update {self.meta_updates + 1} would leave critics that are not finite. Resume from last.ckpt, "
