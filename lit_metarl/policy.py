@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from lit_metarl.nn.recipe import from_recipe
 from lit_metarl.types import ConfigError
 
 
@@ -56,24 +56,22 @@ def load_policy(path_or_run: str | Path, root: str | Path = "mlruns", checkpoint
 
     Raises:
         CheckpointError: no such file or run, or a file that this package did not write.
+        ConfigError: the class that built the policy cannot be imported.
     """
     from lit_metarl.checkpoint import CheckpointError, read_checkpoint
 
-    path = Path(path_or_run)
-    run_dir = Path(root) / "runs" / str(path_or_run)
+    path = Path(path_or_run).expanduser()
+    run_dir = Path(root).expanduser() / "runs" / str(path_or_run)
     if not path.is_file() and run_dir.is_dir():
         path = next((p for p in (run_dir / f"{checkpoint}.ckpt", run_dir / "last.ckpt") if p.is_file()), run_dir)
     if not path.is_file():
         raise CheckpointError(f"{path_or_run}: neither a checkpoint file nor the id of a run in {root}.")
     recipe = read_checkpoint(path)["algorithm"]["policy"]
-    module, _, name = recipe["class_path"].rpartition(".")
     try:
-        factory = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"{path} holds a policy of class {recipe['class_path']}, which cannot be imported."
-        ) from error
+        factory = from_recipe(recipe)
+    except ConfigError as error:
+        raise ConfigError(f"the policy of {path} cannot be built: {error}") from error
     sizes = [recipe[key] for key in ("obs_dim", "action_dim", "num_actions") if key in recipe]
-    actor = factory(**recipe["init_args"]).build(*sizes)
+    actor = factory.build(*sizes)
     actor.load_state_dict(recipe["state_dict"])
     return TrainedPolicy(actor, recipe["obs_dim"], recipe.get("action_scale", 1.0))

@@ -157,6 +157,10 @@ class MetaPolicy(Protocol):
         """Deterministic action for ``obs [B, N, O]``: ``[B, N, A]`` (int ``[B, N]`` if discrete)."""
         ...
 
+    def diverged(self, what: str) -> DivergenceError:
+        """The error to raise because of ``what``, such as an action that is not finite; it names the step sizes."""
+        ...
+
 
 @runtime_checkable
 class Policy(Protocol):
@@ -173,6 +177,10 @@ class Policy(Protocol):
 
     def act(self, obs: Tensor) -> Tensor:
         """Deterministic action for evaluation, ``[E, A]``."""
+        ...
+
+    def diverged(self, what: str) -> DivergenceError:
+        """The error to raise because of ``what``, such as an action that is not finite; it names the step sizes."""
         ...
 
 

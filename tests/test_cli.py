@@ -215,13 +215,18 @@ def test_a_policy_needs_a_checkpoint(tmp_path: Path) -> None:
 )
 def test_a_killed_run_resumes(number: signal.Signals) -> None:
     command = [sys.executable, "-m", "lit_metarl", "fit", *SMOKE, "--trainer.max_epochs=100000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(Path("mlruns").glob("runs/*/last.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.3)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    # A run ignores what its parent ignored (nohup), and these tests may have been started that way.
+    heard = lambda: signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None  # noqa: E731
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=heard)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(Path("mlruns").glob("runs/*/last.ckpt")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     (path,) = Path("mlruns").glob("runs/*/last.ckpt")
     stopped = torch.load(path, weights_only=True)
     client = connect("mlruns")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -269,19 +268,14 @@ class Algorithm(LightningModule):
         )
 
 
-def policy_state_of(factory: Any, module: nn.Module, obs_dim: int, action_dim: int) -> State:
+def policy_state_of(recipe: State, module: nn.Module, obs_dim: int, action_dim: int) -> State:
     """Recipe and weights of a policy network, as :func:`lit_metarl.load_policy` reads them.
 
     Args:
-        factory: the frozen dataclass that built ``module``; its fields are Python primitives.
+        recipe: of the factory that built ``module`` (:func:`lit_metarl.nn.recipe.recipe_of`).
         module: the network.
         obs_dim: O.
         action_dim: A.
     """
-    return {
-        "class_path": f"{type(factory).__module__}.{type(factory).__qualname__}",
-        "init_args": {key: list(v) if isinstance(v, list | tuple) else v for key, v in asdict(factory).items()},
-        "obs_dim": obs_dim,
-        "action_dim": action_dim,
-        "state_dict": {name: value.detach().cpu() for name, value in module.state_dict().items()},
-    }
+    weights = {name: value.detach().cpu() for name, value in module.state_dict().items()}
+    return recipe | {"obs_dim": obs_dim, "action_dim": action_dim, "state_dict": weights}

@@ -17,6 +17,7 @@ from torch.func import functional_call, vmap
 from lit_metarl.algorithms.base import Algorithm, policy_state_of
 from lit_metarl.estimators import InnerSurrogate, LogLikelihood, gae, normalise, reward_to_go
 from lit_metarl.nn import Baseline, CategoricalMLP, GaussianMLP, LinearFeature, PolicyFactory
+from lit_metarl.nn.recipe import recipe_of
 from lit_metarl.optim.corrections import MetaData, NoCorrection, SamplingCorrection, adapt
 from lit_metarl.optim.inner_loop import InnerLoop, StepSizes, Unrolled
 from lit_metarl.optim.outer_updates import VPG, OuterSurrogate, OuterUpdate
@@ -65,7 +66,8 @@ class MetaPolicyGradient(Algorithm):
         time_average: divide surrogates by the horizon, inner and outer.
 
     Raises:
-        ConfigError: a value outside its range, or a policy for another kind of action space.
+        ConfigError: a value outside its range, or a policy that is for another kind of action space or could not be
+            loaded again.
     """
 
     default_inner: ClassVar[InnerSurrogate] = LogLikelihood()
@@ -98,8 +100,9 @@ class MetaPolicyGradient(Algorithm):
         for key, value in {"gamma": gamma, "gae_lambda": gae_lambda}.items():
             require(0.0 <= value <= 1.0, f"model.{key}", value, "it lies in [0, 1]")
         self.sizes = (obs_dim, action_dim, num_actions)
-        self.policy_factory = policy or (GaussianMLP() if num_actions is None else CategoricalMLP())
-        self.policy = self.policy_factory.build(*self.sizes)
+        policy = policy or (GaussianMLP() if num_actions is None else CategoricalMLP())
+        self.recipe = recipe_of(policy)
+        self.policy = policy.build(*self.sizes)
         self.baseline = baseline or LinearFeature()
         self.correction = correction or self.default_correction
         self.outer = outer or self.default_outer
@@ -242,7 +245,7 @@ class MetaPolicyGradient(Algorithm):
     def policy_state(self) -> State:
         """Recipe and weights of the policy before adaptation."""
         obs_dim, action_dim, num_actions = self.sizes
-        state = policy_state_of(self.policy_factory, self.policy, obs_dim, action_dim)
+        state = policy_state_of(self.recipe, self.policy, obs_dim, action_dim)
         scale = getattr(getattr(self.trainer, "datamodule", None), "action_scale", 1.0)
         return state | {"num_actions": num_actions, "action_scale": scale}
 

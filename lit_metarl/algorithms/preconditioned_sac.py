@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_metarl.algorithms.sac import SAC
 from lit_metarl.losses.preconditioning import LogCosine, MetaObjective, SarsaBatch, meta_gradient
 from lit_metarl.processes import average_gradients, mean_over_processes
-from lit_metarl.types import DivergenceError, Params, ReplayBlock, State, Transition, require
+from lit_metarl.types import ConfigError, DivergenceError, Params, ReplayBlock, State, Transition, require
 
 
 class PreconditionedSAC(SAC):
@@ -38,7 +38,7 @@ class PreconditionedSAC(SAC):
         sac: everything else, as of :class:`SAC`.
 
     Raises:
-        ConfigError: a value outside its range.
+        ConfigError: a value outside its range, or a critic that the objective's kernel cannot treat.
         DivergenceError: the objective, its gradient or a critic would not be finite. ``diverged.ckpt`` gets the last
             critics whose meta-gradient was finite, ``last.ckpt`` stays that of the last whole epoch.
     """
@@ -72,6 +72,27 @@ class PreconditionedSAC(SAC):
         self.preconditioned = preconditioning_updates == 0  # final: no setting of a resumed run brings the phase back
         self._meta_block = self.preconditioning
         self._good: Params = {}  # the critics before the last meta-update: their meta-gradient was finite
+        if not self.preconditioned:
+            self._check_critic()
+
+    def _check_critic(self) -> None:
+        """Try the objective on two made-up transitions: a kernel that cannot treat the critic says so now.
+
+        Not after a warm-up of hours. The global streams are not touched.
+        """
+        generator = torch.Generator().manual_seed(0)
+        obs, next_obs = torch.randn(2, 2, self.obs_dim, generator=generator)
+        action, next_action = torch.randn(2, 2, self.action_dim, generator=generator)
+        batch = SarsaBatch(obs, action, torch.zeros(2), torch.ones(2), next_obs, next_action)
+        params = {name: value.detach() for name, value in self.critic.named_parameters()}
+        rest = self.gamma, self.bellman_lr, self.second_order
+        try:
+            meta_gradient(self.critic, params, batch, self.objective, generator, *rest)
+        except (ValueError, RuntimeError) as error:
+            critic = type(self.critic).__name__
+            raise ConfigError(
+                f"model.critic = {critic} cannot be preconditioned by {self.objective}: {error}"
+            ) from error
 
     @property
     def preconditioning(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_metarl.algorithms.base import Algorithm, policy_state_of
 from lit_metarl.losses.sac import actor_loss, critic_loss, soft_target, temperature_loss
 from lit_metarl.nn import ActorFactory, CriticFactory, EnsembleCriticMLP, TanhGaussianMLP
+from lit_metarl.nn.recipe import recipe_of
 from lit_metarl.types import ReplayBlock, State, Transition, require
 
 
@@ -35,7 +36,7 @@ class SAC(Algorithm):
         target_entropy: H̄ in nats; −A if None.
 
     Raises:
-        ConfigError: a value outside its range.
+        ConfigError: a value outside its range, or an actor that could not be loaded again.
     """
 
     def __init__(
@@ -65,9 +66,9 @@ class SAC(Algorithm):
         require(0.0 < polyak <= 1.0, "model.polyak", polyak, "it must lie in (0, 1]")
         require(target_update_every >= 1, "model.target_update_every", target_update_every, "it must be at least 1")
         self.obs_dim, self.action_dim = obs_dim, action_dim
-        self.actor_factory = actor or TanhGaussianMLP()
-        critic = critic or EnsembleCriticMLP()
-        self.actor = self.actor_factory.build(obs_dim, action_dim)
+        actor, critic = actor or TanhGaussianMLP(), critic or EnsembleCriticMLP()
+        self.recipe = recipe_of(actor)
+        self.actor = actor.build(obs_dim, action_dim)
         self.critic = critic.build(obs_dim, action_dim)
         self.target_critic = critic.build(obs_dim, action_dim)
         self.copy_target()
@@ -166,7 +167,7 @@ class SAC(Algorithm):
 
     def policy_state(self) -> State:
         """Recipe and weights of the actor."""
-        return policy_state_of(self.actor_factory, self.actor, self.obs_dim, self.action_dim)
+        return policy_state_of(self.recipe, self.actor, self.obs_dim, self.action_dim)
 
     def counters(self) -> State:
         """Adds the number of updates, on which the target schedule depends."""

@@ -237,7 +237,7 @@ def _not_finite(trainer: Trainer) -> str | None:
     A parameter counts as infinite from about 2e19 on, where its square leaves float32.
     """
     for name, value in trainer.lightning_module.state_dict().items():
-        if value.is_floating_point() and not value.norm().isfinite():
+        if value.is_floating_point() and not value.square().sum().isfinite():
             return f"parameter {name} is not finite"
     for index, optimizer in enumerate(trainer.optimizers):
         for state in optimizer.state.values():

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from lit_metarl.data.streams import Stream, derive_seed, global_state, load_global_state, seed_global
 from lit_metarl.envs.base import EnvError, EnvFactory, EnvSpec
@@ -162,6 +163,13 @@ class ExperienceDataModule(LightningDataModule):
         """The module in training, a ``Policy`` or a ``MetaPolicy``."""
         assert self.trainer is not None
         return self.trainer.lightning_module
+
+    def checked(self, action: Tensor) -> Tensor:
+        """``action`` of the policy on the CPU; raises the policy's :class:`DivergenceError` if it is not finite."""
+        action = action.cpu()
+        if action.is_floating_point() and not action.isfinite().all():
+            raise self.policy.diverged("an action of the policy is not finite")
+        return action
 
     @property
     def rank(self) -> int:

@@ -101,7 +101,9 @@ def write_video(path: str | Path, frames: Iterable[Array], fps: float) -> None:
 
 def picture_kwargs(creator: Any, kwargs: Mapping[str, Any]) -> dict[str, str]:
     """``render_mode`` for a Gymnasium class that can draw, unless the user chose a mode himself."""
-    if "render_mode" in kwargs or "rgb_array" not in getattr(creator, "metadata", {}).get("render_modes", []):
+    metadata = getattr(creator, "metadata", None)  # of a gymnasium.Wrapper a property: its environment is not made yet
+    modes = metadata.get("render_modes", []) if isinstance(metadata, Mapping) else []
+    if "render_mode" in kwargs or "rgb_array" not in modes:
         return {}
     parameters = inspect.signature(creator).parameters.values()
     takes = any(p.name == "render_mode" or p.kind is p.VAR_KEYWORD for p in parameters)
