@@ -60,7 +60,7 @@ def open_store(root: Path | str = "mlruns") -> str:
                 if state is None:
                     _create(root)
                 elif _is_moved(root, state):
-                    _rewrite_locations(root, state)
+                    _rewrite_locations(root / DATABASE, state, _artifact_root(root))
         except Timeout as error:
             raise TrackingError(
                 f"Another process has held {_lock_path(root)} for {_LOCK_TIMEOUT_S:.0f} s. End it, or use another root."
@@ -247,19 +247,22 @@ def _create(root: Path) -> None:
     # made beside its place and moved there when complete, so that a crash half-way leaves no half of a database
     for left_by_crash in root.glob(f".{DATABASE}.*"):
         left_by_crash.unlink()
-    _quieten_mlflow()
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
     temporary = root.resolve() / f".{DATABASE}.{os.getpid()}"
-    store = SqlAlchemyStore(f"sqlite:///{temporary.as_posix()}", _artifact_root(root))
-    store.engine.dispose()
+    _migrate(temporary, _artifact_root(root))
     os.replace(temporary, root / DATABASE)
 
 
-def _rewrite_locations(root: Path, state: _State) -> None:
+def _migrate(database: Path, artifacts: str) -> None:
+    _quieten_mlflow()
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    SqlAlchemyStore(f"sqlite:///{database.as_posix()}", artifacts).engine.dispose()
+
+
+def _rewrite_locations(database: Path, state: _State, new: str) -> None:
     # MLflow stores absolute locations; without this a moved project would write its artifacts at the old place
-    old, new = state.default_location.removesuffix("/0"), _artifact_root(root)
-    with closing(sqlite3.connect(root / DATABASE, timeout=_BUSY_TIMEOUT_S)) as connection, connection:
+    old = state.default_location.removesuffix("/0")
+    with closing(sqlite3.connect(database, timeout=_BUSY_TIMEOUT_S)) as connection, connection:
         for table, column in [("experiments", "artifact_location"), ("runs", "artifact_uri")]:
             connection.execute(
                 f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",

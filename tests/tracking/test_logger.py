@@ -266,12 +266,20 @@ def test_status_says_how_a_run_ended(root: str, ended: str, expected: str) -> No
     assert status(root, logger.run_id) == expected
 
 
-def test_a_locked_database_is_waited_for(root: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_locked_database_is_waited_for(
+    root: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.store.db import utils
+
+    text = utils.sql.text  # MLflow itself gives up after 20 s: here after half a second
+    monkeypatch.setattr(
+        utils.sql, "text", lambda query: text(query.replace("busy_timeout = 20000", "busy_timeout = 500"))
+    )
     logger = MLflowLogger(root)
     _ = logger.run_id
     connection = sqlite3.connect(Path(root) / "mlflow.db", check_same_thread=False)
     connection.execute("BEGIN IMMEDIATE")
-    threading.Timer(24.0, connection.rollback).start()  # MLflow itself gives up after 20 s
+    threading.Timer(2.0, connection.rollback).start()
     logger.log_metrics({"m": 1.0}, step=1)
     logger.flush()
     assert history(root, logger.run_id, "m") == [(1, 1.0)]
