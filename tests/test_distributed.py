@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +15,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from meta_cases import attach, random_rounds
+from test_resume import metrics_of
 
+from lit_metarl.__main__ import main
 from lit_metarl.algorithms import MAML, SAC
 from lit_metarl.losses.sac import actor_loss, critic_loss
 from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, TanhGaussianMLP
 from lit_metarl.optim import PPO, TRPO, VPG
+from lit_metarl.tracking import connect
 from lit_metarl.types import Trajectories
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -106,26 +113,49 @@ SAC_FILES = ("experiment/sac_small_pendulum.yaml", "overlay/smoke.yaml")
 META_FILES = ("experiment/corners_trpo_maml.yaml", "overlay/smoke_meta.yaml")  # three adaptation steps
 
 
-def fit(files: tuple[str, ...], folder: Path, *flags: str) -> dict[str, Any]:
-    """Run the command line in two processes; returns the last checkpoint."""
-    command = [sys.executable, "-m", "lit_metarl", "fit", *(f"--config={CONFIGS / file}" for file in files)]
-    command += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
-    command += [f"--trainer.logger.root={folder}", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (path,) = folder.glob("runs/*/last.ckpt")
-    return torch.load(path, weights_only=True)
-
-
+SHARES = ("--data.eval_episodes=2", "--data.test_episodes=2")
 DMC_FILES = ("experiment/preconditioned_small_dmc_reacher_hard.yaml", "overlay/smoke.yaml")
+
+
+def command_of(files: tuple[str, ...], root: Path, *flags: str) -> list[str]:
+    """Arguments of a training in two processes."""
+    configs = [f"--config={CONFIGS / file}" for file in files]
+    two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    return ["fit", *configs, *two, f"--trainer.logger.root={root}", *flags]
+
+
+def start(commands: list[list[str]]) -> list[subprocess.Popen[str]]:
+    """Two processes of one run that execute ``commands`` one after the other, as ``torchrun`` starts them."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    shared = os.environ | {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    program = [sys.executable, __file__, "train", json.dumps(commands)]
+    return [
+        subprocess.Popen(
+            program, env=shared | {"LOCAL_RANK": str(rank), "RANK": str(rank)}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+
+
+def resume_in_two_processes(files: tuple[str, ...], folder: Path, *flags: str) -> list[tuple[dict[str, Any], Any]]:
+    """Last checkpoint and curves of a straight run of two epochs, and of one that was resumed after the first."""
+    roots = folder / "straight", folder / "resumed"
+    straight, resumed = (command_of(files, root, *flags) for root in roots)
+    processes = start([straight, [*resumed, "--trainer.max_epochs=1"], [*resumed, "--ckpt_path=last"]])
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors[0][-3000:] + errors[1][-3000:]
+    paths = [path for root in roots for path in root.glob("runs/*/last.ckpt")]
+    assert len(paths) == 2
+    return [(torch.load(path, weights_only=True), metrics_of(path.parents[2], path.parent.name)) for path in paths]
 
 
 @pytest.mark.parametrize("files", [SAC_FILES, DMC_FILES], ids=["SAC", "PreconditionedSAC-dm_control"])
 def test_every_process_resumes_its_own_replay(files: tuple[str, ...], tmp_path: Path) -> None:
-    flags = ("--data.eval_episodes=2", "--data.test_episodes=2")
-    straight = fit(files, tmp_path / "straight", *flags)
-    fit(files, tmp_path / "resumed", *flags, "--trainer.max_epochs=1")
-    resumed = fit(files, tmp_path / "resumed", *flags, "--ckpt_path=last")
+    # An epoch has 8 updates: the checkpoint lies within a logging interval, of which each process has its own sums.
+    flags = (*SHARES, "--trainer.log_every_n_steps=3")
+    (straight, curves), (resumed, again) = resume_in_two_processes(files, tmp_path, *flags)
     for name, value in straight["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name]), name
     ranks = [state["experience"]["replay"]["storage"]["obs"] for state in resumed["ReplayDataModule"]["ranks"]]
@@ -134,12 +164,14 @@ def test_every_process_resumes_its_own_replay(files: tuple[str, ...], tmp_path: 
     for own, expected in zip(ranks, straight["ReplayDataModule"]["ranks"], strict=True):
         assert torch.equal(own, expected["experience"]["replay"]["storage"]["obs"])
     assert resumed["algorithm"]["counters"]["env_steps"] == 2 * (20 + 16)  # both processes together
+    own = [rank["sums"] for rank in straight["algorithm"]["metrics"]]
+    assert own[0] != own[1]
+    assert {len(points) for name, points in curves.items() if name.startswith("train/")} == {5}
+    assert again == curves
 
 
 def test_every_process_resumes_its_own_tasks(tmp_path: Path) -> None:
-    straight = fit(META_FILES, tmp_path / "straight")
-    fit(META_FILES, tmp_path / "resumed", "--trainer.max_epochs=1")
-    resumed = fit(META_FILES, tmp_path / "resumed", "--ckpt_path=last")
+    (straight, curves), (resumed, again) = resume_in_two_processes(META_FILES, tmp_path)
     for name, value in straight["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name]), name
     streams = [state["experience"]["generator"] for state in resumed["TrajectoryDataModule"]["ranks"]]
@@ -149,6 +181,28 @@ def test_every_process_resumes_its_own_tasks(tmp_path: Path) -> None:
         assert torch.equal(own, expected["experience"]["generator"])
     # iterations × rounds × tasks of both processes × trajectories × steps
     assert resumed["algorithm"]["counters"]["env_steps"] == 2 * 4 * 2 * 5 * 20
+    assert again == curves
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_whose_peer_died_says_so_and_leaves_a_true_record(killed: int, tmp_path: Path) -> None:
+    processes = start([command_of(SAC_FILES, tmp_path, *SHARES, "--trainer.max_epochs=100000")])
+    try:
+        while not (found := list(tmp_path.glob("runs/*/last.ckpt"))):
+            assert processes[0].poll() is None, processes[0].communicate()[1][-3000:]
+            time.sleep(0.05)
+        processes[killed].kill()
+        _, errors = processes[1 - killed].communicate(timeout=120)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    (line,) = [line for line in errors.splitlines() if line.startswith("lit-metarl:")]
+    assert line.startswith("lit-metarl: error: another process of this run has died (")
+    assert "last.ckpt is of step" in line
+    assert "Traceback" not in errors
+    assert processes[1 - killed].returncode == 1
+    assert connect(tmp_path).get_run(found[0].parent.name).info.status == "FAILED"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -161,4 +215,6 @@ def test_the_same_experiment_runs_on_cuda(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "train":
+        sys.exit(max(main(arguments) for arguments in json.loads(sys.argv[2])))
     worker(int(sys.argv[1]), sys.argv[2])
