@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+
+from lit_metarl.errors import COMMANDS, cause_of, one_line, unknown_command
 
 USAGE = """\
 usage: lit-metarl COMMAND [options]
@@ -19,10 +23,11 @@ commands:
   compare    two experiments, with intervals over seeds and tasks
   study      measure a method:  lit-metarl study tabular
   doctor     say whether a training run would work on this machine
+  completion print the completion script of a shell: lit-metarl completion bash
 
 common options of fit, validate, test and predict:
   --config FILE            yaml; may be repeated, later files override earlier ones
-  --seed_everything N      seed of every random stream (default 0)
+  --seed_everything N      seed of every random stream (default 0), or true to draw one
   --ckpt_path PATH         a checkpoint, a run id, `last` or `best`
   --trainer.KEY VALUE      any Trainer option, e.g. --trainer.max_epochs 50
   --model.KEY VALUE        any argument of the algorithm, e.g. --model.gamma 0.98
@@ -36,7 +41,10 @@ common options of fit, validate, test and predict:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``lit-metarl``; returns the exit code (2 for bad input)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = [_at_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # formulas in the help need more than a Windows code page has
     command = arguments[0] if arguments else "--help"
     if command in ("--help", "-h", "help"):
         print(USAGE, end="")
@@ -46,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(version("lit_metarl"))
         return 0
+    if command not in COMMANDS and not command.startswith("-"):
+        print(f"lit-metarl: error: {unknown_command(command)}", file=sys.stderr)
+        return 2
     from lit_metarl.envs.rendering import choose_backend
 
     choose_backend()  # mujoco reads it when it is first imported
@@ -72,18 +83,25 @@ def main(arguments: list[str] | None = None) -> int:
     return _train(arguments)
 
 
+def _at_home(word: str) -> str:
+    """``word`` with the home folder for a ``~``, which a shell leaves alone in ``--key=~/path``."""
+    flag, equals, value = word.rpartition("=")
+    return flag + equals + os.path.expanduser(value)
+
+
 def _train(arguments: list[str]) -> int:
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from lit_metarl.checkpoint import CheckpointError
-    from lit_metarl.cli import run
+    from lit_metarl.cli import completion, run
     from lit_metarl.envs.base import EnvError
-    from lit_metarl.errors import cause_of, one_line
     from lit_metarl.processes import lost_peer
     from lit_metarl.tracking import TrackingError
     from lit_metarl.types import ConfigError, DivergenceError, Interrupted
 
     try:
+        if arguments[0] == "completion":
+            completion(" ".join(arguments[1:]) or "bash")
         run(arguments)
     except Interrupted as stop:
         print(f"lit-metarl: {stop}", file=sys.stderr)
@@ -101,7 +119,7 @@ def _train(arguments: list[str]) -> int:
             reason = str(error).partition("\n")[0]
             print(f"lit-metarl: error: another process of this run has died ({reason}).{notes}", file=sys.stderr)
             return 1
-        if expected is None and not str(error).startswith("Does not validate"):
+        if expected is None and not str(error).startswith(("Does not validate", "Early stopping conditioned on")):
             raise
         print(f"lit-metarl: error: {expected or one_line(str(error))}{notes}", file=sys.stderr)
         return 2

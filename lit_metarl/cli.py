@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import re
@@ -12,24 +13,39 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import lit_metarl.algorithms
 import lit_metarl.callbacks
 import lit_metarl.data  # noqa: F401 - imported classes can be named without their module path
-from lit_metarl.algorithms.base import check_precision
 from lit_metarl.callbacks.tracking import SLURM_JOB, RunRecord
 from lit_metarl.checkpoint import CheckpointError, read_checkpoint
 from lit_metarl.config import compose_arguments
-from lit_metarl.errors import one_line
+from lit_metarl.errors import explain
+from lit_metarl.settings import Seed, check_trainer
 from lit_metarl.tracking import find_runs, has_run
 from lit_metarl.tracking.logger import OF_CHECKPOINT, mlflow_logger
-from lit_metarl.types import require
+from lit_metarl.types import ConfigError, require
 
 log = logging.getLogger(__name__)
 
 RESUMABLE = ("last", "best")
+OTHERS = "(lightning|torch|jsonargparse|mlflow|sqlalchemy|alembic|gymnasium|dm_control|mujoco|google|matplotlib)"
+SHELLS = ("bash", "zsh", "tcsh", "fish", "powershell")
+HELP = {
+    "ckpt_path": "checkpoint to go on from: last or best (of the newest run of this algorithm, environment and seed in "
+    "this experiment), the id of a run (its last.ckpt), or a file",
+    "weights_only": argparse.SUPPRESS,
+}
+TITLES = {
+    "help": "options",
+    "checkpoint": "checkpoint",
+    "model": "algorithm (--model.help CLASS lists its settings)",
+    "data": "simulator and experience (--data.help CLASS lists its settings)",
+    "trainer": "Trainer",
+}
 
 
 class Parser(LightningArgumentParser):
@@ -39,7 +55,7 @@ class Parser(LightningArgumentParser):
         """Print what is wrong and exit with 2 (within another parser: leave it to that one)."""
         if not self.exit_on_error:
             super().error(message, ex)
-        sys.stderr.write(f"lit-metarl: error: {one_line(message)}\n")
+        sys.stderr.write(f"lit-metarl: error: {explain(message, self._option_string_actions)}\n")
         sys.stderr.write("`lit-metarl COMMAND --help` lists the options, `--model.help CLASS` those of a class.\n")
         sys.exit(2)
 
@@ -58,6 +74,7 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             load_from_checkpoint_support=False,
             parser_class=Parser,
+            parser_kwargs={"prog": "lit-metarl"},
             trainer_defaults={
                 "inference_mode": False,  # adaptation at test time needs gradients
                 "num_sanity_val_steps": 0,
@@ -66,12 +83,36 @@ class CLI(LightningCLI):
             args=None if args is None else list(args),
         )
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """The stock parser with our own options, and their meaning here, before the Trainer's."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = f"lit-metarl {subcommand} --config FILE [--ckpt_path last] [--KEY VALUE …]"
+        for action in parser._actions:
+            action.help = HELP.get(action.dest, action.help)
+        # The links are all ours, and a group without options has nothing to show.
+        shown = [g for g in parser._action_groups if g._group_actions and g.title != "Linked arguments"]
+        groups = {group._group_actions[0].dest.partition(".")[0]: group for group in shown}
+        groups["checkpoint"] = shown[-1]  # what the Trainer's method takes
+        for name, title in TITLES.items():
+            groups[name].title, groups[name].description = title, None
+        parser._action_groups = [groups[name] for name in TITLES]
+        return parser
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed of every random stream, whose values the stock version does not check."""
+        parser.add_argument(
+            "--seed_everything",
+            type=Seed(),
+            default=self.seed_everything_default,
+            help="seed of every random stream, or true to draw one",
+        )
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Dimensions come from the simulator, every random stream from one seed."""
         parser.link_arguments("data.obs_dim", "model.init_args.obs_dim", apply_on="instantiate")
         parser.link_arguments("data.action_dim", "model.init_args.action_dim", apply_on="instantiate")
         parser.link_arguments("data.num_actions", "model.init_args.num_actions", apply_on="instantiate")
-        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the stock version lets a checkpoint's hyper-parameters override the command line, silently."""
@@ -83,11 +124,8 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Resolve and check ``ckpt_path``, so that a bad one fails before a simulator is built."""
-        trainer = self.settings.trainer
-        # Also in Algorithm.setup; but on a CPU the Trainer turns fp16 into bf16 without a word.
-        check_precision("32-true" if trainer.precision is None else trainer.precision)
-        steps = trainer.max_steps
-        require(steps == -1, "trainer.max_steps", steps, "it counts optimizer steps; use max_epochs · data.epoch_steps")
+        # Precision also in Algorithm.setup; but on a CPU the Trainer turns fp16 into bf16 without a word.
+        check_trainer(self.settings.trainer, self.subcommand == "fit")
         self.settings.weights_only = True
         name = self.settings.get("ckpt_path")
         if self.subcommand == "fit" and (requeued := self._requeued_checkpoint()):
@@ -184,7 +222,10 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Check the store before anything is trained, and record the config."""
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"trainer: {error}") from error
         text = self.parser.dump(self.config, format="yaml", skip_link_targets=False, skip_unset=False)
         trainer.callbacks.append(RunRecord(yaml.safe_load(text)[self.subcommand], str(self.subcommand)))
         logger = mlflow_logger(trainer)
@@ -203,8 +244,22 @@ def run(arguments: Sequence[str]) -> None:
     CLI(compose_arguments(arguments))
 
 
+def completion(shell: str) -> None:
+    """Print the completion script of ``shell`` for fit, validate, test and predict, and exit.
+
+    Raises:
+        ConfigError: no such shell.
+    """
+    require(shell in SHELLS, "completion", shell, f"choose one of {', '.join(SHELLS)}")
+    quieten()
+    set_parsing_settings(add_print_completion_argument=True)
+    CLI(["--print_completion", f"shtab-{shell}"])
+
+
 def quieten() -> None:
-    """Drop what Lightning says of things that are so by design; everything else is shown."""
+    """Drop what others deprecate among themselves and what is so by design; everything else is shown."""
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category, module=OTHERS)
     for message in (
         "The 'train_dataloader' does not have many workers",  # loaders are plain iterables over live simulators
         "The 'val_dataloader' does not have many workers",

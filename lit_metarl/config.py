@@ -31,6 +31,8 @@ def load_config(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
     except OSError as error:
         source = f" (included by {including[-1]})" if including else ""
         raise ConfigError(f"config file {path}{source} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config file {path} is no UTF-8 (byte {error.start}): save it as UTF-8.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"config file {path} is no valid yaml: {error}") from error
     if not isinstance(content, dict):
@@ -40,7 +42,7 @@ def load_config(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"include in {path} must be a list of files, not {included!r}.")
     merged: dict[str, Any] = {}
     for name in included:
-        merged = merge(merged, load_config(path.parent / name, chain))
+        merged = merge(merged, load_config(path.parent / Path(name).expanduser(), chain))
     return merge(merged, content)
 
 

@@ -76,43 +76,6 @@ def test_predict_films_an_episode() -> None:
     assert [a.path for a in connect("mlruns").list_artifacts(run.name, "predict")] == ["predict/episode.mp4"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--model.bad=3"], "model(SAC): Option 'bad' is not accepted"),
-        (["--model.actor_lr=abc"], "model(SAC).actor_lr: Expected a float. Got value: abc"),
-        (["--model.actor_lr=-1"], "model.actor_lr = -1.0 cannot be used: it must be a positive number."),
-        (["--data.batch_size=9999"], "data.capacity = 2000 cannot be used: the replay must hold one minibatch"),
-        (["--data.epoch_steps=7", "--data.num_envs=2"], "data.epoch_steps = 7 cannot be used"),
-        (["--data.env.env=Nowhere-v0"], "Nowhere-v0"),
-        (["--data.env.env=CartPole-v1"], "discrete actions"),
-        (
-            ["--model=MAML", "--model.policy=lit_metarl.nn.GaussianMLP"],
-            "model = 'MAML' cannot be used: ReplayDataModule feeds algorithms of single tasks, such as SAC",
-        ),
-        (["--trainer.bad=1"], "unrecognized arguments: --trainer.bad=1"),
-        (["--trainer.precision=16-mixed"], "trainer.precision = '16-mixed' cannot be used"),
-        (["--trainer.precision=64-true"], "trainer.precision = '64-true' cannot be used"),
-        (["--trainer.max_steps=100"], "trainer.max_steps = 100 cannot be used"),
-        (["--config=nowhere.yaml"], "config file nowhere.yaml cannot be read"),
-        (["--ckpt_path=nowhere.ckpt"], "ckpt_path = nowhere.ckpt: there is no such file"),
-        (["--ckpt_path=last"], "has a last.ckpt. Drop --ckpt_path to start a new run"),
-        (["--trainer.logger.root=a_file"], "a_file"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_bad_input_is_one_clear_error(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("a_file").write_text("in the way")
-    try:
-        code = main(["fit", *SMOKE, *flags])
-    except SystemExit as stopped:  # the parser's own way out
-        code = stopped.code
-    assert code == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert not list(Path(".").glob("mlruns/runs/*"))  # nothing was trained
-
-
 def test_looking_needs_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["test", *SMOKE]) == 2
     assert "test needs a policy: --ckpt_path last" in capsys.readouterr().err
@@ -152,13 +115,6 @@ def test_a_complete_run_that_was_killed_at_its_end_is_completed_by_resuming(capl
     assert client.get_run(run.name).info.status == "FINISHED"
     assert client.get_metric_history(run.name, "eval/return") == before
     assert "the run is complete: 2 of 2 epochs; raise trainer.max_epochs to go on" in caplog.text
-
-
-def test_unknown_commands_and_missing_configs(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, message in ((["fut"], "invalid choice: 'fut'"), (["fit"], "required")):
-        with pytest.raises(SystemExit, match="2"):
-            main(arguments)
-        assert message in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -14,23 +14,12 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from lit_metarl.processes import average_gradients, gather_states, world_size
+from lit_metarl.settings import check_precision
 from lit_metarl.types import ConfigError, DivergenceError, State, require
 
 log = logging.getLogger(__name__)
 
 SCHEMA = "lit_metarl.algorithm/3"
-PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed")
-
-
-def check_precision(precision: object) -> None:
-    """Raise :class:`ConfigError` unless ``precision`` is float32 or bf16-mixed."""
-    require(
-        str(precision) in PRECISIONS,
-        "trainer.precision",
-        precision,
-        "float16 gradients underflow without a loss scaler, and the gradients here are set by hand; experience is "
-        "float32; use 32-true or bf16-mixed",
-    )
 
 
 class Algorithm(LightningModule):

@@ -14,11 +14,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lit_metarl.algorithms import SAC
-from lit_metarl.algorithms.base import check_precision
 from lit_metarl.data import ReplayDataModule
 from lit_metarl.data.streams import Stream, derive_seed, seed_global
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
+from lit_metarl.settings import check_precision
 from lit_metarl.types import ConfigError, ReplayBlock, Transition
 
 # these fits have nothing to evaluate
