@@ -272,6 +272,9 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
 
 
+NOISE = ("`max_epochs=", "Tip:", "litlogger", "GPU available", "TPU available", "HPU available")
+
+
 def _is_news(record: logging.LogRecord) -> bool:
     text = record.getMessage()
-    return not any(noise in text for noise in ("Tip:", "litlogger", "GPU available", "TPU available", "HPU available"))
+    return not any(noise in text for noise in NOISE)

@@ -235,6 +235,28 @@ def stop_within_epoch(trainer: Trainer, module: Algorithm, datamodule: Experienc
     return trainer.logger.run_dir / "last.ckpt"
 
 
+@pytest.mark.parametrize("case", ["SAC-gymnasium", "ProMP"])
+def test_a_run_that_stops_early_goes_on_within_the_epoch(
+    case: str, straight: Callable[[str], Straight], root: Path
+) -> None:
+    """What ``max_time``, EarlyStopping and others do: the stub of an epoch is not taken for a whole one."""
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            trainer.should_stop |= trainer.current_epoch == 1
+
+    first = make_trainer(root, 4)
+    first.callbacks.insert(0, Stop())
+    first.fit(*CASES[case]())
+    stub = load(first.logger.run_dir / "last.ckpt")
+    assert stub["epoch"] == 1
+    assert stub["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] == 1
+    second = make_trainer(root, 4, run_id=first.logger.run_id)
+    second.fit(*CASES[case](), ckpt_path=first.logger.run_dir / "last.ckpt")
+    assert_same(straight(case).checkpoint, whole_run(second.logger.run_dir / "last.ckpt"))
+    assert straight(case).metrics == metrics_of(root, second.logger.run_id)
+
+
 def test_a_periodic_checkpoint_within_an_epoch_is_exact(root: Path, tmp_path: Path) -> None:
     make = CASES["SAC-gymnasium"]
     straight = make_trainer(root, 2, every_n_batches=3)

@@ -1,0 +1,179 @@
+"""The record of a run beside its state: one process at a time, parameters, names, SLURM, what crashes leave."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from test_cli import SMOKE, runs
+
+from lit_metarl.__main__ import main
+from lit_metarl.tracking import connect
+
+fork = multiprocessing.get_context("fork")  # a training in a process of its own, without the imports of a new one
+FOREVER = "--trainer.max_epochs=100000"
+
+
+class Training:
+    """``lit-metarl fit`` in a forked process."""
+
+    def __init__(self, *flags: str) -> None:
+        self.process = fork.Process(target=self._run, args=(flags,))
+        self.process.start()
+
+    @staticmethod
+    def _run(flags: tuple[str, ...]) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_DFL)
+        with Path("output.txt").open("w") as file:
+            for descriptor in (1, 2):
+                os.dup2(file.fileno(), descriptor)
+            torch.set_num_threads(1)
+            code = main(["fit", *SMOKE, *flags])
+            os._exit(code)
+
+    def wait_for_checkpoint(self) -> Path:
+        while not (found := list(Path("mlruns").glob("runs/*/last.ckpt"))):
+            assert self.process.is_alive(), Path("output.txt").read_text()
+            time.sleep(0.02)
+        return found[0]
+
+    def stop(self, number: int) -> int:
+        os.kill(self.process.pid or 0, number)
+        self.process.join(60)
+        return self.process.exitcode or 0
+
+
+@pytest.fixture
+def train() -> Iterator[Callable[..., Training]]:
+    started: list[Training] = []
+
+    def start(*flags: str) -> Training:
+        started.append(Training(*flags))
+        return started[-1]
+
+    yield start
+    for training in started:
+        training.process.kill()
+        training.process.join()
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-metarl: error:")]
+    return line
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(
+    train: Callable[..., Training], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train(FOREVER)
+    path = first.wait_for_checkpoint()
+    assert main(["fit", *SMOKE, "--ckpt_path=last"]) == 2
+    holder = f"process {first.process.pid} on {os.uname().nodename}"
+    assert f"is being trained by {holder}: wait for its end or stop it, then resume." in error_of(capsys)
+    assert connect("mlruns").get_run(path.parent.name).info.status == "RUNNING"
+    assert first.process.is_alive()
+    first.stop(signal.SIGKILL)
+    part = path.with_name(".last.ckpt.part")  # as if it had been saving
+    part.write_bytes(b"half of a checkpoint")
+    epochs = torch.load(path, weights_only=True)["epoch"] + 2
+    assert main(["fit", *SMOKE, "--ckpt_path=last", f"--trainer.max_epochs={epochs}"]) == 0
+    assert connect("mlruns").get_run(path.parent.name).info.status == "FINISHED"
+    assert not part.exists()
+
+
+def test_a_requeued_slurm_job_goes_on_in_its_run(
+    train: Callable[..., Training], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    variables = {"JOB_ID": "7", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    first = train(FOREVER)
+    path = first.wait_for_checkpoint()
+    assert first.stop(signal.SIGUSR1) == 128 + signal.SIGUSR1
+    client, stopped = connect("mlruns"), torch.load(path, weights_only=True)
+    assert client.get_run(path.parent.name).info.status == "KILLED"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main(["fit", *SMOKE, f"--trainer.max_epochs={stopped['epoch'] + 3}"]) == 0
+    assert [run.name for run in runs()] == [path.parent.name]
+    assert torch.load(path, weights_only=True)["epoch"] == stopped["epoch"] + 2
+    assert client.get_run(path.parent.name).info.status == "FINISHED"
+    monkeypatch.setenv("SLURM_JOB_ID", "8")  # another job that was requeued: nothing of this one is taken
+    assert main(["fit", *SMOKE, "--trainer.max_epochs=1"]) == 0
+    assert len(runs()) == 2
+    assert not list(Path(".").rglob("hpc_ckpt*"))
+
+
+def test_a_foreign_requeue_file_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    Path("hpc_ckpt_1.ckpt").write_bytes(b"of another run")
+    assert main(["fit", *SMOKE]) == 2
+    assert "hpc_ckpt_1.ckpt would be resumed instead of this run's checkpoint: move it away." in error_of(capsys)
+
+
+def test_the_run_page_is_complete() -> None:
+    flags = ["--trainer.callbacks+=LearningRateMonitor", "--trainer.callbacks.logging_interval=step"]
+    assert main(["fit", *SMOKE, *flags, "--seed_everything=3"]) == 0
+    assert main(["fit", *SMOKE, *flags, "--seed_everything=3", "--trainer.max_epochs=1"]) == 0
+    client, names = connect("mlruns"), set()
+    for run in runs():
+        data = client.get_run(run.name).data
+        names.add(data.tags["mlflow.runName"])
+        assert data.params["model.gamma"] == "0.99"
+        assert data.params["data.env.env"] == "Pendulum-v1"
+        assert data.params["model.class_path"] == "lit_metarl.algorithms.SAC"
+        assert data.params["seed_everything"] == "3"
+        assert {"mlflow.user", "mlflow.source.name", "mlflow.source.type"} <= data.tags.keys()
+        steps = {point.step for point in client.get_metric_history(run.name, "train/critic_loss")}
+        rates = {point.step for name in data.metrics if name.startswith("lr-") for point in
+                 client.get_metric_history(run.name, name)}  # fmt: skip
+        assert rates
+        assert rates <= steps | {0, 20}  # environment steps; the first rate is logged before the warm-up
+    assert len(names) == 2
+    assert all(name.startswith("SAC-Pendulum-v1-seed3-") for name in names)
+
+
+class Rising(Callback):
+    """Makes the evaluation of every epoch the best so far."""
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.callback_metrics["eval/return"] += 1e6 * trainer.current_epoch
+
+
+class Kill(Rising):
+    """SIGKILL between writing ``best.ckpt`` and ``last.ckpt`` of the second epoch."""
+
+    def __init__(self) -> None:
+        from lit_metarl.callbacks import checkpoint
+
+        link = checkpoint.link_checkpoint
+
+        def killed(source: Path, target: Path) -> None:
+            if torch.load(source, weights_only=True)["epoch"] == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            link(source, target)
+
+        checkpoint.link_checkpoint = killed  # in a process of its own
+
+
+def test_best_is_repaired_after_a_kill_between_best_and_last(train: Callable[..., Training]) -> None:
+    training = train("--trainer.callbacks+=test_record.Kill")
+    training.process.join(120)
+    assert training.process.exitcode == -signal.SIGKILL, Path("output.txt").read_text()
+    (run,) = runs()
+    last, best = (torch.load(run / f"{name}.ckpt", weights_only=True) for name in ("last", "best"))
+    assert (last["epoch"], best["epoch"]) == (0, 1)
+    assert main(["fit", *SMOKE, "--trainer.callbacks+=test_record.Rising", "--ckpt_path=last"]) == 0
+    last, again = (torch.load(run / f"{name}.ckpt", weights_only=True) for name in ("last", "best"))
+    assert last["epoch"] == again["epoch"] == 1
+    assert again["callbacks"]["RunCheckpoint"] == best["callbacks"]["RunCheckpoint"]
+    assert (run / "last.ckpt").samefile(run / "best.ckpt")
