@@ -127,7 +127,7 @@ def truncated_doubly_robust(
 
     V-trace (their Eq. 1) with the critic of Tang et al. 2021, Eq. 3; computed as
     V_0 + Σ_t γ^t (Π_{s<t} min(ρ_s, c̄)) min(ρ_t, ρ̄) (r_t + γV_{t+1} − Q_t). Order 0, 1, 2: on-policy with bounds ≥ 1
-    it is :func:`doubly_robust`, since a ratio equal to its bound keeps its whole gradient; off-policy biased at every
+    it is :func:`doubly_robust`, since a ratio equal to its bound, to a tolerance of 1e-4, keeps its whole gradient; off-policy biased at every
     order, and poor where ratios above the bound are what matters. Use :func:`taypo` instead.
 
     Args:
@@ -153,9 +153,14 @@ def truncated_doubly_robust(
     return torch.where(valid[..., 0], value[..., 0], 0.0) + corrections.sum(-1)
 
 
+TIE = 1e-4  # log-ratios this far above a bound still tie with it
+
+
 def _at_most(log_ratio: Tensor, bound: float) -> Tensor:
-    # Not minimum or clamp: at a tie the former routes half of the gradient, and on-policy every ratio ties at 1.
-    return torch.where(log_ratio <= math.log(bound), log_ratio, math.log(bound))
+    # On-policy every ratio ties at 1, and log-probabilities computed anew, by another kernel or in another batch,
+    # differ by roundings: without a tolerance about half of all gradients would be cut. Not minimum or clamp: at an
+    # exact tie the former routes half of the gradient.
+    return torch.where(log_ratio <= math.log(bound) + TIE, log_ratio, math.log(bound))
 
 
 def taypo(log_ratio: Tensor, advantage: Tensor, mask: Tensor, gamma: float, order: int) -> Tensor:

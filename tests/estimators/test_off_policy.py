@@ -112,6 +112,25 @@ def test_a_ratio_at_its_bound_keeps_its_whole_gradient():
     assert (above == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_roundings_of_the_log_probabilities_do_not_truncate(dtype):
+    """Recomputed by another kernel they differ by an ulp of either sign; the gradient does so too, and not by half."""
+    behaviour, reward, value, mask = (x.to(dtype) for x in batch(num=50))
+    noise = torch.randint(-1, 2, behaviour.shape, generator=torch.Generator().manual_seed(0))
+    ulp = torch.finfo(dtype).eps * behaviour.abs()
+    assert {int(sign) for sign in noise.unique()} == {-1, 0, 1}
+
+    def gradient(log_prob):
+        def total(x):
+            return truncated_doubly_robust(x - behaviour, reward, value, mask, 0.9).sum()
+
+        return grad(total)(log_prob)
+
+    exact = gradient(behaviour)
+    assert exact.abs().max() > 0.1
+    assert_close(gradient(behaviour + noise * ulp), exact, rtol=0.0, atol=1e3 * torch.finfo(dtype).eps)
+
+
 def test_ratio_is_one_where_padded():
     mask = torch.tensor([[1.0, 1.0, 0.0]])
     log_prob, behaviour = torch.tensor([[-1.0, -2.0, 5e30]]), torch.tensor([[-1.0, -1.0, -5e30]])
