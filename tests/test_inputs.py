@@ -8,13 +8,19 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 import yaml
+from meta_cases import quiet_trainer
 from test_cli import CONFIGS, SMOKE, runs
+from test_resume import make_sac
 
 from lit_metarl.__main__ import main
+from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.settings import Seed, SeedError
 from lit_metarl.tracking import connect
 
@@ -241,3 +247,27 @@ echo "${COMPREPLY[@]}"
     )
     done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["--ckpt_path"]
+
+
+class Endless(gymnasium.Env):
+    """Pays 1 a step and never ends an episode."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(2, dtype=np.float32), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        return np.zeros(2, dtype=np.float32), 1.0, False, False, {}
+
+
+def test_an_evaluation_ends_without_a_time_limit_and_says_so_before_training() -> None:
+    module, datamodule = make_sac(Gymnasium("test_inputs.Endless"))
+    trainer = quiet_trainer(max_epochs=1)
+    with pytest.warns(UserWarning, match=r"Endless states no time limit: .* cut after 10,000 steps") as seen:
+        trainer.fit(module, datamodule)
+    assert "states no time limit" in str(seen[0].message)
+    assert float(trainer.callback_metrics["eval/return"]) == 10_000.0
+    assert float(trainer.callback_metrics["eval/episode_length"]) == 10_000.0

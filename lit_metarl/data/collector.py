@@ -18,6 +18,7 @@ def as_float(array: np.ndarray) -> Tensor:
     return torch.tensor(array, dtype=torch.float32)
 
 
+EPISODE_CAP = 10_000  # agent steps of an evaluation episode where the environment has no time limit
 NOTHING = torch.zeros(0), torch.zeros(0, dtype=torch.long)
 
 
@@ -115,7 +116,7 @@ class Collector:
 def run_episodes(
     env: BatchedEnv, act: Callable[[Tensor], Tensor], frame_period: int = 0, frame_size: tuple[int, int] = (320, 240)
 ) -> Episodes:
-    """One complete episode in each of ``N = env.num_envs`` environments.
+    """One whole episode in each of ``N = env.num_envs`` environments; the first 10,000 steps of one without time limit.
 
     Args:
         env: the environments; every one is reset first.
@@ -124,14 +125,14 @@ def run_episodes(
         frame_size: width and height of a picture, in pixels.
 
     Raises:
-        EnvError: an episode cannot end because the environment has no time limit (guarded at 100,000 steps).
+        EnvError: an episode runs beyond the environment's own time limit.
     """
     returns = torch.zeros(env.num_envs, dtype=torch.float64)
     lengths = torch.zeros(env.num_envs, dtype=torch.long)
     alive = np.ones(env.num_envs, dtype=bool)
     frames: list[Tensor] = []
     obs = env.reset()
-    limit = env.spec.max_episode_steps or 100_000
+    limit = env.spec.max_episode_steps or EPISODE_CAP
     for step in range(limit):
         if frame_period and alive[0] and step % frame_period == 0:
             frames.append(torch.from_numpy(env.render(0, *frame_size).copy()))
@@ -141,8 +142,9 @@ def run_episodes(
         lengths += running
         ended = result.terminated | result.truncated
         alive &= ~ended
-        if not alive.any():
+        capped = env.spec.max_episode_steps is None and step + 1 == limit
+        if not alive.any() or capped:
             fps = 1.0 / (env.spec.frame_dt * frame_period) if frame_period else 0.0
             return Episodes(returns.float(), lengths, torch.stack(frames) if frames else None, fps)
         obs = env.reset(ended) if ended.any() else result.obs
-    raise EnvError(f"{env.spec.name}: an evaluation episode did not end within {limit} steps; give it a time limit.")
+    raise EnvError(f"{env.spec.name}: an evaluation episode did not end within its {limit} steps.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lit_metarl.data.collector import Collector, run_episodes
+from lit_metarl.data.collector import EPISODE_CAP, Collector, run_episodes
 from lit_metarl.data.experience import ExperienceDataModule, cpu_generator
 from lit_metarl.data.replay import Replay
 from lit_metarl.data.streams import Stream
@@ -102,6 +103,16 @@ class ReplayDataModule(ExperienceDataModule):
     def batches_per_epoch(self) -> int:
         """Blocks in an epoch."""
         return self.epoch_steps // (self.steps_per_block * self.num_envs)
+
+    def setup(self, stage: str) -> None:
+        """Build the simulators that ``stage`` needs, and warn of an environment that never ends an episode."""
+        super().setup(stage)
+        if self.spec.max_episode_steps is None:
+            rank_zero_warn(
+                f"data.env = {self.spec.name} states no time limit: evaluation episodes are cut after {EPISODE_CAP:,} "
+                "steps. Register it with max_episode_steps, or give its class an attribute max_episode_steps, which "
+                "it enforces itself."
+            )
 
     def build(self) -> None:
         """Simulators, empty replay and streams of this process."""

@@ -127,8 +127,8 @@ def truncated_doubly_robust(
 
     V-trace (their Eq. 1) with the critic of Tang et al. 2021, Eq. 3; computed as
     V_0 + Σ_t γ^t (Π_{s<t} min(ρ_s, c̄)) min(ρ_t, ρ̄) (r_t + γV_{t+1} − Q_t). Order 0, 1, 2: on-policy with bounds ≥ 1
-    it is :func:`doubly_robust`, since a ratio equal to its bound, to a tolerance of 1e-4, keeps its whole gradient; off-policy biased at every
-    order, and poor where ratios above the bound are what matters. Use :func:`taypo` instead.
+    it is :func:`doubly_robust`, since a ratio equal to its bound (to 1e-4) keeps its whole gradient; off-policy biased
+    at every order, and poor where ratios above the bound are what matters. Use :func:`taypo` instead.
 
     Args:
         log_ratio: ``[..., N, T]``.

@@ -15,7 +15,7 @@ from lit_metarl.envs.base import EnvError
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.envs.locomotion import MuJoCo
 from lit_metarl.envs.suite import DMControl
-from lit_metarl.types import ConfigError, ReplayBlock
+from lit_metarl.types import ConfigError, DivergenceError, ReplayBlock
 
 CHEETAH = MuJoCo("half_cheetah", max_episode_steps=20, threads=1)
 
@@ -38,6 +38,9 @@ class Counting(LightningModule):
 
     def act(self, obs: Tensor) -> Tensor:
         return torch.randn(len(obs), 6).clamp(-1, 1)  # a policy that draws from the global stream
+
+    def diverged(self, what: str) -> DivergenceError:
+        return DivergenceError(what)
 
     def training_step(self, batch: ReplayBlock, batch_idx: int) -> None:
         self.blocks.append(batch)
