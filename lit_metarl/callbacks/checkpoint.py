@@ -112,6 +112,8 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals again: Lightning's SIGTERM handler broadcasts from within the handler."""
+        if self._saved_steps is None:  # a new run, perhaps from another's checkpoint: that one's best is not here
+            self.best_score = -math.inf
         self.signals.take()
         if self._asked_to_stop(trainer):
             raise self._interrupted("before training began")
@@ -214,8 +216,6 @@ class RunCheckpoint(Checkpoint):
         """Know what is saved, if it is this run's own."""
         if (self.directory / "last.ckpt").is_file():
             self._saved_steps = checkpoint["algorithm"]["counters"]["env_steps"]
-        else:  # a new run from another's checkpoint: its best is not here
-            self.best_score = -math.inf
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far."""

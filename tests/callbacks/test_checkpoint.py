@@ -1,0 +1,65 @@
+"""Which checkpoint is the best, over interruptions and in a new run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from meta_cases import quiet_trainer
+
+from lit_metarl.algorithms import SAC
+from lit_metarl.callbacks import RunCheckpoint
+from lit_metarl.data import ReplayDataModule
+from lit_metarl.envs.locomotion import MuJoCo
+from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
+
+
+def train(folder: Path, scores: list[float], done: int = 0, ckpt_path: Path | None = None) -> RunCheckpoint:
+    """Epochs of two steps, ``done`` of them before; evaluation number i finds ``scores[i]``."""
+    datamodule = ReplayDataModule(
+        MuJoCo("half_cheetah", max_episode_steps=2, threads=1),
+        batch_size=2,
+        capacity=9,
+        warmup_steps=2,
+        epoch_steps=2,
+        eval_episodes=1,
+    )
+    sac = SAC(17, 6, TanhGaussianMLP([2]), EnsembleCriticMLP([2]))
+    left = iter(scores)
+    sac.evaluation_metrics = lambda batch: {"return": torch.tensor(next(left))}
+    checkpoint = RunCheckpoint()
+    trainer = quiet_trainer(
+        max_epochs=done + len(scores),
+        callbacks=[checkpoint],
+        enable_checkpointing=True,
+        default_root_dir=folder,
+    )
+    trainer.fit(sac, datamodule, ckpt_path=ckpt_path, weights_only=None if ckpt_path is None else True)
+    return checkpoint
+
+
+def steps_of(path: Path) -> int:
+    return torch.load(path, weights_only=True)["algorithm"]["counters"]["env_steps"]
+
+
+def test_a_resumed_run_replaces_its_best_only_by_a_better(tmp_path: Path) -> None:
+    first = train(tmp_path, [1.0, 5.0, 3.0])
+    folder = first.directory
+    last, best = folder / "last.ckpt", folder / "best.ckpt"
+    assert (first.best_score, steps_of(best), steps_of(last)) == (5.0, 6, 8)
+    worse = train(tmp_path, [4.0, 5.0], done=3, ckpt_path=last)  # equal is not better
+    assert (worse.best_score, steps_of(best), steps_of(last)) == (5.0, 6, 12)
+    assert train(tmp_path, [5.5], done=5, ckpt_path=last).best_score == 5.5
+    assert best.samefile(last)
+    assert steps_of(best) == 14
+    elsewhere = train(tmp_path / "elsewhere", [-9.0], done=6, ckpt_path=last)  # another run has its own best
+    assert elsewhere.directory != folder
+    assert elsewhere.best_score == -9.0
+    assert steps_of(elsewhere.directory / "best.ckpt") == 16
+
+
+def test_a_score_that_is_not_a_number_is_not_the_best(tmp_path: Path) -> None:
+    checkpoint = train(tmp_path, [math.nan, -1e9, math.nan])
+    assert checkpoint.best_score == -1e9
+    assert steps_of(checkpoint.directory / "best.ckpt") == 6
