@@ -301,9 +301,10 @@ def test_adaptive_penalties_follow_the_kl_of_their_round() -> None:
     assert penalties_after(1e9)[0] == [0.125, 0.125]
     low, kls = penalties_after(1e-9)
     assert low == [0.5, 0.5]
-    first, second = sorted(kls)
-    assert penalties_after(first)[0][kls.index(first)] == 0.25
-    assert second > 1e-3
+    assert min(kls) > 1e-3
+    for k, kl in enumerate(kls):  # the KL of the first iteration does not depend on its target
+        for factor, expected in ((0.65, 0.125), (0.68, 0.25), (1.0, 0.25), (1.49, 0.25), (1.51, 0.5)):
+            assert penalties_after(kl / factor)[0][k] == expected
     fixed = attach(make(ProMP, outer=PPO(kl_penalty=0.25)))
     fixed.outer.update(fixed.problem(random_rounds(fixed)))
     assert fixed.penalties == [0.25]
@@ -311,6 +312,36 @@ def test_adaptive_penalties_follow_the_kl_of_their_round() -> None:
     resumed.load_counters(fixed.counters())
     resumed.outer.update(resumed.problem(random_rounds(resumed)))
     assert resumed.penalties == [10.0]  # as its settings say, not the checkpoint
+
+
+def test_the_penalty_is_the_mean_over_inner_rounds_each_with_its_own_coefficient() -> None:
+    outer = PPO(lr=0.05, clip=0.1, epochs=2, adaptive_kl=True)
+    module = attach(make(ProMP, outer=outer))
+    rounds = random_rounds(module, steps=2)
+    module.penalties = coefficients = [0.5, 2.0]
+    problem, risen = module.problem(rounds), []
+    old, ascend = problem.unroll(), problem.ascend
+
+    def note(value: Tensor) -> None:
+        new, last = problem.unroll(), problem.rounds[-1]
+        ratios = (new.log_probs[-1] - last.behaviour_log_prob).exp()
+        clipped = torch.minimum(ratios * last.advantage, ratios.clamp(0.9, 1.1) * last.advantage)
+        kls = [
+            ((a.kl(b) * round.mask).sum() / round.mask.sum()).item()
+            for a, b, round in zip(old.distributions, new.distributions, rounds, strict=True)
+        ]
+        penalty = (0.5 * kls[0] + 2.0 * kls[1]) / 2
+        risen.append((value.item(), (clipped * last.mask).sum(-1).mean().item() / 5 - penalty, penalty))
+        ascend(value)
+
+    problem.ascend = note
+    metrics = outer.update(problem)
+    assert coefficients is problem.penalties
+    assert risen[0][2] == 0.0
+    assert risen[1][2] > 1e-3
+    for value, expected, _ in risen:
+        assert value == pytest.approx(expected, rel=1e-9)
+    assert metrics["kl_penalty"] == sum(problem.penalties) / 2
 
 
 # What adapts -------------------------------------------------------------------------------------------------------

@@ -50,9 +50,23 @@ class Counting(LightningModule):
         self.log("eval/return", batch.returns.mean(), batch_size=1)
 
 
-def train(evaluate: bool = True, **settings: Any) -> tuple[Counting, ReplayDataModule]:
+class Forgetting(Counting):
+    """Begins a new generation after its second update, and keeps what the replay held at each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stored: list[Tensor] = []
+
+    def training_step(self, batch: ReplayBlock, batch_idx: int) -> None:
+        super().training_step(batch, batch_idx)
+        replay = self.trainer.datamodule.replay
+        self.stored.append(replay.storage.obs[: replay.size].clone())
+        self.generation = int(self.updates >= 2)
+
+
+def train(evaluate: bool = True, module: Counting | None = None, **settings: Any) -> tuple[Any, ReplayDataModule]:
     data = {"num_envs": 1, "batch_size": 4, "capacity": 200, "warmup_steps": 5, "epoch_steps": 10, "eval_episodes": 2}
-    module, datamodule = Counting(), ReplayDataModule(CHEETAH, **(data | settings))
+    module, datamodule = module or Counting(), ReplayDataModule(CHEETAH, **(data | settings))
     Trainer(
         accelerator="cpu",
         max_epochs=2,
@@ -81,6 +95,18 @@ def test_warm_up_acts_uniformly_and_once() -> None:
     assert warm.mean().abs() < 0.1
     assert warm.std() == pytest.approx(1 / 3**0.5, abs=0.05)
     assert module.blocks[0].env_steps == 101
+
+
+def test_an_update_draws_from_what_was_stored_before_its_step_also_after_forgetting() -> None:
+    settings = {"updates_per_block": 4, "steps_per_block": 2, "epoch_steps": 4, "batch_size": 200}
+    module, datamodule = train(module=Forgetting(), **settings)
+    assert [len(stored) for stored in module.stored] == [7, 9, 7, 9]  # a warm-up of 5 and blocks of 2, twice
+    assert [block.env_steps for block in module.blocks] == [7, 9, 16, 18]
+    assert not torch.equal(module.stored[0], module.stored[2])
+    for stored, block, before in zip(module.stored, module.blocks, [5, 7, 5, 7], strict=True):
+        for drawn, available in zip(block.transitions.obs, [before, before, before + 1, before + 1], strict=True):
+            assert torch.equal(drawn.unique(dim=0), stored[:available].unique(dim=0))
+    assert datamodule.env_steps == 18
 
 
 def test_blocks_have_the_asked_shape_and_account_for_every_step() -> None:

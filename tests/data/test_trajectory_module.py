@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from meta_cases import attach
 
 from lit_metarl.algorithms import MAML
 from lit_metarl.data import TrajectoryDataModule
@@ -170,18 +171,23 @@ def test_rounds_are_sampled_with_the_current_parameters_adapted_so_far() -> None
     assert module.env_steps == spy.batches[-1].env_steps
 
 
+given: list[np.ndarray] = []
+"""Goals ``[E, 2]`` that the simulators of :class:`Recorded` were given."""
+
+
+@dataclass(frozen=True)
+class Recorded(Navigation2D):
+    def make(self, num_envs, seed):
+        env = super().make(num_envs, seed)
+        inner = env.set_tasks
+        env.set_tasks = lambda tasks: (given.append(np.asarray(tasks["goal"])), inner(tasks))[1]
+        return env
+
+
 def test_training_tasks_are_new_each_time_unless_they_are_fixed() -> None:
-    given: list[np.ndarray] = []
-
-    @dataclass(frozen=True)
-    class Recorded(Navigation2D):
-        def make(self, num_envs, seed):
-            env = super().make(num_envs, seed)
-            inner = env.set_tasks
-            env.set_tasks = lambda tasks: (given.append(np.asarray(tasks["goal"])[::4]), inner(tasks))[1]
-            return env
-
+    given.clear()
     fit(TrajectoryDataModule(Recorded(max_episode_steps=3), **SMALL | {"eval_tasks": 3}), epochs=2)
+    given[:] = [goals[::4] for goals in given]
     # The first evaluation has random actions on the tasks of both splits, too.
     train, evaluation = given[0:2] + given[6:8], given[2:6] + given[8:10]
     rows = np.concatenate(train)
@@ -192,6 +198,33 @@ def test_training_tasks_are_new_each_time_unless_they_are_fixed() -> None:
     given.clear()
     fit(TrajectoryDataModule(Recorded(max_episode_steps=3), train_tasks=2, **SMALL), epochs=2)
     assert len(np.unique(np.concatenate(given[0:2] + given[6:8]), axis=0)) == 2
+
+
+def test_every_split_is_evaluated_on_tasks_of_its_own_distribution() -> None:
+    family = Recorded(max_episode_steps=3, goal_size=0.1, out_of_distribution_size=0.4)
+    settings = SMALL | {"eval_tasks": 20, "test_tasks": 30, "eval_adaptation_steps": 2}
+    datamodule = TrajectoryDataModule(family, **settings)
+    module = attach(MAML(2, 2, policy=GaussianMLP((4,))))
+    datamodule.trainer = module.trainer
+    seen = []
+    for evaluate, tasks in ((datamodule.evaluate, 20), (datamodule.test, 30)):
+        given.clear()
+        result = evaluate()
+        test, beyond, *random = given  # random actions come after, on the same tasks
+        assert list(result.returns) == list(result.tasks) == list(result.random) == ["test", "out_of_distribution"]
+        for again, goals, split in zip(random, (test, beyond), result.tasks, strict=True):
+            np.testing.assert_array_equal(again, goals)
+            np.testing.assert_array_equal(goals, np.repeat(goals[::4], 4, axis=0))
+            np.testing.assert_array_equal(result.tasks[split]["goal"], goals[::4].astype(np.float32))
+            assert result.returns[split].shape == (3, tasks, 4)
+            assert result.random[split].shape == (tasks, 4)
+            # Of three steps of at most 0.1 a coordinate from the origin, none pays less.
+            assert result.returns[split].min() >= -3 * 2 * (0.3 + np.abs(goals).max()) ** 2
+        assert np.abs(test).max() <= 0.1
+        assert np.abs(beyond).max(axis=1).min() > 0.1
+        assert 0.3 < np.abs(beyond).max() <= 0.4
+        seen += [*map(tuple, test[::4]), *map(tuple, beyond[::4])]
+    assert len(set(seen)) == 2 * (20 + 30)  # of evaluation and test, none in both
 
 
 def test_the_task_is_in_the_observation_only_as_oracle_context() -> None:
