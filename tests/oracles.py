@@ -32,3 +32,22 @@ def assert_identical(left, right):
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def assert_same(a, b, where=""):
+    """Deep bit equality of tensors, arrays, containers and numbers; names the first place that differs."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor | np.ndarray):
+        left, right = torch.as_tensor(a), torch.as_tensor(b)
+        assert (left.dtype, left.shape) == (right.dtype, right.shape), where
+        assert ((left == right) | ((left != left) & (right != right))).all(), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{index}]")
+    else:
+        assert a == b, where

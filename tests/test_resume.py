@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from oracles import assert_same
 
 from lit_metarl.algorithms import (
     LVC,
@@ -123,27 +124,6 @@ def make_trainer(root: Path, epochs: int, run_id: str | None = None, **kwargs: A
 
 def load(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
-
-
-def assert_same(a: Any, b: Any, where: str = "") -> None:
-    """Deep bit equality; names the first place that differs."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype, where
-        assert torch.equal(a, b) or torch.equal(a.isnan(), b.isnan()), where
-        assert torch.equal(
-            a.nan_to_num() if a.is_floating_point() else a, b.nan_to_num() if b.is_floating_point() else b
-        ), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}[{index}]")
-    else:
-        assert a == b, where
 
 
 def whole_run(path: Path) -> dict[str, Any]:

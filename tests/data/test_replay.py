@@ -59,19 +59,6 @@ def test_discount_is_zero_only_at_termination() -> None:
     assert numbered(0, 7).discount.tolist() == [0, 1, 0, 1, 0, 1, 0]  # 3 is truncated alone: the value goes on
 
 
-def test_state_round_trip(tmp_path) -> None:
-    for chunks in ([3], [5], [4, 4]):
-        replay = filled(5, chunks)
-        torch.save(replay.state_dict(), tmp_path / "replay.pt")
-        other = Replay(5, 2, 1)
-        other.load_state_dict(torch.load(tmp_path / "replay.pt", weights_only=True))
-        for ring in (replay, other):
-            ring.insert(numbered(100, 3))
-        assert (other.size, other.position) == (replay.size, replay.position)
-        for a, b in zip(replay.storage, other.storage, strict=True):
-            assert torch.equal(a, b)
-
-
 def test_saves_only_what_is_filled(tmp_path) -> None:
     replay = filled(100_000, [10])
     torch.save(replay.state_dict(), tmp_path / "replay.pt")

@@ -157,27 +157,6 @@ def test_mask_reset_leaves_others_untouched():
             np.testing.assert_array_equal(a[~mask], b[~mask])
 
 
-@pytest.mark.parametrize("robot", ["half_cheetah", "ant", "humanoid", "hopper"])
-def test_state_round_trip_is_bit_exact(robot):
-    num_envs = 3
-    env = MuJoCo(robot, 25).make(num_envs, seed=0)
-    mass = env._default_task("model.body_mass") * np.array([1.0, 1.5, 0.7])[:, None]
-    env.set_tasks({"direction": np.array([1.0, -1.0, 0.5]), "model.body_mass": mass})
-    env.reset()
-    run(env, 33)
-    # Pending: in force only for environments that end after the checkpoint.
-    env.set_tasks({"direction": np.array([2.0, 3.0, 4.0]), "model.body_mass": 1.1 * mass})
-    state = through_file(env.state_dict())
-    expected = run(env, 40, seed=9)
-    assert expected[3].any()
-    other = MuJoCo(robot, 25).make(num_envs, seed=77)
-    other.set_tasks({"model.geom_friction": 2 * other._default_task("model.geom_friction")})
-    other.reset()
-    run(other, 4, seed=5)
-    other.load_state_dict(state)
-    assert_identical(run(other, 40, seed=9), expected)
-
-
 def test_reset_after_loading_returns_the_saved_observations():
     env, other = (MuJoCo("ant").make(2, seed=seed) for seed in (0, 1))
     env.reset()

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from oracles import assert_identical, rollout, through_file
+from oracles import assert_identical
 
 from lit_metarl.envs.base import EnvError
 from lit_metarl.envs.navigation import Corners, Momentum, Navigation2D, Point1D
@@ -245,24 +245,6 @@ def test_the_observation_does_not_know_the_task(family):
         if (result.terminated | twin.terminated).any():
             break
     assert paid_differently
-
-
-@each(FAMILIES)
-def test_resumes_bit_exactly_in_mid_episode(family):
-    num_envs, rng = 5, np.random.default_rng(0)
-    env = family.make(num_envs, seed=1)
-    env.set_tasks(family.sample(num_envs, rng))
-    env.reset()
-    dim = env.spec.action_dim
-    rollout(env, rng.uniform(-1, 1, (13, num_envs, dim)))
-    env.set_tasks(family.sample(num_envs, rng))  # in force only after the checkpoint
-    state = through_file(env.state_dict())
-    actions = rng.uniform(-1, 1, (110, num_envs, dim))
-    expected = rollout(env, actions)
-    assert len(expected) > 4 * 110  # episodes ended and began
-    resumed = family.make(num_envs, seed=9)
-    resumed.load_state_dict(state)
-    assert_identical(rollout(resumed, actions), expected)
 
 
 def test_tasks_wait_for_the_reset_of_their_own_environment():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import gymnasium
 import numpy as np
 import pytest
-from oracles import assert_identical, rollout, through_file
+from resume_cases import assert_goes_on, env_case
 
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.envs.locomotion import Locomotion
@@ -99,14 +99,11 @@ def test_it_is_a_family_like_ours(family):
     result, twin = env.step(action), other.step(action)
     np.testing.assert_array_equal(result.obs, twin.obs)  # the task is not to be seen,
     assert (result.reward != twin.reward).all()  # but paid
-    env.set_tasks(family.sample(num_envs, rng))
-    state = through_file(env.state_dict())
-    actions = rng.uniform(-0.1, 0.1, (110, num_envs, env.spec.action_dim))
-    expected = rollout(env, actions)
-    assert len(expected) > 4 * 110
-    resumed = family.make(num_envs, seed=2)
-    resumed.load_state_dict(state)
-    assert_identical(rollout(resumed, actions), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_resumes_like_ours(family):
+    assert_goes_on(env_case(family, 4, after=110))
 
 
 def test_the_cart_is_paid_for_its_place():

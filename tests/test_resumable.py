@@ -1,0 +1,271 @@
+"""One contract of everything that a checkpoint holds: saved, written, read and loaded, it goes on bit for bit.
+
+Every class of the package that has ``state_dict`` and ``load_state_dict`` of its own is in ``CASES``; a test fails if
+one is missing. What a single class adds to the contract (what it refuses, when it cannot go on) is tested beside it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dm_control import suite
+from lightning.pytorch.trainer.states import TrainerFn
+from meta_cases import attach
+from resume_cases import Case, Trace, assert_goes_on, env_case
+
+import lit_metarl
+from lit_metarl.algorithms import MAML, SAC, Algorithm
+from lit_metarl.callbacks import RunCheckpoint
+from lit_metarl.callbacks.adaptation import AdaptationResults
+from lit_metarl.data import ReplayDataModule, TrajectoryDataModule
+from lit_metarl.data.collector import Collector
+from lit_metarl.data.experience import ExperienceDataModule, Loader
+from lit_metarl.data.replay import Replay
+from lit_metarl.data.streams import global_state, load_global_state, seed_global
+from lit_metarl.data.trajectories import TaskSimulator, uniform_actions
+from lit_metarl.envs.gym import GymEnv, Gymnasium
+from lit_metarl.envs.locomotion import Locomotion, MuJoCo
+from lit_metarl.envs.locomotion_tasks import Direction, Direction2D, Goal, RandomParameters, Velocity
+from lit_metarl.envs.navigation import Corners, Momentum, Navigation2D, Point1D
+from lit_metarl.envs.points import PointEnv
+from lit_metarl.envs.suite import DMControl, SuiteEnv
+from lit_metarl.envs.tabular import TabularEnv, TabularTasks
+from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, TanhGaussianMLP
+from lit_metarl.types import MetaEpisodes, Transition
+
+
+def bodies(env: Locomotion, number: int) -> dict[str, np.ndarray]:
+    """Directions and masses at first; frictions, which are to be forgotten, where the state is loaded."""
+    scale = np.linspace(0.7, 1.5, env.num_envs)[:, None]
+    if number > 1:
+        return {"model.geom_friction": 2 * env._default_task("model.geom_friction")}
+    mass = env._default_task("model.body_mass") * scale * (1 + 0.1 * number)
+    return {"direction": scale[:, 0] + number, "model.body_mass": mass}
+
+
+# Experience --------------------------------------------------------------------------------------------------------
+
+
+def step_collector(collector: Collector, steps: int, seed: int) -> Trace:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (collector.env.num_envs, collector.env.spec.action_dim)
+    return [*(collector.step(lambda obs: 2 * torch.rand(shape, generator=generator) - 1) for _ in range(steps))]
+
+
+def insert(replay: Replay, count: int, first: int) -> None:
+    for n in range(first, first + count):
+        rows = torch.full((3, 2), n) + torch.arange(3.0)[:, None]
+        ends = rows[:, 0] % 2 == 0
+        replay.insert(Transition(rows, -rows[:, :1], rows[:, 0], rows + 1, ends, ~ends))
+
+
+def replay_after(replay: Replay) -> Trace:
+    drawn = replay.sample(torch.Generator().manual_seed(0), torch.tensor([3.0, 9.0], dtype=torch.float64), 16)
+    insert(replay, 2, 100)
+    return [drawn, replay.size, replay.position, [field[: replay.size] for field in replay.storage]]
+
+
+def run_tasks(simulator: TaskSimulator, seed: int) -> Trace:
+    shape, generator = (simulator.num_tasks, simulator.trajectories), torch.Generator().manual_seed(seed)
+    choose = uniform_actions(shape, simulator.env.spec.action_dim, None, 0.1, generator)
+    simulator.set_tasks(simulator.family.sample(simulator.num_tasks, np.random.default_rng(seed)))
+    return list(simulator.run(choose))
+
+
+def in_training(datamodule: ExperienceDataModule, module: Algorithm) -> ExperienceDataModule:
+    """As within ``fit``, without its loop."""
+    datamodule.trainer = attach(module).trainer
+    datamodule.trainer.state.fn = TrainerFn.FITTING
+    datamodule.setup("fit")
+    return datamodule
+
+
+def replay_datamodule(_: int) -> ExperienceDataModule:
+    torch.manual_seed(0)
+    settings = {"batch_size": 4, "capacity": 30, "warmup_steps": 5, "epoch_steps": 10, "eval_episodes": 2}
+    env = MuJoCo("half_cheetah", max_episode_steps=7, threads=1)
+    datamodule = ReplayDataModule(env, num_envs=2, updates_per_block=3, **settings)
+    return in_training(datamodule, SAC(17, 6, TanhGaussianMLP([4]), EnsembleCriticMLP([4])))
+
+
+def trajectory_datamodule(_: int) -> ExperienceDataModule:
+    torch.manual_seed(0)
+    settings = {"num_tasks": 3, "trajectories": 2, "eval_tasks": 2, "test_tasks": 2}
+    datamodule = TrajectoryDataModule(Corners(max_episode_steps=6, reward_kind="dense"), **settings)
+    return in_training(datamodule, MAML(2, 2, policy=GaussianMLP((4,))))
+
+
+def batches(datamodule: ExperienceDataModule, number: int = 3) -> Trace:
+    """Training, an evaluation, and what the global streams give: the DataModule keeps their state too."""
+    loader = iter(datamodule.train_dataloader())
+    seen = [next(loader) for _ in range(number + 1)]
+    return [seen, datamodule.evaluate(), global_draws()]
+
+
+def load_before_training(datamodule: ExperienceDataModule, state: dict[str, Any]) -> None:
+    """In the order of a Trainer."""
+    datamodule.setup("fit")
+    datamodule.load_state_dict(state)
+
+
+# Callbacks and streams ---------------------------------------------------------------------------------------------
+
+
+def evaluation(number: int) -> MetaEpisodes:
+    returns = torch.full((2, 3, 4), float(number))
+    tasks = {"test": {"goal": torch.full((3, 2), -1.0 * number)}}
+    return MetaEpisodes({"test": returns}, tasks, {"test": returns[0] + 1}, {}, 20.0)
+
+
+def score(checkpoint: RunCheckpoint, number: int) -> None:
+    checkpoint.best_score = 1.5 - number
+
+
+class GlobalStreams:
+    """The functions of :mod:`lit_metarl.data.streams` in the form of the contract."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    state_dict = staticmethod(global_state)
+    load_state_dict = staticmethod(load_global_state)
+
+
+def global_draws() -> Trace:
+    normal = np.random.normal(size=3), random.gauss(0, 1)  # noqa: NPY002 - odd, so that one of a pair is left
+    return [random.random(), *normal, torch.randn(3), torch.rand(2)]
+
+
+CASES: dict[type, dict[str, Case]] = {
+    PointEnv: {
+        world.name: env_case(world, num_envs=5, before=13, after=110)
+        for world in (Navigation2D(), Corners(), Momentum(), Point1D())
+    },
+    TabularEnv: {
+        f"after {steps} steps": env_case(
+            TabularTasks(num_states=5, num_actions=3, horizon=7, concentration=0.5, num_terminal=1), 4, steps, 25
+        )
+        for steps in (0, 3, 11)
+    },
+    GymEnv: {
+        name: env_case(Gymnasium(name), ends=ends)
+        for name, ends in {
+            "Pendulum-v1": False,
+            "CartPole-v1": True,
+            "MountainCarContinuous-v0": False,
+            "Acrobot-v1": False,
+            "FrozenLake-v1": True,
+            "HalfCheetah-v5": False,
+            "Ant-v5": True,
+            "Humanoid-v5": True,
+            "Pusher-v5": False,
+        }.items()
+    },
+    Locomotion: {
+        **{
+            robot: env_case(MuJoCo(robot, 25), 3, before=33, tasks=bodies)
+            for robot in ("half_cheetah", "ant", "humanoid", "hopper")
+        },
+        **{
+            f"{type(family).__name__}-{family.robot}": env_case(family, 3, before=7, after=60)
+            for family in (
+                Direction(max_episode_steps=25),
+                Direction("ant", "hyperl", as_angle=True, max_episode_steps=25),
+                Direction2D("humanoid", max_episode_steps=25),
+                Velocity(max_episode_steps=25),
+                Velocity("walker2d", max_episode_steps=25),
+                Goal(max_episode_steps=25),
+                RandomParameters(max_episode_steps=25),
+            )
+        },
+    },
+    # Of every task: each keeps something else in Python.
+    SuiteEnv: {
+        task: env_case(DMControl(task), num_envs=1, before=6, after=8, ends=False)
+        for task in map("/".join, suite.ALL_TASKS)
+    },
+    Collector: {
+        "within an episode": Case(
+            lambda seed: Collector(MuJoCo("half_cheetah", max_episode_steps=5, threads=1).make(3, seed)),
+            lambda collector, number: step_collector(collector, 7 + number, number),
+            lambda collector: [*step_collector(collector, 9, 99), *collector.pop_finished()],
+        ),
+    },
+    Replay: {
+        f"{count} of 10": Case(
+            lambda seed: Replay(10, 2, 1),
+            lambda replay, number, count=count: insert(replay, count // 3 if number == 0 else 5, 10 * number),
+            replay_after,
+        )
+        for count in (3, 9, 12)
+    },
+    TaskSimulator: {
+        "context": Case(
+            lambda seed: TaskSimulator(Corners(max_episode_steps=6), 3, 2, seed, 0.1, oracle_context=True),
+            run_tasks,
+            lambda simulator: run_tasks(simulator, 99),
+        ),
+    },
+    Loader: {
+        "": Case(
+            lambda seed: Loader(2, lambda: 7), lambda *_: None, lambda loader: [next(iter(loader))], forgetful=True
+        )
+    },
+    ReplayDataModule: {"": Case(replay_datamodule, batches, batches, load=load_before_training)},
+    TrajectoryDataModule: {"": Case(trajectory_datamodule, batches, batches, load=load_before_training)},
+    AdaptationResults: {
+        "": Case(
+            lambda seed: AdaptationResults(),
+            lambda results, number: results.on_validation_batch_end(None, None, None, evaluation(number)),
+            lambda results: list(results._last or ()),
+        ),
+        "before the first": Case(
+            lambda seed: AdaptationResults(),
+            lambda results, number: (
+                results.on_validation_batch_end(None, None, None, evaluation(number)) if number else None
+            ),
+            lambda results: [results._last],
+            forgetful=True,
+        ),
+    },
+    RunCheckpoint: {"": Case(lambda seed: RunCheckpoint(), score, lambda checkpoint: [checkpoint.best_score])},
+    GlobalStreams: {
+        "": Case(
+            GlobalStreams,
+            lambda streams, number: (seed_global(streams.seed), global_draws())[0],
+            lambda streams: global_draws(),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=f"{cls.__name__}-{name}".strip("-")) for cls in CASES for name, case in CASES[cls].items()],
+)
+def test_it_goes_on_bit_for_bit(case: Case) -> None:
+    assert_goes_on(case)
+
+
+def resumable_classes() -> set[type]:
+    """All of the package that can be made and whose state is of our own making."""
+    found = set()
+    for name in ["lit_metarl", *(module.name for module in pkgutil.walk_packages(lit_metarl.__path__, "lit_metarl."))]:
+        for cls in vars(importlib.import_module(name)).values():
+            if inspect.isclass(cls) and cls.__module__ == name and not inspect.isabstract(cls):
+                methods = [getattr(cls, method, None) for method in ("state_dict", "load_state_dict")]
+                if any(getattr(method, "__module__", "").startswith("lit_metarl.") for method in methods):
+                    found.add(cls)
+    return found
+
+
+def test_every_resumable_class_is_here() -> None:
+    bases = {ExperienceDataModule}  # a DataModule of Lightning's is not an abc, but this one is not to be made either
+    assert resumable_classes() - bases == set(CASES) - {GlobalStreams}
