@@ -90,6 +90,17 @@ def test_files_can_be_read_in_one_sitting(path: Path) -> None:
             assert path.name == "__main__.py" or all(call.func.id != "print" for call in calls)
 
 
+MUTABLE = {"Problem"}  # one iteration's work, not a setting
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if part_of(f) != "reports"], ids=lambda p: p.stem)
+def test_what_a_config_names_cannot_be_changed(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef) and node.name not in MUTABLE:
+            made = [text for text in map(ast.unparse, node.decorator_list) if text.startswith("dataclass")]
+            assert all("frozen=True" in text for text in made), f"{path.name}:{node.lineno} {node.name}"
+
+
 def public_definitions(tree: ast.Module) -> list[ast.AST]:
     kinds = (ast.FunctionDef, ast.ClassDef)
     top = [node for node in tree.body if isinstance(node, kinds)]

@@ -146,6 +146,12 @@ def test_the_meta_gradient_equals_plain_torch(
             assert plain.abs().max() > 1e-4
 
 
+def test_adaptation_leaves_no_graph() -> None:
+    module = make()
+    params = {name: value.requires_grad_() for name, value in module.initial_params(3).items()}
+    assert not any(value.requires_grad for value in module.adapt(params, random_rounds(module)[0]).values())
+
+
 def test_first_order_takes_the_gradient_at_the_adapted_parameters() -> None:
     module = make(FOMAML, inner_lr=0.7)
     rounds = random_rounds(module)
@@ -399,6 +405,31 @@ def test_impossible_settings_are_refused_by_key(settings: dict[str, Any], messag
         make(**settings)
 
 
+@pytest.mark.parametrize(
+    ("outer", "key", "refused", "allowed"),
+    [
+        (VPG, "lr", (0.0,), (1e-9,)),
+        (VPG, "optimizer_class", ("Adamant", "lr_scheduler"), ("SGD",)),
+        (PPO, "lr", (0.0,), (1e-9,)),
+        (PPO, "clip", (0.0,), (1e-9,)),
+        (PPO, "epochs", (0,), (1,)),
+        (PPO, "kl_penalty", (-1e-9,), (0.0,)),
+        (PPO, "kl_target", (0.0,), (1e-9,)),
+        (TRPO, "max_kl", (0.0,), (1e-9,)),
+        (TRPO, "cg_iterations", (0,), (1,)),
+        (TRPO, "damping", (-1e-9,), (0.0,)),
+        (TRPO, "backtrack_ratio", (0.0, 1.0), (1e-9, 0.999)),
+        (TRPO, "backtrack_steps", (0,), (1,)),
+    ],
+)
+def test_bounds_of_outer_settings(outer: Any, key: str, refused: tuple[Any, ...], allowed: tuple[Any, ...]) -> None:
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"outer.{key} = {value!r}"):
+            outer(**{key: value})
+    for value in allowed:
+        assert getattr(outer(**{key: value}), key) == value
+
+
 # Data and evaluation -----------------------------------------------------------------------------------------------
 
 
@@ -509,6 +540,11 @@ def test_float16_is_refused() -> None:
 def test_divergence_names_what_to_lower() -> None:
     with pytest.raises(DivergenceError, match=r"not finite after \d+ .*Lower a step size \(model.inner_lr = 1e\+06"):
         fit(MAML, inner_lr=1e6)
+    module = make()
+    data = random_rounds(module)[0]
+    data.reward[0, 0, 0] = float("inf")
+    with pytest.raises(DivergenceError, match="an adaptation step is not finite"):
+        module.adapt(module.initial_params(3), data)
 
 
 def test_a_saved_policy_is_the_one_before_adaptation_in_the_simulators_range(tmp_path: Path) -> None:

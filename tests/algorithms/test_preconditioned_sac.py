@@ -87,6 +87,7 @@ def test_a_meta_update_is_gradient_descent_on_the_objective_after_a_bellman_step
     for name, value in module.critic.state_dict().items():
         assert torch.equal(value, before[name] - 0.05 * meta.gradient[name])
     assert not torch.equal(module.critic.trunk[0].weight, before["trunk.0.weight"])
+    assert all(parameter.grad is None for parameter in module.critic.parameters())
 
 
 def test_a_meta_update_keeps_full_precision_under_bf16() -> None:

@@ -151,6 +151,16 @@ def test_updates_equal_an_independent_computation() -> None:
     torch.testing.assert_close(sac.log_temperature, plain.log_alpha, atol=1e-6, rtol=1e-6)
 
 
+def test_metrics_are_means_over_the_updates_of_a_block() -> None:
+    sac, recorded = make(), []
+    values = iter([1.0, 2.0, 6.0])
+    sac.update = lambda batch: {"loss": torch.tensor(next(values)), "half": batch.reward.sum()}
+    sac.record = lambda metrics, *_: recorded.append(metrics)
+    blocks = random_batch(3, M)
+    sac.training_step(ReplayBlock(blocks, 7, torch.zeros(0), torch.zeros(0)), 0)
+    torch.testing.assert_close(recorded, [{"loss": torch.tensor(3.0), "half": blocks.reward.sum() / 3}])
+
+
 def test_block_of_one_is_the_interleaved_reference_loop() -> None:
     """Choose an action, update on the data so far, step, store: the order of pytorch_sac, written out here."""
     env, warmup, steps, seed = Gymnasium("Pendulum-v1"), 12, 30, 5

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 from meta_cases import quiet_trainer
 
 from lit_metarl.algorithms import SAC
 from lit_metarl.callbacks import RunCheckpoint
+from lit_metarl.callbacks.checkpoint import _stops_early
 from lit_metarl.data import ReplayDataModule
 from lit_metarl.envs.locomotion import MuJoCo
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
@@ -57,6 +60,24 @@ def test_a_resumed_run_replaces_its_best_only_by_a_better(tmp_path: Path) -> Non
     assert elsewhere.directory != folder
     assert elsewhere.best_score == -9.0
     assert steps_of(elsewhere.directory / "best.ckpt") == 16
+
+
+@pytest.mark.parametrize(
+    ("settings", "stops"),
+    [
+        ({}, True),
+        ({"should_stop": False}, False),
+        ({"min_epochs": None, "min_steps": None}, True),
+        ({"min_epochs": 3}, True),
+        ({"min_epochs": 4}, False),
+        ({"min_steps": 10}, True),
+        ({"min_steps": 11}, False),
+        ({"min_epochs": 1, "current_epoch": 0}, False),
+    ],
+)
+def test_a_run_that_was_asked_to_stop_stops_once_it_has_done_its_minimum(settings: dict, stops: bool) -> None:
+    trainer = {"should_stop": True, "min_epochs": 1, "min_steps": 1, "current_epoch": 3, "global_step": 10}
+    assert _stops_early(SimpleNamespace(**trainer | settings)) is stops
 
 
 def test_a_score_that_is_not_a_number_is_not_the_best(tmp_path: Path) -> None:

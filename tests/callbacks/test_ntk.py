@@ -68,6 +68,13 @@ def test_it_logs_the_kernel_of_the_critic_at_its_environment_steps(tmp_path: Pat
     assert kernels[0][1]["ntk/ratio"] != kernels[-1][1]["ntk/ratio"]
 
 
+def test_it_measures_at_the_start_and_after_every_so_many_epochs(tmp_path: Path) -> None:
+    module, datamodule = make()
+    points = Points(module)
+    fit(module, datamodule, NTKMonitor(samples=2, every_n_epochs=2), tmp_path, epochs=5)
+    assert [step for step, metrics in points if "ntk/ratio" in metrics] == [0, 13, 21]  # 5 random steps, 4 an epoch
+
+
 def test_the_inputs_depend_on_nothing_but_environment_and_seed() -> None:
     one, two, other = random_inputs(ENV, 5, 2, 0), random_inputs(ENV, 5, 2, 0), random_inputs(ENV, 5, 2, 1)
     assert torch.equal(one[0], two[0])

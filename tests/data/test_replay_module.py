@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,6 +19,32 @@ from lit_metarl.envs.suite import DMControl
 from lit_metarl.types import ConfigError, DivergenceError, ReplayBlock
 
 CHEETAH = MuJoCo("half_cheetah", max_episode_steps=20, threads=1)
+
+
+@dataclass(frozen=True)
+class Watched(MuJoCo):
+    """Keeps count of simulators that were not closed."""
+
+    opened: ClassVar[list[Any]] = []
+
+    def make(self, num_envs: int, seed: int) -> Any:
+        env = super().make(num_envs, seed)
+        self.opened.append(env)
+        env.close = lambda: self.opened.remove(env)  # type: ignore[method-assign]
+        return env
+
+
+class Endless:
+    """Says that its episodes end after three steps, but never ends one."""
+
+    def __init__(self) -> None:
+        env = CHEETAH.make(1, seed=0)
+        self.num_envs, self.spec, self.reset = 1, replace(env.spec, max_episode_steps=3), env.reset
+        self.step, self.steps = env.step, 0
+
+    def counted(self, obs: Tensor) -> Tensor:
+        self.steps += 1
+        return torch.zeros(1, 6)
 
 
 class Counting(LightningModule):
@@ -64,9 +91,11 @@ class Forgetting(Counting):
         self.generation = int(self.updates >= 2)
 
 
-def train(evaluate: bool = True, module: Counting | None = None, **settings: Any) -> tuple[Any, ReplayDataModule]:
+def train(
+    evaluate: bool = True, module: Counting | None = None, env: MuJoCo = CHEETAH, **settings: Any
+) -> tuple[Any, ReplayDataModule]:
     data = {"num_envs": 1, "batch_size": 4, "capacity": 200, "warmup_steps": 5, "epoch_steps": 10, "eval_episodes": 2}
-    module, datamodule = module or Counting(), ReplayDataModule(CHEETAH, **(data | settings))
+    module, datamodule = module or Counting(), ReplayDataModule(env, **(data | settings))
     Trainer(
         accelerator="cpu",
         max_epochs=2,
@@ -172,6 +201,22 @@ def test_run_episodes_counts_each_environment_once() -> None:
         if ended.any():
             again.reset(ended)
     torch.testing.assert_close(episodes.returns, total.float())
+
+
+def test_an_episode_that_does_not_end_is_given_up_at_its_limit() -> None:
+    env: Any = Endless()
+    with pytest.raises(EnvError, match="did not end within 3 steps"):
+        run_episodes(env, env.counted)
+    assert env.steps == 3
+
+
+def test_every_simulator_is_closed() -> None:
+    module, datamodule = train(env=Watched("half_cheetah", max_episode_steps=20, threads=1))
+    assert not Watched.opened
+    del datamodule.collector
+    module.trainer.validate(module, datamodule, verbose=False)
+    assert not hasattr(datamodule, "collector")  # which only training needs
+    assert not Watched.opened
 
 
 def test_a_value_that_is_not_finite_names_environment_and_step() -> None:

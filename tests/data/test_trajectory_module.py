@@ -13,7 +13,7 @@ from meta_cases import attach
 
 from lit_metarl.algorithms import MAML
 from lit_metarl.data import TrajectoryDataModule
-from lit_metarl.data.trajectories import TaskSimulator
+from lit_metarl.data.trajectories import TaskSimulator, uniform_actions
 from lit_metarl.envs.base import EnvError, EnvSpec, StepResult, load_streams, make_streams, streams_state
 from lit_metarl.envs.navigation import Navigation2D
 from lit_metarl.envs.points import PointEnv
@@ -89,6 +89,13 @@ def test_padding_follows_the_end_of_each_episode() -> None:
     assert torch.equal(data.log_prob[data.mask > 0], torch.full((26,), -0.5))
 
 
+def test_trajectories_have_no_graph() -> None:
+    weight = torch.ones(1, requires_grad=True)
+    simulator = TaskSimulator(Countdown(), 1, 2, seed=0, action_scale=0.1, oracle_context=False)
+    data = simulator.run(lambda obs: ((obs * weight).detach(), (obs * weight)[..., 0]))
+    assert not any(field.requires_grad for field in data)
+
+
 def test_the_simulator_gets_scaled_and_clipped_actions_and_the_batch_keeps_the_policys() -> None:
     simulator = TaskSimulator(Countdown(), 1, 2, seed=0, action_scale=0.1, oracle_context=False)
     data = simulator.run(constant(4.0))
@@ -120,6 +127,20 @@ def test_discrete_actions_reach_the_simulator_as_they_are() -> None:
     assert data.action.dtype == torch.int64
     assert data.action.shape == (2, 2, 3)
     assert torch.equal(data.action, torch.full((2, 2, 3), 4))
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_random_actions_fill_the_simulators_bounds(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    action, log_prob = uniform_actions((30, 40), 2, None, scale, generator)(torch.zeros(30, 40, 3))
+    assert action.shape == (30, 40, 2)
+    assert torch.equal(log_prob, torch.zeros(30, 40))
+    share = (scale * action.flatten()).histc(4, -1.0, 1.0) / action.numel()
+    torch.testing.assert_close(share, torch.full((4,), 0.25), rtol=0, atol=0.05)  # none beyond, none preferred
+    discrete, _ = uniform_actions((30, 40), 1, 3, scale, generator)(torch.zeros(30, 40, 3))
+    assert discrete.dtype == torch.int64
+    share = discrete.flatten().bincount() / discrete.numel()
+    torch.testing.assert_close(share, torch.full((3,), 1 / 3), rtol=0, atol=0.05)
 
 
 class Spy(Callback):
@@ -175,10 +196,15 @@ given: list[np.ndarray] = []
 """Goals ``[E, 2]`` that the simulators of :class:`Recorded` were given."""
 
 
+open_simulators: list[PointEnv] = []
+
+
 @dataclass(frozen=True)
 class Recorded(Navigation2D):
     def make(self, num_envs, seed):
         env = super().make(num_envs, seed)
+        open_simulators.append(env)
+        env.close = lambda: open_simulators.remove(env)
         inner = env.set_tasks
         env.set_tasks = lambda tasks: (given.append(np.asarray(tasks["goal"])), inner(tasks))[1]
         return env
@@ -187,6 +213,7 @@ class Recorded(Navigation2D):
 def test_training_tasks_are_new_each_time_unless_they_are_fixed() -> None:
     given.clear()
     fit(TrajectoryDataModule(Recorded(max_episode_steps=3), **SMALL | {"eval_tasks": 3}), epochs=2)
+    assert not open_simulators
     given[:] = [goals[::4] for goals in given]
     # The first evaluation has random actions on the tasks of both splits, too.
     train, evaluation = given[0:2] + given[6:8], given[2:6] + given[8:10]

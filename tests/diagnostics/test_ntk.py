@@ -181,6 +181,9 @@ def test_spectrum_descends_and_effective_rank_by_hand():
     assert spectrum(kernels).flatten().tolist() == pytest.approx([1, 1, 2, 0, 3, 1], abs=1e-6)
     # p = (3/4, 1/4): exp(−¾·log ¾ − ¼·log ¼) = 4/3^(3/4)
     assert effective_rank(kernels).tolist() == pytest.approx([2.0, 1.0, 4 / 3**0.75], rel=1e-4)
+    bad = torch.full((2, 2), float("nan"))
+    ranks = effective_rank(torch.stack([kernels[:2], torch.stack([bad, kernels[2]])]))
+    torch.testing.assert_close(ranks, torch.tensor([[2.0, 1.0], [float("nan"), 4 / 3**0.75]]), equal_nan=True)
 
 
 def test_contraction_margins_by_hand():

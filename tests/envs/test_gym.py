@@ -573,6 +573,14 @@ def test_render():
     env.close()
 
 
+def test_all_environments_are_closed():
+    env, closed = custom(Custom).make(3, seed=0), []
+    for each in env._envs:
+        each.close = lambda each=each: closed.append(each)
+    env.close()
+    assert closed == env._envs
+
+
 def test_no_pictures_is_said():
     env = custom(Custom).make(1, seed=0)
     env.reset()

@@ -105,6 +105,26 @@ def test_equals_gymnasium_from_a_state_set_by_hand(robot):
         assert result.reward[1] == pytest.approx(reward, abs=1e-9)
 
 
+@pytest.mark.parametrize("robot", ["ant", "walker2d", "hopper", "humanoid"])
+def test_a_robot_is_healthy_where_gymnasium_says_so(robot):
+    count, rng = 1000, np.random.default_rng(0)
+    env = MuJoCo(robot).make(count, seed=0)
+    (reference,) = gymnasium_envs(robot, 1, 0, 1000)
+    reference.reset()
+    model = reference.unwrapped.model
+    qpos, qvel = np.tile(model.qpos0, (count, 1)), rng.standard_normal((count, model.nv))
+    qpos[:, 1], qpos[:, 2] = rng.uniform(0.1, 2.5, count), rng.uniform(-1.5, 2.5, count)
+    qpos[::2, 2] /= 5  # hoppers stand upright
+    qvel[::5, 3] = rng.uniform(90.0, 110.0, count // 5)
+    env._sim.reset(qpos, qvel, np.arange(count))
+    expected = []
+    for position, velocity in zip(qpos, qvel, strict=True):
+        reference.unwrapped.set_state(position, velocity)
+        expected.append(reference.unwrapped.is_healthy)
+    assert 0.1 < np.mean(expected) < 0.9
+    np.testing.assert_array_equal(env._healthy(), expected)
+
+
 @pytest.mark.parametrize("robot", ["half_cheetah", "ant", "humanoid"])
 def test_threads_and_neighbours_do_not_matter(robot):
     def trace(num_envs, threads, seed=3):

@@ -134,6 +134,7 @@ def test_errors_say_what_is_wrong():
         ({"reward": ones}, "shape"),
         ({"start": np.eye(5)[[4, 4]]}, "do not end"),
         ({"start": np.full((2, 5), 0.3)}, "probabilities"),
+        ({"start": np.array([[1.5, -0.5, 0, 0, 0], [1, 0, 0, 0, 0]])}, "probabilities"),
     ):
         with pytest.raises(EnvError, match=message):
             env.set_tasks(tasks)

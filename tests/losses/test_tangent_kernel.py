@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from critic_cases import SharedTrunkCritic, SmallCritic, explicit_jacobian, explicit_kernel, inputs, params_of
+from critic_cases import (
+    LinearCritic,
+    SharedTrunkCritic,
+    SmallCritic,
+    explicit_jacobian,
+    explicit_kernel,
+    inputs,
+    params_of,
+)
 from torch.func import grad
 
 from lit_metarl.losses.tangent_kernel import JVP, Exact, FiniteDifference, Layerwise, member_blocks, normal_directions
@@ -76,6 +84,15 @@ def test_finite_difference_of_float32_parameters_is_taken_in_float64():
     assert sketch.dtype == torch.float64
     limit = JVP(directions=10).kernel(*case, seeded())
     torch.testing.assert_close(sketch.float(), limit, rtol=1e-4, atol=1e-4)
+
+
+def test_finite_difference_of_a_linear_critic_is_its_derivative_to_float64():
+    critic = LinearCritic(5, members=2, dtype=torch.float32)
+    params, inputs32 = {"w": torch.randn(2, 5, generator=seeded())}, inputs(6, dtype=torch.float32)
+    directions = normal_directions(params, 4, seeded())
+    derivative = FiniteDifference(mu=1e-3).along(critic, params, *inputs32, directions)
+    expected = directions["w"].double() @ torch.cat(inputs32, -1).double().T
+    torch.testing.assert_close(derivative, expected, rtol=1e-11, atol=1e-11)  # μ U in float32 would be 1e-7 off
 
 
 def test_finite_difference_refuses_a_critic_that_rounds(case):
@@ -152,3 +169,4 @@ def test_directions_are_fixed_by_the_seed_and_differ_between_calls():
 def test_impossible_settings_are_refused(build):
     with pytest.raises(ConfigError, match="cannot be used"):
         build()
+    assert JVP(directions=1).directions == FiniteDifference(1, 1e-12).directions == 1

@@ -26,6 +26,12 @@ def test_equals_a_direct_solve(seed: int, damping: float) -> None:
     torch.testing.assert_close(x, expected, rtol=1e-8, atol=1e-8)
 
 
+def test_the_solution_has_no_graph() -> None:
+    matrix, b = system(4, 0)
+    x = conjugate_gradient(lambda v: matrix.requires_grad_() @ v, b.requires_grad_())
+    assert not x.requires_grad
+
+
 def test_stops_at_the_tolerance_whatever_the_scale() -> None:
     matrix, b = system(12, 0)
     for scale in (1e-8, 1.0, 1e8):
