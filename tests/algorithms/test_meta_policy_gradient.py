@@ -45,7 +45,7 @@ from lit_metarl.estimators import (
 from lit_metarl.nn import CategoricalMLP, GaussianMLP, LinearFeature
 from lit_metarl.optim import PPO, TRPO, VPG, EMAMLCorrection, NoCorrection, SGMRLCorrection, inner_loop
 from lit_metarl.optim.outer_updates import likelihood, ratio
-from lit_metarl.types import ConfigError, DivergenceError, MetaEpisodes, Trajectories
+from lit_metarl.types import ConfigError, DivergenceError, MetaBatch, MetaEpisodes, Trajectories
 
 O, A, RIDGE = 3, 2, 0.1  # noqa: E741
 
@@ -468,6 +468,24 @@ def test_metrics_of_an_evaluation() -> None:
 
 
 # In a Trainer ------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_of_a_training_step() -> None:
+    module, recorded = attach(make(outer=VPG())), []
+    rounds = tuple(random_rounds(module))
+    assert not rounds[1].mask.all()
+    module.record = lambda *arguments: recorded.append(arguments)
+    expected = module.problem(rounds)
+    objective = expected.objective(expected.unroll(), likelihood)
+    module.training_step(MetaBatch(rounds, 77), 0)
+    ((metrics, env_steps, returns, lengths),) = recorded
+    first, last = rounds
+    assert env_steps == 77
+    assert_close(metrics["objective"], objective.detach())
+    assert_close(metrics["return_before"], (first.reward * first.mask).sum(-1).mean())
+    assert_close(metrics["entropy"], -last.log_prob[last.mask > 0].mean())
+    assert_close(returns, (last.reward * last.mask).sum(-1).flatten())
+    assert_close(lengths, last.mask.sum(-1).flatten())
 
 
 class LogRatios(Callback):

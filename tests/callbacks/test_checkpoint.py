@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from meta_cases import quiet_trainer
 
 from lit_metarl.algorithms import SAC
 from lit_metarl.callbacks import RunCheckpoint
-from lit_metarl.callbacks.checkpoint import _stops_early
+from lit_metarl.callbacks.checkpoint import _keep_slurm_requeue_away, _requeue, _stops_early
 from lit_metarl.data import ReplayDataModule
 from lit_metarl.envs.locomotion import MuJoCo
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
+from lit_metarl.types import ConfigError
 
 
 def train(folder: Path, scores: list[float], done: int = 0, ckpt_path: Path | None = None) -> RunCheckpoint:
@@ -60,6 +64,50 @@ def test_a_resumed_run_replaces_its_best_only_by_a_better(tmp_path: Path) -> Non
     assert elsewhere.directory != folder
     assert elsewhere.best_score == -9.0
     assert steps_of(elsewhere.directory / "best.ckpt") == 16
+
+
+def test_lightnings_own_requeue_checkpoint_is_not_resumed_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = quiet_trainer(default_root_dir=tmp_path)
+    (tmp_path / "hpc_ckpt_1.ckpt").touch()
+    _keep_slurm_requeue_away(trainer)  # outside of SLURM nothing reads it
+    monkeypatch.setattr(SLURMEnvironment, "detect", staticmethod(lambda: True))
+    with pytest.raises(ConfigError, match=r"hpc_ckpt_1.ckpt would be resumed .*: move it away"):
+        _keep_slurm_requeue_away(trainer)
+    (tmp_path / "hpc_ckpt_1.ckpt").unlink()
+    _keep_slurm_requeue_away(trainer)
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "command", "message"),
+    [
+        ({}, 0, None, ""),
+        ({"SLURM_JOB_ID": "7"}, 0, "7", "; job 7 requeued"),
+        ({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}, 0, "7_2", "; job 7_2 requeued"),
+        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "1"}, 0, None, ""),  # one process of the job is enough
+        ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}, 1, "7", "; job 7 not requeued: no such job"),
+    ],
+)
+def test_a_job_is_requeued_by_its_first_process(
+    variables: dict[str, str], code: int, command: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    called = []
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        called.append(command)
+        return SimpleNamespace(returncode=code, stderr="no such job\n")
+
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(subprocess, "run", run)
+    assert _requeue() == message
+    assert called == ([] if command is None else [["scontrol", "requeue", command]])
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert _requeue() == ""
 
 
 @pytest.mark.parametrize(

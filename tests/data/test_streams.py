@@ -12,6 +12,7 @@ from lit_metarl.data.streams import Stream, derive_seed, seed_global
 
 
 def test_every_use_of_every_process_of_every_run_has_its_own_seed() -> None:
+    assert len(Stream) == len(Stream.__members__)  # no use is another's under a second name
     seeds = [derive_seed(*which) for which in itertools.product(range(4), range(4), Stream)]
     assert len(set(seeds)) == 4 * 4 * len(Stream)
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -6,7 +6,7 @@ from oracles import assert_identical, rollout, through_file
 
 from lit_metarl.envs.base import EnvError
 from lit_metarl.envs.rendering import choose_backend, rendering_available
-from lit_metarl.envs.saved_state import pack, packable, unpack
+from lit_metarl.envs.saved_state import load_physics, pack, packable, save_physics, unpack
 from lit_metarl.envs.suite import DMControl
 
 choose_backend()
@@ -181,6 +181,15 @@ def test_time_limit_counter_and_task_attributes_are_restored():
         left, right = env.step(actions[3]), other.step(actions[3])
     assert_identical(left, right)
     assert right.truncated[0]
+
+
+def test_physics_of_another_model_is_refused():
+    physics = DMControl("pendulum/swingup").make(1, seed=0)._envs[0].physics
+    for part, name in (("model", "geom_friction"), ("data", "xpos")):
+        state = save_physics(physics.model.ptr, physics.data.ptr)
+        state[part][name] = pack(np.ones((1, 3)))  # which would spread to all rows, silently
+        with pytest.raises(EnvError, match=rf"another model: {name} is \(1, 3\)"):
+            load_physics(physics.model.ptr, physics.data.ptr, state)
 
 
 def test_state_of_another_task_is_refused():
