@@ -151,6 +151,25 @@ def test_updates_equal_an_independent_computation() -> None:
     torch.testing.assert_close(sac.log_temperature, plain.log_alpha, atol=1e-6, rtol=1e-6)
 
 
+def test_what_is_recorded_is_logged_as_means_every_so_many_steps() -> None:
+    sac, logged, none = make(), [], torch.zeros(0)
+    sac.trainer = quiet_trainer(log_every_n_steps=2)
+    sac.log_points = lambda metrics: logged.append((sac.env_steps, metrics))
+    sac.record({"loss": torch.tensor(1.0)}, 10, none, none)
+    assert not logged
+    sac.record({"loss": torch.tensor(5.0)}, 20, torch.tensor([6.0, 8.0]), torch.tensor([3, 5]))
+    sac.record({"loss": torch.tensor(7.0)}, 30, none, none)
+    sac.record({"loss": torch.tensor(8.0)}, 40, none, none)
+    sac.record({"loss": torch.tensor(9.0)}, 50, torch.tensor([1.0]), torch.tensor([9]))
+    sac.log_means()
+    sac.log_means()  # there is nothing new
+    assert logged == [
+        (20, {"train/loss": 3.0, "train/return": 7.0, "train/episode_length": 4.0}),
+        (40, {"train/loss": 7.5}),  # no episode ended
+        (50, {"train/loss": 9.0, "train/return": 1.0, "train/episode_length": 9.0}),
+    ]
+
+
 def test_metrics_are_means_over_the_updates_of_a_block() -> None:
     sac, recorded = make(), []
     values = iter([1.0, 2.0, 6.0])

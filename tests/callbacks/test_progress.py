@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from meta_cases import quiet_trainer
 from test_resume import CASES
 
-from lit_metarl.callbacks import ProgressBar, RunCheckpoint
+from lit_metarl.callbacks import ProgressBar, RunCheckpoint, progress
 from lit_metarl.types import Interrupted
 
 
@@ -79,3 +80,25 @@ def test_messages_are_written_above_the_bar(
         (line,) = [line for line in lines if message in line]
         assert "%" not in line.rpartition("\r")[2]
     assert not logging.getLogger().handlers  # as it was
+
+
+def test_rate_and_latest_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 10.0
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
+    bar: Any = ProgressBar(refresh_rate=0)
+    bar.train_progress_bar = SimpleNamespace(total=10, set_description=lambda *_: None)
+    latest = {"train/return": 1.23456, "eval/return": -20.0, "train/entropy": 3.0}
+    module: Any = SimpleNamespace(env_steps=0, latest_metrics={})
+    trainer: Any = SimpleNamespace(num_training_batches=5, current_epoch=0, max_epochs=2, max_steps=-1)
+    bar._trainer = trainer
+    bar.on_train_epoch_start(trainer, module)
+    now, module.env_steps = 15.0, 100  # the warm-up
+    assert bar.get_metrics(trainer, module) == {"env_steps": 100}
+    now, module.env_steps, module.latest_metrics = 17.0, 150, latest
+    expected = {"env_steps": 150, "steps/s": 25, "return": "1.23", "eval/return": "-20"}
+    assert bar.get_metrics(trainer, module) == expected
+    now = 30.0  # an evaluation
+    bar.on_train_epoch_start(trainer, module)
+    assert "steps/s" not in bar.get_metrics(trainer, module)  # no time has passed
+    now, module.env_steps = 34.0, 190
+    assert bar.get_metrics(trainer, module)["steps/s"] == 10

@@ -8,14 +8,19 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from meta_cases import attach
 from torch import Tensor, nn
 
+from lit_metarl.algorithms import SAC
 from lit_metarl.data import ReplayDataModule
 from lit_metarl.data.collector import Collector, run_episodes
+from lit_metarl.envs import points
 from lit_metarl.envs.base import EnvError
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.envs.locomotion import MuJoCo
+from lit_metarl.envs.navigation import Navigation2D
 from lit_metarl.envs.suite import DMControl
+from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.types import ConfigError, DivergenceError, ReplayBlock
 
 CHEETAH = MuJoCo("half_cheetah", max_episode_steps=20, threads=1)
@@ -201,6 +206,19 @@ def test_run_episodes_counts_each_environment_once() -> None:
         if ended.any():
             again.reset(ended)
     torch.testing.assert_close(episodes.returns, total.float())
+
+
+def test_a_film_shows_one_episode_at_about_thirty_pictures_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(points, "FRAME_DT", 0.01)
+    datamodule = ReplayDataModule(Navigation2D(max_episode_steps=8), video_size=(32, 24))
+    module = attach(SAC(2, 2, TanhGaussianMLP([4]), EnsembleCriticMLP([4])))
+    datamodule.trainer = module.trainer
+    film = datamodule.film()
+    assert film.frames.shape == (3, 24, 32, 3)  # steps 0, 3 and 6
+    assert film.frames_per_second == pytest.approx(100 / 3)
+    assert film.lengths.tolist() == [8]
+    datamodule.teardown("predict")
+    assert datamodule._eval_env is None
 
 
 def test_an_episode_that_does_not_end_is_given_up_at_its_limit() -> None:

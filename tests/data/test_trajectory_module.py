@@ -14,6 +14,7 @@ from meta_cases import attach
 from lit_metarl.algorithms import MAML
 from lit_metarl.data import TrajectoryDataModule
 from lit_metarl.data.trajectories import TaskSimulator, uniform_actions
+from lit_metarl.envs import points
 from lit_metarl.envs.base import EnvError, EnvSpec, StepResult, load_streams, make_streams, streams_state
 from lit_metarl.envs.navigation import Navigation2D
 from lit_metarl.envs.points import PointEnv
@@ -252,6 +253,34 @@ def test_every_split_is_evaluated_on_tasks_of_its_own_distribution() -> None:
         assert 0.3 < np.abs(beyond).max() <= 0.4
         seen += [*map(tuple, test[::4]), *map(tuple, beyond[::4])]
     assert len(set(seen)) == 2 * (20 + 30)  # of evaluation and test, none in both
+
+
+def test_a_film_shows_one_task_before_and_after_adaptation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(points, "FRAME_DT", 0.01)  # a picture every third step makes 33 a second
+    family = Recorded(max_episode_steps=8)
+    datamodule = TrajectoryDataModule(family, **SMALL, action_scale=0.5, video_size=(32, 24))
+    module = attach(MAML(2, 2, policy=GaussianMLP((4,)), inner_lr=5.0))
+    datamodule.trainer = module.trainer
+    given.clear()
+    film = datamodule.film()
+    assert [len(goals) for goals in given] == [1, 4, 1]  # filmed, sampled to adapt, filmed
+    assert {tuple(goal) for goals in given for goal in goals} == {tuple(given[0][0])}
+    assert not open_simulators
+    assert {name: tuple(frames.shape) for name, frames in film.frames.items()} == {
+        "after_0_steps": (3, 24, 32, 3),
+        "after_1_steps": (3, 24, 32, 3),
+    }
+    assert film.frames_per_second == pytest.approx(100 / 3)
+    np.testing.assert_allclose(film.tasks["test"]["goal"], given[0], rtol=1e-6)
+    position, total = np.zeros((1, 2)), 0.0
+    for _ in range(8):
+        with torch.no_grad():  # the most likely action
+            mean = module.policy(torch.tensor(position, dtype=torch.float32)).mean.double().numpy()
+        position = family.move(position, np.clip(0.5 * mean, -1.0, 1.0))
+        total += float(family.reward(position, position, given[0])[0])
+    assert film.returns["test"].shape == (2, 1, 1)
+    assert float(film.returns["test"][0]) == pytest.approx(total, rel=1e-5)
+    assert float(film.returns["test"][1]) != pytest.approx(total, rel=1e-5)
 
 
 def test_the_task_is_in_the_observation_only_as_oracle_context() -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonargparse
 import lightning
@@ -17,10 +18,12 @@ import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers.logger import Logger
+from mlflow.exceptions import MlflowException
 
 import lit_metarl
 from lit_metarl.tracking import MLflowLogger, TrackingError, connect, environment_tags, open_store
-from lit_metarl.tracking.logger import clean_key
+from lit_metarl.tracking import logger as logger_module
+from lit_metarl.tracking.logger import MetricWriter, clean_key
 
 # the package need not be installed: a process started elsewhere finds the one under test
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(lit_metarl.__file__).parents[1])}
@@ -234,6 +237,36 @@ def test_points_beyond_a_checkpoint_are_dropped_and_those_of_tests_kept(root: st
     second.log_metrics({"a": 4.0}, step=2)
     second.flush()
     assert history(root, first.run_id, "a") == [(1, 1.0), (2, 4.0)]
+
+
+def test_no_two_calls_have_one_time(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the time of a checkpoint's last point tells those before it from those after it."""
+    logger = MLflowLogger(root)
+    _ = logger.experiment
+    monkeypatch.setattr(logger_module, "time", SimpleNamespace(time=lambda: 5.0))
+    times = []
+    for step in range(3):
+        logger.log_metrics({"a": 1.0}, step=step)
+        times.append(logger.logged_until)
+    assert times == [5000, 5001, 5002]
+
+
+def test_a_database_that_fails_is_warned_of_once_until_it_works_again(caplog: pytest.LogCaptureFixture) -> None:
+    works, written = iter([False, False, True, False]), []
+
+    def log_batch(run_id: str, metrics: list[object]) -> None:
+        if not next(works):
+            raise MlflowException("no space")
+        written.extend(metrics)
+
+    writer = MetricWriter(SimpleNamespace(log_batch=log_batch, tracking_uri="sqlite"), "run", period=1e9)
+    warnings = []
+    for step in range(4):
+        writer._points.append(("a", 1.0, step, step))
+        writer._write_in_background()
+        warnings.append(caplog.text.count("Trying again later"))
+    assert warnings == [1, 1, 1, 2]
+    assert [point.step for point in written] == [0, 1, 2]
 
 
 def test_every_point_is_at_environment_steps(root: str) -> None:
