@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from meta_cases import quiet_trainer
 
 from lit_metarl.algorithms import SAC
 from lit_metarl.callbacks import RunCheckpoint
-from lit_metarl.callbacks.checkpoint import _keep_slurm_requeue_away, _requeue, _stops_early
+from lit_metarl.callbacks.checkpoint import _keep_slurm_requeue_away, _not_finite, _requeue, _stops_early
 from lit_metarl.data import ReplayDataModule
 from lit_metarl.envs.locomotion import MuJoCo
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
@@ -64,6 +65,22 @@ def test_a_resumed_run_replaces_its_best_only_by_a_better(tmp_path: Path) -> Non
     assert elsewhere.directory != folder
     assert elsewhere.best_score == -9.0
     assert steps_of(elsewhere.directory / "best.ckpt") == 16
+
+
+def test_what_is_not_finite_is_named() -> None:
+    module = torch.nn.Linear(2, 1)
+    module.register_buffer("count", torch.tensor(3))
+    optimizers = [torch.optim.SGD(module.parameters(), lr=0.1), torch.optim.Adam(module.parameters(), lr=0.1)]
+    module(torch.ones(2)).sum().backward()
+    optimizers[1].step()
+    optimizers[0].state[module.weight] = {"momentum_buffer": None, "calls": 2}
+    trainer: Any = SimpleNamespace(lightning_module=module, optimizers=optimizers)
+    assert _not_finite(trainer) is None
+    optimizers[1].state[module.weight]["exp_avg_sq"][0, 1] = math.inf
+    assert _not_finite(trainer) == "exp_avg_sq of optimizer 1 (Adam) is not finite"
+    for bad in (math.nan, -math.inf, 3e19):  # the square of the last is beyond float32
+        module.bias.data.fill_(bad)
+        assert _not_finite(trainer) == "parameter bias is not finite"
 
 
 def test_lightnings_own_requeue_checkpoint_is_not_resumed_instead(

@@ -72,6 +72,13 @@ def test_no_positive_curvature_ends_it(curvature: float) -> None:
     assert torch.isfinite(x).all()
 
 
+def test_negative_curvature_ends_it_at_the_last_good_iterate() -> None:
+    diagonal, b = torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.5])
+    # Along b the curvature is 2 − 1/4; conjugate to it only negative ones are left.
+    torch.testing.assert_close(conjugate_gradient(lambda v: diagonal * v, b), 1.25 / 1.75 * b)
+    assert torch.equal(conjugate_gradient(lambda v: -v, b), torch.zeros(2))
+
+
 def test_a_singular_matrix_is_solved_in_its_range() -> None:
     x = conjugate_gradient(lambda v: torch.tensor([4.0, 0.0]) * v, torch.tensor([2.0, 0.0]))
     assert torch.equal(x, torch.tensor([0.5, 0.0]))
