@@ -79,8 +79,8 @@ def test_what_is_not_finite_is_named() -> None:
     optimizers[1].state[module.weight]["exp_avg_sq"][0, 1] = math.inf
     assert _not_finite(trainer) == "exp_avg_sq of optimizer 1 (Adam) is not finite"
     for bad in (math.nan, -math.inf, 3e19):  # the square of the last is beyond float32
-        module.bias.data.fill_(bad)
-        assert _not_finite(trainer) == "parameter bias is not finite"
+        module.weight.data.fill_(bad)
+        assert _not_finite(trainer) == "parameter weight is not finite"
 
 
 def test_lightnings_own_requeue_checkpoint_is_not_resumed_instead(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -206,6 +207,27 @@ def test_run_episodes_counts_each_environment_once() -> None:
         if ended.any():
             again.reset(ended)
     torch.testing.assert_close(episodes.returns, total.float())
+
+
+def test_the_collector_resets_and_counts_each_environment_at_its_own_end() -> None:
+    factory, generator = MuJoCo("hopper", max_episode_steps=50, threads=1), torch.Generator().manual_seed(0)
+    collector, twin = Collector(factory.make(4, seed=3)), factory.make(4, seed=3)
+    actions = 2 * torch.rand(120, 4, 3, generator=generator) - 1
+    obs, returns, lengths, finished = twin.reset(), np.zeros(4), np.zeros(4), []
+    for action in actions:
+        seen = collector.step(lambda obs, action=action: action)
+        result = twin.step(action.numpy())
+        np.testing.assert_array_equal(seen.obs, obs.astype(np.float32))
+        np.testing.assert_array_equal(seen.next_obs, result.obs.astype(np.float32))
+        returns, lengths, ended = returns + result.reward, lengths + 1, result.terminated | result.truncated
+        finished += [(returns[i], lengths[i]) for i in np.flatnonzero(ended)]
+        returns[ended] = lengths[ended] = 0
+        obs = twin.reset(ended)
+    assert len({length for _, length in finished}) > 3
+    own_returns, own_lengths = collector.pop_finished()
+    assert own_lengths.tolist() == [length for _, length in finished]
+    np.testing.assert_allclose(own_returns, [value for value, _ in finished], rtol=1e-6)
+    assert not len(collector.pop_finished()[0])
 
 
 def test_a_film_shows_one_episode_at_about_thirty_pictures_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
