@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
+import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 
 from lit_metarl.algorithms import MetaPolicyGradient
 from lit_metarl.types import Trajectories
@@ -47,6 +51,15 @@ def quiet_trainer(**kwargs) -> Trainer:
         "log_every_n_steps": 1,
     }
     return Trainer(**(settings | kwargs))
+
+
+@contextmanager
+def cached_autocast() -> Iterator[None]:
+    """Autocast that keeps its copies of the weights, torch's default, whatever this version of Lightning has."""
+    with pytest.MonkeyPatch.context() as patch:
+        cached = lambda self: torch.autocast(self.device, dtype=torch.bfloat16, cache_enabled=True)  # noqa: E731
+        patch.setattr(MixedPrecision, "autocast_context_manager", cached)
+        yield
 
 
 def attach(module: Module) -> Module:

@@ -52,6 +52,8 @@ def assert_goes_on(case: Case) -> None:
             assert_same(case.go_on(used), expected)
     for other in (used, fresh):
         case.load(other, saved)
+        if other is fresh:  # saved again at once, as when a run is stopped while it resumes
+            assert_same(through_file(other.state_dict()), saved)
         assert_same(case.go_on(other), expected)
 
 

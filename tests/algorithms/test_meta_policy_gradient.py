@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
-from meta_cases import attach, quiet_trainer, random_rounds
+from meta_cases import attach, cached_autocast, quiet_trainer, random_rounds
 from torch import Tensor
 from torch.func import functional_call
 
@@ -546,7 +546,8 @@ def test_bf16_collects_in_the_precision_it_trains_in() -> None:
 
 def test_bf16_uses_the_weights_of_this_epoch() -> None:
     """With autocast's cached bf16 weights the second epoch would see no change of the first."""
-    _, module, _ = fit(ProMP, precision="bf16-mixed", policy=GaussianMLP((8,)), outer=PPO(lr=0.1, epochs=2))
+    with cached_autocast():
+        _, module, _ = fit(ProMP, precision="bf16-mixed", policy=GaussianMLP((8,)), outer=PPO(lr=0.1, epochs=2))
     assert module.latest_metrics["train/inner_kl"] > 1e-3
 
 

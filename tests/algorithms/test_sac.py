@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
+from meta_cases import cached_autocast
 from torch import Tensor, nn
 
 from lit_metarl.algorithms import SAC
@@ -19,7 +20,7 @@ from lit_metarl.data.streams import Stream, derive_seed, seed_global
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.settings import check_precision
-from lit_metarl.types import ConfigError, ReplayBlock, Transition
+from lit_metarl.types import ConfigError, DivergenceError, ReplayBlock, Transition
 
 # these fits have nothing to evaluate
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
@@ -168,6 +169,10 @@ def test_what_is_recorded_is_logged_as_means_every_so_many_steps() -> None:
         (40, {"train/loss": 7.5}),  # no episode ended
         (50, {"train/loss": 9.0, "train/return": 1.0, "train/episode_length": 9.0}),
     ]
+    sac.record({"loss": torch.tensor(1.0), "bad": torch.tensor(math.inf)}, 60, none, none)
+    with pytest.raises(DivergenceError, match="train/bad is inf after 60 environment steps"):
+        sac.log_means()
+    assert len(logged) == 3
 
 
 def test_metrics_are_means_over_the_updates_of_a_block() -> None:
@@ -267,7 +272,8 @@ def test_bf16_uses_the_weights_of_this_update() -> None:
     for blocks in ([random_batch_of_two()], split(random_batch_of_two())):
         sac = make()
         torch.manual_seed(2)
-        quiet_trainer(precision="bf16-mixed").fit(sac, Batches(blocks))
+        with cached_autocast():
+            quiet_trainer(precision="bf16-mixed").fit(sac, Batches(blocks))
         losses[len(blocks)] = [p.detach().clone() for p in sac.parameters()]
     for one_block, two_blocks in zip(losses[1], losses[2], strict=True):
         assert torch.equal(one_block, two_blocks)

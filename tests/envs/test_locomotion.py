@@ -115,7 +115,7 @@ def test_a_robot_is_healthy_where_gymnasium_says_so(robot):
     qpos, qvel = np.tile(model.qpos0, (count, 1)), rng.standard_normal((count, model.nv))
     qpos[:, 1], qpos[:, 2] = rng.uniform(0.1, 2.5, count), rng.uniform(-1.5, 2.5, count)
     qpos[::2, 2] /= 5  # hoppers stand upright
-    qvel[::5, 3] = rng.uniform(90.0, 110.0, count // 5)
+    qvel[::5, 3] = rng.uniform(90.0, 110.0, count // 5) * rng.choice([-1.0, 1.0], count // 5)
     env._sim.reset(qpos, qvel, np.arange(count))
     expected = []
     for position, velocity in zip(qpos, qvel, strict=True):

@@ -6,7 +6,7 @@ from oracles import assert_identical, rollout, through_file
 
 from lit_metarl.envs.base import EnvError
 from lit_metarl.envs.rendering import choose_backend, rendering_available
-from lit_metarl.envs.saved_state import load_physics, pack, packable, save_physics, unpack
+from lit_metarl.envs.saved_state import load_physics, mutable_parts, pack, packable, save_physics, shared, unpack
 from lit_metarl.envs.suite import DMControl
 
 choose_backend()
@@ -181,6 +181,19 @@ def test_time_limit_counter_and_task_attributes_are_restored():
         left, right = env.step(actions[3]), other.step(actions[3])
     assert_identical(left, right)
     assert right.truncated[0]
+
+
+def test_what_two_attributes_could_share_is_found_at_any_depth():
+    array, items, generator = np.zeros(2), [1], np.random.default_rng(0)
+    value = [array, (items, {"deep": (generator, "text")}), 3]
+    found = list(mutable_parts(value))
+    for part in (value, array, items, value[1][1], generator):
+        assert any(part is one for one in found)
+    assert len(found) == 5
+    parts = [("left", part) for part in mutable_parts([array])] + [("right", part) for part in mutable_parts((array,))]
+    assert "left and right share one object" in list(shared(parts))
+    parts = [("left", array), ("right", array[:1]), ("third", np.zeros(2))]
+    assert list(shared(parts)) == ["left and right share memory"]
 
 
 def test_physics_of_another_model_is_refused():
