@@ -28,7 +28,7 @@ from lit_metarl.data import ReplayDataModule, TrajectoryDataModule
 from lit_metarl.data.collector import Collector
 from lit_metarl.data.experience import ExperienceDataModule, Loader
 from lit_metarl.data.replay import Replay
-from lit_metarl.data.streams import global_state, load_global_state, seed_global
+from lit_metarl.data.streams import Stream, derive_seed, global_state, load_global_state, seed_global
 from lit_metarl.data.trajectories import TaskSimulator, uniform_actions
 from lit_metarl.envs.gym import GymEnv, Gymnasium
 from lit_metarl.envs.locomotion import Locomotion, MuJoCo
@@ -38,7 +38,7 @@ from lit_metarl.envs.points import PointEnv
 from lit_metarl.envs.suite import DMControl, SuiteEnv
 from lit_metarl.envs.tabular import TabularEnv, TabularTasks
 from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, TanhGaussianMLP
-from lit_metarl.types import MetaEpisodes, Transition
+from lit_metarl.types import ConfigError, MetaEpisodes, Transition
 
 
 def bodies(env: Locomotion, number: int) -> dict[str, np.ndarray]:
@@ -252,6 +252,20 @@ CASES: dict[type, dict[str, Case]] = {
 )
 def test_it_goes_on_bit_for_bit(case: Case) -> None:
     assert_goes_on(case)
+
+
+def test_outside_of_training_a_datamodule_has_no_state() -> None:
+    alone = TrajectoryDataModule(Corners(max_episode_steps=6), seed=3)
+    assert (alone.rank, alone.world_size) == (0, 1)
+    assert alone.stream_seed(Stream.COLLECT) == derive_seed(3, 0, Stream.COLLECT)
+    looking = trajectory_datamodule(0)
+    looking.trainer.state.fn = TrainerFn.VALIDATING
+    for datamodule in (alone, looking):
+        assert datamodule.state_dict() == {}
+        datamodule.load_state_dict({"schema": "another"})  # the checkpoint is looked at, not gone on with
+    looking.trainer.state.fn = TrainerFn.FITTING
+    with pytest.raises(ConfigError, match="checkpoint schema = 'another'"):
+        looking.load_state_dict({"schema": "another"})
 
 
 def resumable_classes() -> set[type]:

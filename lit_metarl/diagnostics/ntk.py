@@ -66,7 +66,7 @@ def exact_kernel(
         # By symmetry, the samples before this chunk are done.
         remaining = partial(values, some_obs=obs[start:], some_action=action[start:])
         rows.append(nn.functional.pad(_derivatives(remaining, params, gradients), (start, 0)))
-    upper = torch.cat(rows).transpose(0, 1).to(dtype or next(iter(params.values())).dtype).triu()
+    upper = torch.cat(rows).transpose(0, 1).to(next(iter(params.values())).dtype).triu()
     return upper + upper.triu(1).mT
 
 

@@ -20,7 +20,7 @@ from lit_metarl.data.streams import Stream, derive_seed, seed_global
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.settings import check_precision
-from lit_metarl.types import ConfigError, DivergenceError, ReplayBlock, Transition
+from lit_metarl.types import ConfigError, DivergenceError, Episodes, ReplayBlock, Transition
 
 # these fits have nothing to evaluate
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
@@ -173,6 +173,20 @@ def test_what_is_recorded_is_logged_as_means_every_so_many_steps() -> None:
     with pytest.raises(DivergenceError, match="train/bad is inf after 60 environment steps"):
         sac.log_means()
     assert len(logged) == 3
+
+
+def test_metrics_of_an_evaluation() -> None:
+    episodes = Episodes(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([10, 20, 40]), None, 0.0)
+    metrics = {name: float(value) for name, value in make().evaluation_metrics(episodes).items()}
+    assert metrics == pytest.approx(
+        {
+            "return": 3.0,
+            "return_std": (14 / 3) ** 0.5,
+            "return_min": 1.0,
+            "return_max": 6.0,
+            "episode_length": 70 / 3,
+        }
+    )
 
 
 def test_metrics_are_means_over_the_updates_of_a_block() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +67,21 @@ def test_a_resumed_run_replaces_its_best_only_by_a_better(tmp_path: Path) -> Non
     assert elsewhere.directory != folder
     assert elsewhere.best_score == -9.0
     assert steps_of(elsewhere.directory / "best.ckpt") == 16
+
+
+def test_one_process_trains_a_run_and_the_other_is_told_which(tmp_path: Path) -> None:
+    first, second = RunCheckpoint(), RunCheckpoint()
+    first.directory = second.directory = tmp_path / "run"
+    assert first._take_lock() is None
+    (tmp_path / "run" / ".last.ckpt.part").touch()
+    refused = second._take_lock()
+    assert refused is not None
+    assert f"run is being trained by process {os.getpid()} on {socket.gethostname()}: wait for its end" in refused
+    assert (tmp_path / "run" / ".last.ckpt.part").exists()  # it may be writing that
+    first._let_go()
+    assert second._take_lock() is None
+    assert not (tmp_path / "run" / ".last.ckpt.part").exists()  # left by a crash
+    second._let_go()
 
 
 def test_what_is_not_finite_is_named() -> None:

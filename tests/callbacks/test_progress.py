@@ -86,12 +86,14 @@ def test_rate_and_latest_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 10.0
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
     bar: Any = ProgressBar(refresh_rate=0)
-    bar.train_progress_bar = SimpleNamespace(total=10, set_description=lambda *_: None)
+    shown: list[str] = []
+    bar.train_progress_bar = SimpleNamespace(total=10, set_description=shown.append)
     latest = {"train/return": 1.23456, "eval/return": -20.0, "train/entropy": 3.0}
     module: Any = SimpleNamespace(env_steps=0, latest_metrics={})
     trainer: Any = SimpleNamespace(num_training_batches=5, current_epoch=0, max_epochs=2, max_steps=-1)
     bar._trainer = trainer
     bar.on_train_epoch_start(trainer, module)
+    assert shown == ["epoch 1/2"]
     now, module.env_steps = 15.0, 100  # the warm-up
     assert bar.get_metrics(trainer, module) == {"env_steps": 100}
     now, module.env_steps, module.latest_metrics = 17.0, 150, latest

@@ -176,6 +176,16 @@ def test_ratio_by_hand():
         ntk_ratio(torch.ones(1, 1))
 
 
+def test_a_kernel_has_the_precision_of_its_parameters():
+    class Rounding(SmallCritic):
+        def forward(self, obs, action):
+            return super().forward(obs, action).float()
+
+    critic = Rounding()
+    assert exact_kernel(critic, params_of(critic), *inputs(3)).dtype == torch.float64
+    assert exact_kernel(critic, params_of(critic), *inputs(3), dtype=torch.float32).dtype == torch.float32
+
+
 def test_spectrum_descends_and_effective_rank_by_hand():
     kernels = torch.stack([torch.eye(2), torch.ones(2, 2), torch.tensor([[2.0, 1.0], [1.0, 2.0]])])
     assert spectrum(kernels).flatten().tolist() == pytest.approx([1, 1, 2, 0, 3, 1], abs=1e-6)

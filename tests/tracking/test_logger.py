@@ -242,6 +242,7 @@ def test_points_beyond_a_checkpoint_are_dropped_and_those_of_tests_kept(root: st
 def test_no_two_calls_have_one_time(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the time of a checkpoint's last point tells those before it from those after it."""
     logger = MLflowLogger(root)
+    logger.flush()  # there is nothing yet
     _ = logger.experiment
     monkeypatch.setattr(logger_module, "time", SimpleNamespace(time=lambda: 5.0))
     times = []
