@@ -135,6 +135,8 @@ def test_random_actions_fill_the_simulators_bounds(scale: float) -> None:
     generator = torch.Generator().manual_seed(0)
     action, log_prob = uniform_actions((30, 40), 2, None, scale, generator)(torch.zeros(30, 40, 3))
     assert action.shape == (30, 40, 2)
+    again = uniform_actions((30, 40), 2, None, scale, generator.manual_seed(0))(torch.zeros(30, 40, 3))[0]
+    assert torch.equal(again, action)
     assert torch.equal(log_prob, torch.zeros(30, 40))
     share = (scale * action.flatten()).histc(4, -1.0, 1.0) / action.numel()
     torch.testing.assert_close(share, torch.full((4,), 0.25), rtol=0, atol=0.05)  # none beyond, none preferred

@@ -52,6 +52,7 @@ def test_objectives_by_hand():
     assert Eq10().of_kernel(KERNEL, GAMMA).item() == pytest.approx(2 / 3 - 3)
     # γ = 0.5: 1.5·(1/4, 2/2, 1/3) − 0.5 = (−0.125, 1, 0); only the second misses Eq. 8.
     assert Contraction().of_kernel(KERNEL, 0.5).item() == pytest.approx(1 / 3)
+    assert [value.item() for value in mean_magnitudes(KERNEL[:, :2, :2])] == [3.0, 1.0]  # two make a pair
     with pytest.raises(ValueError, match="no pairs"):
         mean_magnitudes(torch.ones(1, 1, 1))
 
