@@ -175,6 +175,34 @@ def test_what_is_recorded_is_logged_as_means_every_so_many_steps() -> None:
     assert len(logged) == 3
 
 
+def test_metrics_of_the_critics_keep_no_graph() -> None:
+    sac = make()
+    metrics = sac.update_critic(random_batch(M), torch.optim.SGD(sac.critic.parameters(), lr=0.0))
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_networks_are_the_defaults_where_none_are_given() -> None:
+    sac = SAC(O, A)
+    assert sac.actor_factory == TanhGaussianMLP()
+    assert sum(p.numel() for p in sac.critic.parameters()) == sum(
+        p.numel() for p in EnsembleCriticMLP().build(O, A).parameters()
+    )
+
+
+def test_a_sanity_check_is_no_point_of_the_curve() -> None:
+    sac, logged = make(), []
+    sac.trainer = quiet_trainer()
+    sac.log_dict = lambda *_, **__: None
+    sac.log_points = logged.append
+    episodes = Episodes(torch.tensor([1.0]), torch.tensor([10]), None, 0.0)
+    for sanity_checking in (True, False):
+        sac.trainer.sanity_checking = sanity_checking
+        sac.validation_step(episodes, 0)
+    assert [sorted(metrics) for metrics in logged] == [
+        ["validate/" + name for name in ("episode_length", "return", "return_max", "return_min", "return_std")]
+    ]
+
+
 def test_metrics_of_an_evaluation() -> None:
     episodes = Episodes(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([10, 20, 40]), None, 0.0)
     metrics = {name: float(value) for name, value in make().evaluation_metrics(episodes).items()}
@@ -247,7 +275,8 @@ def test_actor_loss_leaves_no_gradient_in_the_critic() -> None:
     quiet_trainer().fit(sac, Batches([random_batch(1, M)]))
     critic_gradients = [p.grad.clone() for p in sac.critic.parameters()]
     actor_gradients = [p.grad.clone() for p in sac.actor.parameters()]
-    sac.update_actor_and_temperature(torch.randn(M, O), torch.optim.SGD(sac.actor.parameters(), lr=0.0))
+    metrics = sac.update_actor_and_temperature(torch.randn(M, O), torch.optim.SGD(sac.actor.parameters(), lr=0.0))
+    assert not any(value.requires_grad for value in metrics.values())
     assert not any(torch.equal(a, p.grad) for a, p in zip(actor_gradients, sac.actor.parameters(), strict=True))
     for before, parameter in zip(critic_gradients, sac.critic.parameters(), strict=True):
         assert torch.equal(before, parameter.grad)

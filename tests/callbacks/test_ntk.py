@@ -83,6 +83,7 @@ def test_the_inputs_depend_on_nothing_but_environment_and_seed() -> None:
     assert one[0].shape == (5, 3)
     assert one[1].abs().max() <= 1.0
     assert len(one[0].unique(dim=0)) == 5
+    assert len(random_inputs(Navigation2D(max_episode_steps=3), 5, 2, 0)[0]) == 5  # beyond the end of an episode
 
 
 def test_the_monitor_changes_nothing(tmp_path: Path) -> None:

@@ -248,6 +248,9 @@ def test_an_episode_that_does_not_end_is_given_up_at_its_limit() -> None:
     with pytest.raises(EnvError, match="did not end within 3 steps"):
         run_episodes(env, env.counted)
     assert env.steps == 3
+    hopper = MuJoCo("hopper", max_episode_steps=50, threads=1).make(2, seed=3)
+    hopper.spec = replace(hopper.spec, max_episode_steps=None)  # it ends by falling
+    assert 1 < run_episodes(hopper, lambda obs: torch.zeros(2, 3)).lengths.min() <= 50
 
 
 def test_every_simulator_is_closed() -> None:

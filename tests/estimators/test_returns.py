@@ -115,3 +115,13 @@ def test_vmap_equals_loop(dtype):
     assert tasks.dtype == dtype
     assert_close(tasks, torch.stack([one(*parts) for parts in zip(reward, value, mask, bootstrap, strict=True)]))
     assert_close(tasks, one(reward, value, mask, bootstrap))
+
+
+def test_equal_advantages_are_not_blown_up_by_their_rounding() -> None:
+    mask = torch.ones(20, 200)
+    for value in torch.linspace(0.1, 9.7, 60):
+        normalised, scale = normalise(value.expand(20, 200), mask)
+        assert scale == 1.0
+        assert normalised.abs().max() < 1e-5
+    spread = 5.0 + 1e-4 * torch.randn(20, 200, generator=torch.Generator().manual_seed(0))
+    assert normalise(spread, mask)[0].std() == pytest.approx(1.0, rel=0.01)
