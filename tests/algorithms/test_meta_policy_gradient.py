@@ -288,7 +288,7 @@ def test_a_trust_region_step_improves_within_its_bound(cls: type[MetaPolicyGradi
 
 def test_adaptive_penalties_follow_the_kl_of_their_round() -> None:
     def penalties_after(target: float) -> tuple[list[float], list[float]]:
-        module = attach(make(ProMP, outer=PPO(lr=0.05, kl_penalty=0.25, adaptive_kl=True, kl_target=target)))
+        module = attach(make(ProMP, outer=PPO(lr=0.05, epochs=2, kl_penalty=0.25, adaptive_kl=True, kl_target=target)))
         rounds = random_rounds(module, steps=2)
         problem = module.problem(rounds)
         before = problem.unroll().distributions
