@@ -122,6 +122,12 @@ class CLI(LightningCLI):
         """The parsed options of the sub-command."""
         return self.config[self.subcommand]
 
+    @property
+    def whole_config(self) -> dict[str, Any]:
+        """Every option of the sub-command, defaults included, as it is recorded: of lists, mappings and primitives."""
+        text = self.parser.dump(self.config, format="yaml", skip_link_targets=False, skip_unset=False)
+        return yaml.safe_load(text)[self.subcommand]
+
     def before_instantiate_classes(self) -> None:
         """Resolve and check ``ckpt_path``, so that a bad one fails before a simulator is built."""
         # Precision also in Algorithm.setup; but on a CPU the Trainer turns fp16 into bf16 without a word.
@@ -190,7 +196,7 @@ class CLI(LightningCLI):
         """Checkpoint ``file`` of the newest run of this algorithm, environment and seed that carries ``tags``."""
         arguments = self._logger_arguments()
         root = Path(arguments["root"]).expanduser()
-        env = yaml.safe_load(self.parser.dump(self.config, format="yaml"))[self.subcommand]["data"]["init_args"]["env"]
+        env = self.whole_config["data"]["init_args"]["env"]
         tags = {"algorithm": self._algorithm, "seed": str(self.settings.seed_everything)} | tags
         without = []
         for run_id in find_runs(root, arguments["experiment_name"], tags):
@@ -226,8 +232,7 @@ class CLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"trainer: {error}") from error
-        text = self.parser.dump(self.config, format="yaml", skip_link_targets=False, skip_unset=False)
-        trainer.callbacks.append(RunRecord(yaml.safe_load(text)[self.subcommand], str(self.subcommand)))
+        trainer.callbacks.append(RunRecord(self.whole_config, str(self.subcommand)))
         logger = mlflow_logger(trainer)
         if logger is not None:
             logger.check()

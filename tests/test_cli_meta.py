@@ -125,3 +125,22 @@ def test_bad_input_is_one_clear_error(flags: list[str], message: str, capsys: py
     assert code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-metarl: error:")]
     assert message in line
+
+
+def test_last_is_found_where_the_environment_has_a_range(caplog: pytest.LogCaptureFixture) -> None:
+    """A tuple in the config is a list in its yaml; and it is said if a newer run has no checkpoint."""
+    flags = [
+        f"--config={CONFIGS / 'experiment' / 'half_cheetah_velocity_sgmrl.yaml'}",
+        f"--config={CONFIGS / 'overlay' / 'smoke_meta.yaml'}",
+        "--trainer.accelerator=cpu",
+        "--data.env.velocity_range=[0,2]",
+        "--data.env.max_episode_steps=5",
+    ]
+    assert main(["fit", *flags, "--trainer.max_epochs=1"]) == 0
+    (first,) = Path("mlruns/runs").iterdir()
+    assert main(["fit", *flags, "--trainer.max_epochs=1"]) == 0
+    (newer,) = (path for path in Path("mlruns/runs").iterdir() if path != first)
+    (newer / "last.ckpt").unlink()
+    assert main(["fit", *flags, "--ckpt_path=last"]) == 0
+    assert torch.load(first / "last.ckpt", weights_only=True)["epoch"] == 1
+    assert f"newer runs have no last.ckpt: {newer.name}; it is taken from {first.name}" in caplog.text
