@@ -139,6 +139,27 @@ def load_streams(streams: list[np.random.Generator], state: list[dict[str, Any]]
         stream.bit_generator.state = saved
 
 
+class ActionMap:
+    """The affine map of [-1, 1] to an actuator's bounds, ±1 going to the bounds themselves.
+
+    Args:
+        low, high: native bounds, arrays of one shape ``[...]``, finite and low < high.
+    """
+
+    def __init__(self, low: Array, high: Array) -> None:
+        self._low, self._high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+        self._middle, self._half = (self._low + self._high) / 2, (self._high - self._low) / 2
+
+    def __call__(self, action: Array) -> Array:
+        """Native actions ``[E, ...]``, float64 and never outside the bounds, of ``action`` of that shape."""
+        native = self._middle + self._half * action
+        # The sum at ±1 rounds to either side of a bound; for every third box with two decimals it lies outside.
+        native = np.minimum(np.maximum(native, self._low), self._high)
+        np.copyto(native, self._high, where=action >= 1.0)
+        np.copyto(native, self._low, where=action <= -1.0)
+        return native
+
+
 def check_action(action: Array, spec: EnvSpec, num_envs: int) -> None:
     """Raise ``EnvError`` unless ``action`` has the shape that ``spec`` asks for and is finite."""
     shape = (num_envs,) if spec.num_actions is not None else (num_envs, spec.action_dim)

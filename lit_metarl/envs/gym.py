@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lit_metarl.envs.base import (
+    ActionMap,
     Array,
     BatchedEnv,
     EnvError,
@@ -339,10 +340,10 @@ def _action_writer(name: str, space: Any) -> tuple[Any, int, int | None]:
             f"{name}: action space {space} has no finite bounds to map [-1, 1] to; give the Box finite low < high "
             "(gymnasium.wrappers.RescaleAction or an own ActionWrapper)."
         )
-    middle, half = (high + low) / 2, (high - low) / 2
+    to_native = ActionMap(low, high)
 
     def affine(action: Array) -> Array:
-        return (middle + half * action.reshape(-1, *space.shape)).astype(space.dtype)
+        return to_native(action.reshape(-1, *space.shape)).astype(space.dtype)
 
     return affine, int(np.prod(space.shape, dtype=int)), None
 

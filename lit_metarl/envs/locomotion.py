@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from lit_metarl.envs.base import (
+    ActionMap,
     Array,
     BatchedEnv,
     EnvError,
@@ -36,8 +37,8 @@ from lit_metarl.envs.robots import ROBOTS, Robot
 class Locomotion(BatchedEnv):
     """``E`` copies of one robot.
 
-    An action a in [-1, 1]^A becomes the native ``mid + half · a`` with the middle and half-width of the model's
-    ``ctrlrange``; as in Gymnasium it is not clipped, and the control cost is on the native action.
+    An action in [-1, 1]^A becomes a native one in the model's ``ctrlrange`` (:class:`~lit_metarl.envs.base.ActionMap`),
+    and the control cost is on the native action.
 
     Tasks, in force from the next reset of an environment; parameters that are not named keep their values:
         ``direction`` ``[E]``: factor of the forward velocity in the reward, 1 by default; a robot whose motion is paid
@@ -53,8 +54,7 @@ class Locomotion(BatchedEnv):
         self.robot = robot
         self.num_envs = num_envs
         self._sim = BatchSimulation(model, num_envs, threads, contact_forces=robot.contact_cost is not None)
-        low, high = model.actuator_ctrlrange.T
-        self._mid, self._half = (low + high) / 2, (high - low) / 2
+        self._to_native = ActionMap(*model.actuator_ctrlrange.T)
         self._ctrl = self._sim.field("ctrl")
         self._obs = self._observe()
         # Before the first reset: derived fields have to be bound to be filled by it.
@@ -93,7 +93,7 @@ class Locomotion(BatchedEnv):
         """Advance every environment by one agent step; ``action`` is ``[E, A]`` in [-1, 1]."""
         action = np.asarray(action, dtype=np.float64)
         check_action(action, self.spec, self.num_envs)
-        native = self._mid + self._half * action
+        native = self._to_native(action)
         self._ctrl[...] = native
         self._advance()
         obs = self._observe()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_metarl.envs.base import Array, BatchedEnv, EnvError, EnvFactory, EnvSpec, StepResult, check_action
+from lit_metarl.envs.base import ActionMap, Array, BatchedEnv, EnvError, EnvFactory, EnvSpec, StepResult, check_action
 from lit_metarl.envs.rendering import choose_backend
 from lit_metarl.envs.saved_state import load_physics, pack, packable, save_physics, unpack
 
@@ -51,7 +51,7 @@ class SuiteEnv(BatchedEnv):
     """``E`` copies of a suite task; build it with :class:`DMControl`.
 
     A step's ``truncated`` is the suite's time limit (last step, discount 1), ``terminated`` a last step of discount 0.
-    An actuator without limits (the lqr tasks) receives the action as it is.
+    An actuator without limits (the lqr tasks) receives the action as it is, in [-1, 1].
 
     Attributes:
         needs_reset: ``[E]`` bool, environments whose next call has to be ``reset``.
@@ -73,8 +73,7 @@ class SuiteEnv(BatchedEnv):
         first = self._envs[0]
         bounds = first.action_spec()
         limited = first.physics.model.actuator_ctrllimited.astype(bool)
-        self._middle = np.where(limited, (bounds.maximum + bounds.minimum) / 2, 0.0)
-        self._half = np.where(limited, (bounds.maximum - bounds.minimum) / 2, 1.0)
+        self._to_native = ActionMap(np.where(limited, bounds.minimum, -1.0), np.where(limited, bounds.maximum, 1.0))
         limit = first._step_limit  # no public reading; an episode ends at the first count that is not below it
         self.spec = EnvSpec(
             name=f"dm_control/{domain}_{name}",
@@ -102,7 +101,7 @@ class SuiteEnv(BatchedEnv):
         if self.needs_reset.any():
             ended = np.flatnonzero(self.needs_reset).tolist()
             raise EnvError(f"{self.spec.name}: environments {ended} have no running episode; reset them first.")
-        native = self._middle + self._half * action
+        native = self._to_native(action)
         reward = np.zeros(self.num_envs)
         terminated = np.zeros(self.num_envs, dtype=bool)
         for i in range(self.num_envs):
