@@ -323,10 +323,10 @@ def _action_writer(name: str, space: Any) -> tuple[Any, int, int | None]:
     if isinstance(space, spaces.Discrete):
         start, n = int(space.start), int(space.n)
 
-        def integers(action: Array) -> list[int]:
+        def integers(action: Array) -> Array:
             if action.dtype.kind not in "iu" or action.min() < 0 or action.max() >= n:
                 raise EnvError(f"{name} takes integers in [0, {n}), but was given {action} ({action.dtype}).")
-            return [start + int(a) for a in action]
+            return start + action.astype(space.dtype)  # its rows have the type that the space samples
 
         return integers, 1, n
     if not isinstance(space, spaces.Box) or space.dtype.kind != "f" or 0 in space.shape:

@@ -99,7 +99,18 @@ class IntegerObs(gymnasium.Env):
         return 5, {}
 
     def step(self, action):
+        if type(action) is not type(self.action_space.sample()):
+            raise TypeError(f"{action!r} is no action")
         return action + 1, 0.0, action == 6, False, {}
+
+
+class Choices(IntegerObs):
+    """An integer action that starts at 0."""
+
+    action_space = spaces.Discrete(2)
+
+    def step(self, action):
+        return super().step(action + 5)  # a sum with a Python int keeps the type
 
 
 class Opaque(Custom):
@@ -296,6 +307,14 @@ def test_discrete_spaces_honour_their_start():
     result = env.step(np.array([0, 1]))  # natively 5 and 6, observed as 6 and 7
     np.testing.assert_array_equal(result.obs, [[0, 1, 0], [0, 0, 1]])
     np.testing.assert_array_equal(result.terminated, [False, True])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+def test_discrete_actions_have_the_type_of_a_sample(dtype):
+    for cls in (IntegerObs, Choices):  # both refuse any other
+        env = custom(cls).make(2, seed=0)
+        env.reset()
+        np.testing.assert_array_equal(env.step(np.array([0, 1], dtype=dtype)).obs, [[0, 1, 0], [0, 0, 1]])
 
 
 @pytest.mark.parametrize("action", [np.array([2]), np.array([-1]), np.array([0.0]), np.array([[0]])])
