@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,29 @@ from lit_metarl.types import Episodes, Transition
 def as_float(array: np.ndarray) -> Tensor:
     """Float32 copy: simulators hand out views of live memory."""
     return torch.tensor(array, dtype=torch.float32)
+
+
+def checked(name: str, where: Callable[[int], str], what: str, array: np.ndarray) -> Tensor:
+    """Float32 copy of what a simulator returned, ``[E, ...]``.
+
+    Args:
+        name: the simulator.
+        where: environment's index → which environment it is, and at what step.
+        what: ``observation`` or ``reward``.
+        array: its values.
+
+    Raises:
+        EnvError: a value is not finite, or not as float32.
+    """
+    values = as_float(array)
+    if not math.isfinite(float(values.sum())):
+        bad = ~torch.isfinite(values.view(len(values), -1)).all(dim=1)
+        if bad.any():  # a sum of huge finite numbers may overflow: that is not the environment's fault
+            index = int(torch.nonzero(bad)[0])
+            value = np.asarray(array)[index]
+            problem = "does not fit into float32" if np.isfinite(value).all() else "is not finite"
+            raise EnvError(f"{name}: {where(index)}: the {what} {problem}: {value.tolist()}.")
+    return values
 
 
 EPISODE_CAP = 10_000  # agent steps of an evaluation episode where the environment has no time limit
@@ -46,14 +70,13 @@ class Collector:
             Transitions, fields ``[E, ...]``.
 
         Raises:
-            EnvError: an observation or a reward is not finite; names the environment and its step.
+            EnvError: an observation or a reward is not finite as float32; names the environment and its step.
         """
-        obs = as_float(self.env.reset()) if self.obs is None else self.obs
+        obs = self._checked("observation", self.env.reset(), 0) if self.obs is None else self.obs
         action = choose_action(obs)
         result = self.env.step(action.numpy())
-        next_obs = as_float(result.obs)
-        reward = as_float(result.reward)
-        self._check_finite(next_obs, reward)
+        next_obs = self._checked("observation", result.obs, 1)
+        reward = self._checked("reward", result.reward, 1)
         self.obs = self._count_and_reset(result, next_obs)
         # The flags are copied by whoever stores the transition; observations outlive the simulator's next step.
         ends = torch.from_numpy(result.terminated), torch.from_numpy(result.truncated)
@@ -78,19 +101,13 @@ class Collector:
         self.finished += zip(self.running_return[mask].tolist(), self.running_length[mask].tolist(), strict=True)
         self.running_return[mask] = 0.0
         self.running_length[mask] = 0
-        return as_float(self.env.reset(ended))
+        return self._checked("observation", self.env.reset(ended), 0)
 
-    def _check_finite(self, next_obs: Tensor, reward: Tensor) -> None:
-        if torch.isfinite(next_obs.sum() + reward.sum()):
-            return
-        bad = ~(torch.isfinite(next_obs).all(dim=1) & torch.isfinite(reward))
-        if bad.any():  # a sum of huge finite numbers may overflow: that is not the environment's fault
-            index = int(torch.nonzero(bad)[0])
-            raise EnvError(
-                f"{self.env.spec.name}: environment {index} returned a value that is not finite at step "
-                f"{int(self.running_length[index]) + 1} of its episode (observation {next_obs[index].tolist()}, "
-                f"reward {float(reward[index])})."
-            )
+    def _checked(self, what: str, array: np.ndarray, ahead: int) -> Tensor:
+        def where(index: int) -> str:
+            return f"environment {index}, step {int(self.running_length[index]) + ahead} of its episode"
+
+        return checked(self.env.spec.name, where, what, array)
 
     def state_dict(self) -> dict[str, Any]:
         """Environment states and the counts of the running episodes."""

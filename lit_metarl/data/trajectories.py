@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_metarl.data.collector import as_float
-from lit_metarl.envs.base import BatchedEnv, EnvError, EnvSpec, Tasks, one_torch_thread
+from lit_metarl.data.collector import checked
+from lit_metarl.envs.base import BatchedEnv, EnvSpec, Tasks, one_torch_thread
 from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.types import Trajectories, require
 
@@ -65,55 +65,50 @@ class TaskSimulator:
             after_step: called with the step's number while environment 0 is in its episode.
 
         Raises:
-            EnvError: an observation or a reward is not finite; names task, trajectory and step.
+            EnvError: an observation or a reward is not finite as float32; names task, trajectory and step.
         """
         with one_torch_thread():
             return self._run(choose, after_step)
 
     def _run(self, choose: ChooseActions, after_step: Callable[[int], None] | None) -> Trajectories:
         B, N, T = self.num_tasks, self.trajectories, self.horizon
-        obs = self._observe(self.env.reset())
+        obs = self._observe(self._checked("observation", self.env.reset(), 0))
         record: dict[str, Tensor] = {}  # time first: every step writes one piece of memory
         alive = torch.ones(B, N)
         for t in range(T):
             action, log_prob = choose(obs)
             result = self.env.step(self._to_env(action))
-            reward = as_float(result.reward).view(B, N)
+            next_obs = self._checked("observation", result.obs, t + 1)
+            reward = self._checked("reward", result.reward, t + 1).view(B, N)
             now = {"obs": obs, "action": action, "reward": reward, "log_prob": log_prob, "mask": alive}
             if t == 0:
                 record = {name: torch.zeros(T, *value.shape, dtype=value.dtype) for name, value in now.items()}
             all_alive = bool(alive.all())
             for name, value in now.items():
                 record[name][t] = value if all_alive else value * _like(alive, value)
-            self._check_finite(as_float(result.obs), reward, t)
             if after_step is not None and alive[0, 0]:
                 after_step(t)
             ended = result.terminated | result.truncated
             alive = alive * torch.from_numpy(~ended).view(B, N)
             if not alive.any():
                 break
-            obs = self._observe(self.env.reset(ended) if ended.any() else result.obs)
+            obs = self._observe(self._checked("observation", self.env.reset(ended), 0) if ended.any() else next_obs)
         return Trajectories(**{name: values.movedim(0, 2).contiguous() for name, values in record.items()})
 
-    def _observe(self, obs: np.ndarray) -> Tensor:
-        seen = as_float(obs).view(self.num_tasks, self.trajectories, -1)
+    def _observe(self, obs: Tensor) -> Tensor:
+        seen = obs.view(self.num_tasks, self.trajectories, -1)
         return torch.cat([seen, self._context], dim=-1) if self.oracle_context else seen
 
     def _to_env(self, action: Tensor) -> np.ndarray:
         flat = action.flatten(0, 1).numpy()
         return flat if self.env.spec.num_actions is not None else np.clip(self.action_scale * flat, -1.0, 1.0)
 
-    def _check_finite(self, obs: Tensor, reward: Tensor, t: int) -> None:
-        if torch.isfinite(obs.sum() + reward.sum()):
-            return
-        obs = obs.view(*reward.shape, -1)
-        bad = ~(torch.isfinite(obs).all(-1) & torch.isfinite(reward))
-        if bad.any():  # a sum of huge finite numbers may overflow: that is not the environment's fault
-            task, n = torch.nonzero(bad)[0].tolist()
-            raise EnvError(
-                f"{self.env.spec.name}: task {task}, trajectory {n} returned a value that is not finite at its step "
-                f"{t + 1} (observation {obs[task, n].tolist()}, reward {float(reward[task, n])})."
-            )
+    def _checked(self, what: str, array: np.ndarray, step: int) -> Tensor:
+        def where(index: int) -> str:
+            task, trajectory = divmod(index, self.trajectories)
+            return f"task {task}, trajectory {trajectory}, step {step}"
+
+        return checked(self.env.spec.name, where, what, array)
 
     def state_dict(self) -> dict[str, Any]:
         """The environments; between two rounds only their streams matter."""

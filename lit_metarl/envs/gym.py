@@ -266,9 +266,15 @@ class GymEnv(BatchedEnv):
 
     def _checked_obs(self, index: int, obs: Any) -> Array:
         try:
-            return self._read_obs(obs)
+            raw = self._read_obs(obs)
         except ValueError as error:
             raise self._broken(index, str(error)) from error
+        with np.errstate(over="ignore"):  # what does not fit is named instead
+            array = raw.astype(np.float32)
+        if not np.isfinite(array).all():
+            problem = "does not fit into float32" if np.isfinite(raw).all() else "is not finite"
+            raise self._broken(index, f"the observation {problem}: {raw}")
+        return array
 
     def _checked_reward(self, index: int, reward: Any) -> float:
         if isinstance(reward, bool | np.bool_) or np.ndim(reward) != 0 or np.asarray(reward).dtype.kind not in "fiu":
@@ -286,7 +292,7 @@ def _frame_dt(env: Any) -> float:
 
 
 def _obs_reader(name: str, space: Any) -> tuple[Any, int]:
-    """Function from a raw observation to ``[O]`` float32 (raises ``ValueError``), and O."""
+    """Function from a raw observation to ``[O]`` numbers (raises ``ValueError``), and O."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Discrete):
@@ -309,8 +315,6 @@ def _obs_reader(name: str, space: Any) -> tuple[Any, int]:
         array = np.asarray(obs)  # a ragged list raises ValueError itself
         if array.shape != shape or array.dtype.kind not in kinds:
             raise ValueError(f"the observation must be {wanted}, but is {_shown(obs)}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"the observation must be finite, but is {array}")
         return array.ravel()
 
     return flat, int(np.prod(shape, dtype=int))

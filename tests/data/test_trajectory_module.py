@@ -13,6 +13,7 @@ from meta_cases import attach
 
 from lit_metarl.algorithms import MAML
 from lit_metarl.data import TrajectoryDataModule
+from lit_metarl.data.collector import Collector, checked
 from lit_metarl.data.trajectories import TaskSimulator, uniform_actions
 from lit_metarl.envs import points
 from lit_metarl.envs.base import EnvError, EnvSpec, StepResult, load_streams, make_streams, streams_state
@@ -118,8 +119,58 @@ def test_every_trajectory_of_a_task_gets_its_task_and_context() -> None:
 
 def test_a_value_that_is_not_finite_is_named() -> None:
     simulator = TaskSimulator(Countdown(broken_at=2), 2, 1, 0, 1.0, False)
-    with pytest.raises(EnvError, match=r"test/countdown: task 0, trajectory 0 .* not finite at its step 2"):
+    with pytest.raises(EnvError, match="test/countdown: task 0, trajectory 0, step 2: the reward is not finite: nan"):
         simulator.run(constant(0.0))
+
+
+class FarEnv(CountdownEnv):
+    """Of environment 3, one value is beyond float32: at ``reset``, in a later reset, or in a step's ``part``."""
+
+    part = ""
+
+    def reset(self, mask=None):
+        obs = super().reset(mask)
+        if self.part == ("reset" if mask is None else "later reset" if mask[3] else None):
+            obs[3] = -1e39
+        return obs
+
+    def step(self, action):
+        result = super().step(action)
+        if self.part in result._fields:
+            getattr(result, self.part)[3] = 1e39
+        return result
+
+
+@dataclass(frozen=True)
+class Far(Countdown):
+    part: str = ""
+
+    def make(self, num_envs, seed):
+        env = FarEnv(num_envs, seed, -1)
+        env.part = self.part
+        return env
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("reset", r"step 0.*: the observation does not fit into float32: \[-1e\+39\]"),
+        ("later reset", r"step 0.*: the observation does not fit into float32: \[-1e\+39\]"),
+        ("obs", r"step 1.*: the observation does not fit into float32: \[1e\+39\]"),
+        ("reward", r"step 1.*: the reward does not fit into float32: 1e\+39"),
+    ],
+)
+def test_what_does_not_fit_into_float32_is_named(part: str, message: str) -> None:
+    with pytest.raises(EnvError, match=rf"test/countdown: task 1, trajectory 1, {message}"):
+        TaskSimulator(Far(part=part), 3, 2, 0, 1.0, False).run(constant(0.0))
+    collector = Collector(Far(part=part).make(6, 0))
+    with pytest.raises(EnvError, match=rf"test/countdown: environment 3, {message}"):
+        [collector.step(lambda obs: torch.zeros(len(obs), 1)) for _ in range(5)]
+
+
+def test_a_sum_beyond_float32_of_numbers_that_are_not_is_accepted() -> None:
+    values = np.full((4, 2), 3e38)
+    torch.testing.assert_close(checked("env", str, "observation", values), torch.tensor(values, dtype=torch.float32))
 
 
 def test_discrete_actions_reach_the_simulator_as_they_are() -> None:

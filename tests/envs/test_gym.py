@@ -47,6 +47,8 @@ class Broken(Custom):
     parts: ClassVar = {
         "nan": (0, np.array([[0.0, np.nan], [0.0, 0.0]], dtype=np.float32)),
         "inf": (0, np.full((2, 2), np.inf, dtype=np.float32)),
+        "huge": (0, np.array([[0.0, 1e39], [0.0, 0.0]])),
+        "tiny": (0, np.array([[0.0, -1e39], [0.0, 0.0]])),
         "shape": (0, np.zeros(4, dtype=np.float32)),
         "ragged": (0, [[1.0], [1.0, 2.0]]),
         "text": (0, np.array([["a", "b"], ["c", "d"]])),
@@ -345,8 +347,10 @@ def test_unsupported_spaces_are_refused_by_name(kwargs, message):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("nan", "observation must be finite"),
-        ("inf", "observation must be finite"),
+        ("nan", r"observation is not finite: \[ *0. +nan"),
+        ("inf", "observation is not finite"),
+        ("huge", r"observation does not fit into float32: \[.*1\.e\+39"),
+        ("tiny", r"observation does not fit into float32: \[.*-1\.e\+39"),
         ("shape", r"observation must be an array of shape \(2, 2\) and type float32, but is an array of shape \(4,\)"),
         ("ragged", "inhomogeneous"),
         ("text", "type float32, but is an array .* type <U1"),
@@ -370,6 +374,25 @@ def test_a_broken_environment_is_named_with_index_and_step(part, message):
     env.step(np.zeros((2, 2)))
     with pytest.raises(EnvError, match=rf"Broken: environment 1, step 2 of its episode: .*{message}"):
         env.step(np.zeros((2, 2)))
+
+
+class Far(Custom):
+    """Starts where float32 does not reach, from its second episode on."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2, 2), dtype=np.float64)
+    episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        self.episodes += 1
+        return obs.astype(np.float64) + (1e39 if self.episodes > 1 else 3e38), info
+
+
+def test_a_reset_beyond_float32_is_named():
+    env = custom(Far).make(2, seed=0)
+    assert (env.reset() == np.float32(3e38)).all()
+    with pytest.raises(EnvError, match=r"Far: environment 1, step 0 of its episode: the observation does not fit into"):
+        env.reset(np.array([False, True]))
 
 
 def test_bad_reset_is_named():
