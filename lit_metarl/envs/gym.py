@@ -145,7 +145,12 @@ class GymEnv(BatchedEnv):
         return self._obs.copy()
 
     def step(self, action: Array) -> StepResult:
-        """See the base class. Raises ``EnvError`` for an ended episode, a bad action and a broken environment."""
+        """See the base class.
+
+        Raises:
+            EnvError: an ended episode, a bad action, or a broken environment: one that raises, returns something else
+                than its spaces say, or goes on beyond its own time limit.
+        """
         check_action(action, self.spec, self.num_envs)
         if self.needs_reset.any():
             ended = np.flatnonzero(self.needs_reset).tolist()
@@ -165,6 +170,10 @@ class GymEnv(BatchedEnv):
                 if not isinstance(value, bool | np.bool_):
                     raise self._broken(i, f"{name} must be a bool, but is {_shown(value)}")
                 end[i] = value
+            limit = self.spec.max_episode_steps
+            if self._elapsed[i] == limit and not ends[:, i].any():
+                missed = f"but did not end its episode at step {limit}: return truncated = True there"
+                raise self._broken(i, f"it declares max_episode_steps = {limit} {missed}")
         terminated, truncated = ends
         truncated &= ~terminated  # an episode that ends in its last step has ended: nothing follows it
         self.needs_reset = terminated | truncated

@@ -78,6 +78,18 @@ class Broken(Custom):
         return tuple(result)
 
 
+class Overtime(Custom):
+    """Ends ``late`` steps after the limit that it declares."""
+
+    def __init__(self, late):
+        super().__init__()
+        self.late = late
+
+    def step(self, action):
+        obs, reward, *_ = super().step(action)
+        return obs, reward, False, self.count >= self.max_episode_steps + self.late, {}
+
+
 class BadReset(Custom):
     def reset(self, *, seed=None, options=None):
         return super().reset(seed=seed)[0]
@@ -393,6 +405,19 @@ def test_a_reset_beyond_float32_is_named():
     assert (env.reset() == np.float32(3e38)).all()
     with pytest.raises(EnvError, match=r"Far: environment 1, step 0 of its episode: the observation does not fit into"):
         env.reset(np.array([False, True]))
+
+
+@pytest.mark.parametrize("late", [1, 1000])
+def test_an_environment_that_goes_on_beyond_its_own_limit_is_named(late):
+    env = custom(Overtime, late=late).make(2, seed=0)
+    env._envs[0].late = -1  # an end before the limit is fine
+    env.reset()
+    for step in range(1, 7):
+        assert env.step(np.zeros((2, 2))).truncated.tolist() == [step == 6, False]
+    env.reset(np.array([True, False]))
+    message = "max_episode_steps = 7 but did not end its episode at step 7: return truncated = True there"
+    with pytest.raises(EnvError, match=f"Overtime: environment 1, step 7 of its episode: it declares {message}"):
+        env.step(np.zeros((2, 2)))
 
 
 def test_bad_reset_is_named():
