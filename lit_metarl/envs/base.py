@@ -149,14 +149,17 @@ class ActionMap:
     def __init__(self, low: Array, high: Array) -> None:
         self._low, self._high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
         self._middle, self._half = (self._low + self._high) / 2, (self._high - self._low) / 2
+        ends = self._middle - self._half, self._middle + self._half
+        self._falls_short = bool((ends[0] > self._low).any() or (ends[1] < self._high).any())
 
     def __call__(self, action: Array) -> Array:
         """Native actions ``[E, ...]``, float64 and never outside the bounds, of ``action`` of that shape."""
         native = self._middle + self._half * action
         # The sum at ±1 rounds to either side of a bound; for every third box with two decimals it lies outside.
         native = np.minimum(np.maximum(native, self._low), self._high)
-        np.copyto(native, self._high, where=action >= 1.0)
-        np.copyto(native, self._low, where=action <= -1.0)
+        if self._falls_short:
+            np.copyto(native, self._high, where=action >= 1.0)
+            np.copyto(native, self._low, where=action <= -1.0)
         return native
 
 
