@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,8 @@ from lit_metarl.envs.base import (
 from lit_metarl.envs.gym_state import env_state, load_env, obstacles
 from lit_metarl.envs.rendering import choose_backend, fit_frame, picture_kwargs
 from lit_metarl.envs.saved_state import pack, packable, unpack
+
+_WARNED_OUTSIDE: set[str] = set()  # environments, by name, whose observations were reported
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,9 @@ class GymEnv(BatchedEnv):
     ``needs_reset``: the run goes on with a new episode, seeded from the restored stream. State outside the object
     (``random``, ``np.random.seed``, a server) cannot be seen and is not restored.
 
+    An observation outside the bounds of its Box is used as it is; the first one of each environment's name is reported
+    by a ``UserWarning``.
+
     Attributes:
         needs_reset: ``[E]`` bool, environments whose next call has to be ``reset``.
         resume_note: why a resumed run is not exact; empty if it is. Attributes that appear only with the first
@@ -110,7 +116,8 @@ class GymEnv(BatchedEnv):
         self.num_envs = len(envs)
         self.needs_reset = np.ones(len(envs), dtype=bool)
         first = envs[0]
-        self._read_obs, obs_dim = _obs_reader(name, first.observation_space)
+        self._read_obs, self._low, self._high = _obs_reader(name, first.observation_space)
+        obs_dim = self._low.size
         self._native_action, action_dim, num_actions = _action_writer(name, first.action_space)
         limit = first.spec.max_episode_steps if first.spec is not None else None
         own_limit = getattr(first.unwrapped, "max_episode_steps", None)
@@ -127,7 +134,9 @@ class GymEnv(BatchedEnv):
 
     def reset(self, mask: Array | None = None) -> Array:
         """See the base class. Raises ``EnvError`` if an environment returns something else than its space says."""
-        for i in range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist():
+        ids = list(range(self.num_envs)) if mask is None else np.flatnonzero(mask).tolist()
+        raw = np.empty((len(ids), self.spec.obs_dim))
+        for row, i in enumerate(ids):
             # Gymnasium's protocol: one seed at the first reset, the environment's own generator afterwards.
             seed = None if self._seeded[i] else int(self._streams[i].integers(2**31))
             self._elapsed[i] = 0
@@ -137,8 +146,9 @@ class GymEnv(BatchedEnv):
             result = self._guarded(i, "reset", seed=seed)
             if not (isinstance(result, tuple) and len(result) == 2):
                 raise self._broken(i, f"reset returned {_shown(result)} instead of (observation, info)")
-            self._obs[i] = self._checked_obs(i, result[0])
-            self.needs_reset[i] = False
+            raw[row] = self._flat_obs(i, result[0])
+        self._obs[ids] = self._as_float32(raw, ids)
+        self.needs_reset[ids] = False
         if not self._seeded.all():
             self._seeded |= ~self.needs_reset
             self._judge_resume()
@@ -156,7 +166,7 @@ class GymEnv(BatchedEnv):
             ended = np.flatnonzero(self.needs_reset).tolist()
             raise EnvError(f"{self.spec.name}: environments {ended} have no running episode; reset them first.")
         native = self._native_action(action)
-        reward = np.zeros(self.num_envs)
+        raw, reward = np.empty((self.num_envs, self.spec.obs_dim)), np.zeros(self.num_envs)
         ends = np.zeros((2, self.num_envs), dtype=bool)
         for i in range(self.num_envs):
             self._elapsed[i] += 1
@@ -164,7 +174,7 @@ class GymEnv(BatchedEnv):
             if not (isinstance(result, tuple) and len(result) == 5):
                 expected = "(observation, reward, terminated, truncated, info)"
                 raise self._broken(i, f"step returned {_shown(result)} instead of {expected}")
-            self._obs[i] = self._checked_obs(i, result[0])
+            raw[i] = self._flat_obs(i, result[0])
             reward[i] = self._checked_reward(i, result[1])
             for end, name, value in zip(ends, ("terminated", "truncated"), result[2:4], strict=True):
                 if not isinstance(value, bool | np.bool_):
@@ -174,6 +184,7 @@ class GymEnv(BatchedEnv):
             if self._elapsed[i] == limit and not ends[:, i].any():
                 missed = f"but did not end its episode at step {limit}: return truncated = True there"
                 raise self._broken(i, f"it declares max_episode_steps = {limit} {missed}")
+        self._obs = self._as_float32(raw, range(self.num_envs))
         terminated, truncated = ends
         truncated &= ~terminated  # an episode that ends in its last step has ended: nothing follows it
         self.needs_reset = terminated | truncated
@@ -273,17 +284,32 @@ class GymEnv(BatchedEnv):
     def _broken(self, index: int, what: str) -> EnvError:
         return EnvError(f"{self.spec.name}: environment {index}, step {self._elapsed[index]} of its episode: {what}.")
 
-    def _checked_obs(self, index: int, obs: Any) -> Array:
+    def _flat_obs(self, index: int, obs: Any) -> Array:
         try:
-            raw = self._read_obs(obs)
+            return self._read_obs(obs)
         except ValueError as error:
             raise self._broken(index, str(error)) from error
+
+    def _as_float32(self, raw: Array, ids: Sequence[int]) -> Array:
+        """Observations ``[n, O]`` of the environments ``ids`` as float32, all finite."""
         with np.errstate(over="ignore"):  # what does not fit is named instead
-            array = raw.astype(np.float32)
-        if not np.isfinite(array).all():
-            problem = "does not fit into float32" if np.isfinite(raw).all() else "is not finite"
-            raise self._broken(index, f"the observation {problem}: {raw}")
-        return array
+            obs = raw.astype(np.float32)
+        if ((self._low <= obs) & (obs <= self._high)).all():  # nan lies in no interval
+            return obs
+        fits = np.isfinite(obs).all(axis=1)
+        if not fits.all():
+            row = int(fits.argmin())
+            problem = "does not fit into float32" if np.isfinite(raw[row]).all() else "is not finite"
+            raise self._broken(ids[row], f"the observation {problem}: {raw[row]}")
+        if self.spec.name not in _WARNED_OUTSIDE:
+            _WARNED_OUTSIDE.add(self.spec.name)
+            row, entry = np.argwhere((obs < self._low) | (obs > self._high))[0].tolist()
+            space = self._envs[ids[row]].observation_space
+            bounds = f"[{space.low.flat[entry]}, {space.high.flat[entry]}]"
+            what = f"entry {entry} of the observation is {raw[row, entry]}, outside the bounds {bounds} of its Box"
+            advice = "It is used as it is, and later ones are not reported; widen the Box or clip the observation."
+            warnings.warn(f"{self._broken(ids[row], what)} {advice}", stacklevel=3)
+        return obs
 
     def _checked_reward(self, index: int, reward: Any) -> float:
         if isinstance(reward, bool | np.bool_) or np.ndim(reward) != 0 or np.asarray(reward).dtype.kind not in "fiu":
@@ -300,8 +326,8 @@ def _frame_dt(env: Any) -> float:
     return 1.0 / (env.metadata.get("render_fps") or 50)
 
 
-def _obs_reader(name: str, space: Any) -> tuple[Any, int]:
-    """Function from a raw observation to ``[O]`` numbers (raises ``ValueError``), and O."""
+def _obs_reader(name: str, space: Any) -> tuple[Any, Array, Array]:
+    """Function from a raw observation to ``[O]`` numbers (raises ``ValueError``), and their finite float32 bounds."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Discrete):
@@ -312,7 +338,7 @@ def _obs_reader(name: str, space: Any) -> tuple[Any, int]:
                 raise ValueError(f"the observation must be an integer in [{start}, {start + n}), but is {_shown(obs)}")
             return eye[int(obs) - start]
 
-        return one_hot, n
+        return one_hot, np.zeros(n, dtype=np.float32), np.ones(n, dtype=np.float32)
     image = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) > 1
     if not isinstance(space, spaces.Box) or image or space.dtype.kind not in "fiu" or 0 in space.shape:
         remedy = "encode the image as a vector" if image else "wrap it (gymnasium.wrappers.FlattenObservation)"
@@ -326,7 +352,10 @@ def _obs_reader(name: str, space: Any) -> tuple[Any, int]:
             raise ValueError(f"the observation must be {wanted}, but is {_shown(obs)}")
         return array.ravel()
 
-    return flat, int(np.prod(shape, dtype=int))
+    # Rounded to float32 as the observations are: one inside the bounds of a float64 Box stays inside.
+    greatest = np.finfo(np.float32).max
+    low, high = (np.clip(bound.ravel(), -greatest, greatest).astype(np.float32) for bound in (space.low, space.high))
+    return flat, low, high
 
 
 def _action_writer(name: str, space: Any) -> tuple[Any, int, int | None]:

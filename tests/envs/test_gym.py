@@ -90,6 +90,24 @@ class Overtime(Custom):
         return obs, reward, False, self.count >= self.max_episode_steps + self.late, {}
 
 
+class Outside(Custom):
+    """Leaves its box at the second step, for good, in float64; the upper bound is met from the start."""
+
+    observation_space = spaces.Box(np.array([-1.0, -np.inf]), np.array([0.1, 2.0]), dtype=np.float64)
+
+    def observe(self):
+        return np.array([0.1, 2.0 + max(0, self.count - 1)])
+
+
+class OutsideFloat32(Outside):
+    observation_space = spaces.Box(*np.array([[-1.0, -np.inf], [0.1, 2.0]], dtype=np.float32))
+
+
+class OutsideAtReset(Outside):
+    def observe(self):
+        return np.array([-1.5, 2.0])
+
+
 class BadReset(Custom):
     def reset(self, *, seed=None, options=None):
         return super().reset(seed=seed)[0]
@@ -418,6 +436,29 @@ def test_an_environment_that_goes_on_beyond_its_own_limit_is_named(late):
     message = "max_episode_steps = 7 but did not end its episode at step 7: return truncated = True there"
     with pytest.raises(EnvError, match=f"Overtime: environment 1, step 7 of its episode: it declares {message}"):
         env.step(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("cls", [Outside, OutsideFloat32])
+def test_an_observation_outside_its_box_is_reported_once_and_used(cls):
+    env, other = custom(cls).make(2, seed=0), custom(cls).make(2, seed=0)
+    env._envs[0].observe = lambda: np.array([0.1, 2.0], dtype=np.float32)
+    env.reset()
+    env.step(np.zeros((2, 2)))  # another precision of the box, and a value on its bound, are fine
+    where = "environment 1, step 2 of its episode: entry 1 of the observation"
+    message = rf"{cls.__name__}: {where} is 3.0, outside the bounds \[-inf, 2.0\] of its Box\. .* widen the Box or clip"
+    with pytest.warns(UserWarning, match=message) as record:
+        result = env.step(np.zeros((2, 2)))
+    assert len(record) == 1
+    np.testing.assert_array_equal(result.obs, np.array([[0.1, 2.0], [0.1, 3.0]], dtype=np.float32))
+    other.reset()
+    for _ in range(3):  # nor again by another batch of this environment: a warning would be an error here
+        result = other.step(np.zeros((2, 2)))
+    assert result.obs[:, 1].tolist() == [4.0, 4.0]
+
+
+def test_an_observation_outside_its_box_is_reported_at_reset():
+    with pytest.warns(UserWarning, match=r"environment 0, step 0 .* entry 0 .* is -1.5, outside .* \[-1.0, 0.1"):
+        custom(OutsideAtReset).make(1, seed=0).reset()
 
 
 def test_bad_reset_is_named():
