@@ -22,7 +22,7 @@ from lit_metarl.callbacks.checkpoint import _keep_slurm_requeue_away, _not_finit
 from lit_metarl.data import ReplayDataModule
 from lit_metarl.envs.locomotion import MuJoCo
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
-from lit_metarl.types import ConfigError
+from lit_metarl.types import ConfigError, Interrupted
 
 
 def train(folder: Path, scores: list[float], done: int = 0, ckpt_path: Path | None = None) -> RunCheckpoint:
@@ -84,6 +84,12 @@ def test_one_process_trains_a_run_and_the_other_is_told_which(tmp_path: Path) ->
     second._let_go()
 
 
+def test_a_stop_needs_no_logger() -> None:
+    stop = Interrupted("stopped", 2)
+    RunCheckpoint().on_exception(quiet_trainer(), SAC(17, 6), stop)
+    assert not hasattr(stop, "__notes__")  # it says itself what is saved
+
+
 def test_what_is_not_finite_is_named() -> None:
     module = torch.nn.Linear(2, 1)
     module.register_buffer("count", torch.tensor(3))
@@ -132,7 +138,8 @@ def test_a_job_is_requeued_by_its_first_process(
         monkeypatch.setenv(name, value)
     called = []
 
-    def run(command: list[str], **_: object) -> SimpleNamespace:
+    def run(command: list[str], **settings: object) -> SimpleNamespace:
+        assert settings == {"capture_output": True, "text": True, "check": False}
         called.append(command)
         return SimpleNamespace(returncode=code, stderr="no such job\n")
 
@@ -150,6 +157,7 @@ def test_a_job_is_requeued_by_its_first_process(
         ({}, True),
         ({"should_stop": False}, False),
         ({"min_epochs": None, "min_steps": None}, True),
+        ({"min_epochs": None, "min_steps": None, "current_epoch": 0, "global_step": 0}, True),
         ({"min_epochs": 3}, True),
         ({"min_epochs": 4}, False),
         ({"min_steps": 10}, True),
