@@ -338,6 +338,12 @@ def test_other_precisions_are_refused_with_the_reason(precision: str) -> None:
     check_precision("bf16-mixed")
 
 
+@pytest.mark.parametrize("state", [None, "SAC", {}, {"schema": "lit_metarl.algorithm/0", "name": "SAC"}])
+def test_a_checkpoint_of_another_version_is_refused(state: Any) -> None:
+    with pytest.raises(ConfigError, match="ckpt_path cannot be used: it was not written by this version"):
+        make().on_load_checkpoint({"algorithm": state})
+
+
 def test_resume_takes_the_step_sizes_of_the_config(tmp_path: Path) -> None:
     first = quiet_trainer()
     first.fit(make(), Batches([random_batch(1, M)]))
