@@ -257,6 +257,7 @@ def completion(shell: str) -> None:
     """
     require(shell in SHELLS, "completion", shell, f"choose one of {', '.join(SHELLS)}")
     quieten()
+    warnings.filterwarnings("ignore", message="(?s).*Hit failing import")  # of types that no option has
     set_parsing_settings(add_print_completion_argument=True)
     CLI(["--print_completion", f"shtab-{shell}"])
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -164,48 +160,3 @@ def test_unfit_checkpoints_are_refused(
 def test_a_policy_needs_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="neither a checkpoint file nor the id of a run"):
         lit_metarl.load_policy("nowhere")
-
-
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
-)
-def test_a_killed_run_resumes(number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "lit_metarl", "fit", *SMOKE, "--trainer.max_epochs=100000"]
-    # A run ignores what its parent ignored (nohup), and these tests may have been started that way.
-    heard = lambda: signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None  # noqa: E731
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=heard)
-    try:
-        deadline = time.monotonic() + 120
-        while not list(Path("mlruns").glob("runs/*/last.ckpt")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.3)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    (path,) = Path("mlruns").glob("runs/*/last.ckpt")
-    stopped = torch.load(path, weights_only=True)
-    client = connect("mlruns")
-    if number != signal.SIGKILL:  # the latter leaves nobody to say that the run failed
-        assert client.get_run(path.parent.name).info.status == "KILLED"
-        assert process.returncode == 128 + number
-        (line,) = [line for line in errors.splitlines() if line.startswith(b"lit-metarl:")]
-        assert line.startswith(f"lit-metarl: stopped by {number.name} at ".encode())
-        assert line.endswith(f"go on with --ckpt_path {path.parent.name}".encode())
-    epochs = stopped["epoch"] + 3
-    assert main(["fit", *SMOKE, f"--trainer.max_epochs={epochs}", "--ckpt_path=last"]) == 0
-    (path,) = Path("mlruns").glob("runs/*/last.ckpt")
-    resumed = torch.load(path, weights_only=True)
-    assert resumed["epoch"] == epochs - 1
-    assert resumed["algorithm"]["counters"]["updates"] == 8 * epochs
-    assert client.get_run(path.parent.name).info.status == "FINISHED"
-
-
-def test_help_is_fast_and_light() -> None:
-    code = (
-        "import sys; from lit_metarl.__main__ import main; main(['--help']); "
-        "assert not {'torch', 'lightning', 'mlflow', 'mujoco', 'numpy'} & sys.modules.keys(), sorted(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "usage: lit-metarl" in done.stdout

@@ -138,7 +138,7 @@ def test_nothing_is_lost_doubled_or_wrong(case: str, tmp_path: Path, capfd: pyte
             assert process.exitcode == 0, (killed.parent / "output.txt").read_text()[-3000:]
             run_id, complete = resumable(killed), complete + 1
             assert run_id is not None
-            wrong += faults(killed, run_id, whole, expected)
+            wrong.update(faults(killed, run_id, whole, expected))  # + would drop what is 0
             (killed / "runs" / run_id).rename(killed / f"complete-{complete}")
     with capfd.disabled():
         sys.stdout.write(f"\n{case}: {sent.total()} kills {dict(sent)}; {complete} runs of {len(expected)} points, ")

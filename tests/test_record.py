@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,9 +34,8 @@ class Training:
     def _run(flags: tuple[str, ...]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_DFL)
-        with Path("output.txt").open("w") as file:
-            for descriptor in (1, 2):
-                os.dup2(file.fileno(), descriptor)
+        with Path("output.txt").open("w", buffering=1) as file:
+            sys.stdout = sys.stderr = file
             torch.set_num_threads(1)
             code = main(["fit", *SMOKE, *flags])
             os._exit(code)
@@ -69,6 +69,28 @@ def train() -> Iterator[Callable[..., Training]]:
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-metarl: error:")]
     return line
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL"])
+def test_a_killed_run_resumes(name: str, train: Callable[..., Training]) -> None:
+    training, number = train(FOREVER), getattr(signal, name)
+    path = training.wait_for_checkpoint()
+    time.sleep(0.3)
+    code = training.stop(number)
+    stopped, client = torch.load(path, weights_only=True), connect("mlruns")
+    if number != signal.SIGKILL:  # which leaves nobody to say so
+        assert client.get_run(path.parent.name).info.status == "KILLED"
+        assert code == 128 + number
+        output = Path("output.txt").read_text().splitlines()
+        (line,) = [line for line in output if line.startswith("lit-metarl:")]
+        assert line.startswith(f"lit-metarl: stopped by {name} at ")
+        assert line.endswith(f"go on with --ckpt_path {path.parent.name}")
+    epochs = stopped["epoch"] + 3
+    assert main(["fit", *SMOKE, f"--trainer.max_epochs={epochs}", "--ckpt_path=last"]) == 0
+    resumed = torch.load(path, weights_only=True)
+    assert resumed["epoch"] == epochs - 1
+    assert resumed["algorithm"]["counters"]["updates"] == 8 * epochs
+    assert client.get_run(path.parent.name).info.status == "FINISHED"
 
 
 def test_a_second_process_is_refused_until_the_first_has_ended(

@@ -19,6 +19,7 @@ from lit_metarl.data import ReplayDataModule
 from lit_metarl.data.streams import Stream, derive_seed, seed_global
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
+from lit_metarl.nn.recipe import from_recipe
 from lit_metarl.settings import check_precision
 from lit_metarl.types import ConfigError, DivergenceError, Episodes, ReplayBlock, Transition
 
@@ -183,7 +184,7 @@ def test_metrics_of_the_critics_keep_no_graph() -> None:
 
 def test_networks_are_the_defaults_where_none_are_given() -> None:
     sac = SAC(O, A)
-    assert sac.actor_factory == TanhGaussianMLP()
+    assert from_recipe(sac.recipe) == TanhGaussianMLP([256, 256])
     assert sum(p.numel() for p in sac.critic.parameters()) == sum(
         p.numel() for p in EnsembleCriticMLP().build(O, A).parameters()
     )

@@ -245,7 +245,7 @@ def test_a_film_shows_one_episode_at_about_thirty_pictures_a_second(monkeypatch:
 
 def test_an_episode_that_does_not_end_is_given_up_at_its_limit() -> None:
     env: Any = Endless()
-    with pytest.raises(EnvError, match="did not end within 3 steps"):
+    with pytest.raises(EnvError, match="did not end within its 3 steps"):
         run_episodes(env, env.counted)
     assert env.steps == 3
     hopper = MuJoCo("hopper", max_episode_steps=50, threads=1).make(2, seed=3)
