@@ -142,18 +142,24 @@ def run_episodes(
         frame_size: width and height of a picture, in pixels.
 
     Raises:
-        EnvError: an episode runs beyond the environment's own time limit.
+        EnvError: an episode runs beyond the environment's own time limit, or an observation or a reward is not finite.
     """
     returns = torch.zeros(env.num_envs, dtype=torch.float64)
     lengths = torch.zeros(env.num_envs, dtype=torch.long)
     alive = np.ones(env.num_envs, dtype=bool)
     frames: list[Tensor] = []
-    obs = env.reset()
+
+    def read(what: str, array: np.ndarray, step: int) -> Tensor:
+        return checked(env.spec.name, lambda index: f"evaluation environment {index}, step {step}", what, array)
+
+    obs = read("observation", env.reset(), 0)
     limit = env.spec.max_episode_steps or EPISODE_CAP
     for step in range(limit):
         if frame_period and alive[0] and step % frame_period == 0:
             frames.append(torch.from_numpy(env.render(0, *frame_size).copy()))
-        result = env.step(act(as_float(obs)).numpy())
+        result = env.step(act(obs).numpy())
+        next_obs = read("observation", result.obs, step + 1)
+        read("reward", result.reward, step + 1)
         running = torch.from_numpy(alive)
         returns += torch.from_numpy(np.asarray(result.reward, dtype=np.float64)) * running
         lengths += running
@@ -163,5 +169,5 @@ def run_episodes(
         if not alive.any() or capped:
             fps = 1.0 / (env.spec.frame_dt * frame_period) if frame_period else 0.0
             return Episodes(returns.float(), lengths, torch.stack(frames) if frames else None, fps)
-        obs = env.reset(ended) if ended.any() else result.obs
+        obs = read("observation", env.reset(ended), 0) if ended.any() else next_obs
     raise EnvError(f"{env.spec.name}: an evaluation episode did not end within its {limit} steps.")

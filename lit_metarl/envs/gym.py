@@ -120,12 +120,12 @@ class GymEnv(BatchedEnv):
         obs_dim = self._low.size
         self._native_action, action_dim, num_actions = _action_writer(name, first.action_space)
         limit = first.spec.max_episode_steps if first.spec is not None else None
-        own_limit = getattr(first.unwrapped, "max_episode_steps", None)
+        own_limit: Any = getattr(first.unwrapped, "max_episode_steps", None)
         self.spec = EnvSpec(
             name="gym/" + name.replace("/", "_"),
             obs_dim=obs_dim,
             action_dim=action_dim,
-            max_episode_steps=limit or (own_limit if type(own_limit) is int else None),
+            max_episode_steps=limit or (int(own_limit) if np.asarray(own_limit).dtype.kind in "iu" else None),
             num_actions=num_actions,
             frame_dt=_frame_dt(first),
         )

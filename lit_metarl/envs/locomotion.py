@@ -51,10 +51,14 @@ class Locomotion(BatchedEnv):
         self, name: str, robot: Robot, num_envs: int, seed: int, max_episode_steps: int = 1000, threads: int = 0
     ) -> None:
         model = load_model(robot)
+        low, high = model.actuator_ctrlrange.T
+        if not (low < high).all():
+            names = [model.actuator(index).name or index for index in np.flatnonzero(low >= high).tolist()]
+            raise EnvError(f"mujoco/{name}: actuators {names} have no ctrlrange to map [-1, 1] to; give them one.")
         self.robot = robot
         self.num_envs = num_envs
         self._sim = BatchSimulation(model, num_envs, threads, contact_forces=robot.contact_cost is not None)
-        self._to_native = ActionMap(*model.actuator_ctrlrange.T)
+        self._to_native = ActionMap(low, high)
         self._ctrl = self._sim.field("ctrl")
         self._obs = self._observe()
         # Before the first reset: derived fields have to be bound to be filled by it.

@@ -322,6 +322,14 @@ def test_streams_do_not_depend_on_the_number_of_environments():
     assert not np.array_equal(first, Gymnasium("Pendulum-v1").make(1, seed=10).reset())
 
 
+class Numpy(Custom):
+    max_episode_steps = np.int64(7)
+
+
+def test_a_time_limit_may_be_a_number_of_numpy():
+    assert custom(Numpy).make(1, seed=0).spec.max_episode_steps == 7
+
+
 def test_actions_are_mapped_to_the_bounds_and_observations_flattened():
     env = custom(Custom, offset=1.0).make(1, seed=0)
     assert (env.spec.obs_dim, env.spec.action_dim, env.spec.max_episode_steps) == (4, 2, 7)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from oracles import assert_identical, through_file
 
+from lit_metarl.envs import locomotion
 from lit_metarl.envs.base import EnvError, make_streams
 from lit_metarl.envs.locomotion import MuJoCo
 from lit_metarl.envs.robots import ROBOTS, all_inside, contact_cost, contact_forces, inside
@@ -397,3 +398,15 @@ def test_actions_are_mapped_to_the_native_bounds():
     env.step(np.stack([np.ones(17), -0.5 * np.ones(17)]))
     np.testing.assert_array_equal(env._sim.field("ctrl")[0], np.full(17, 0.4))
     np.testing.assert_allclose(env._sim.field("ctrl")[1], np.full(17, -0.2), rtol=1e-15)
+
+
+def test_an_actuator_without_a_range_is_refused(tmp_path):
+    """Its bounds would be (0, 0), and every action 0."""
+    model = locomotion.load_model(ROBOTS["hopper"])
+    model.actuator_ctrlrange[1] = 0.0
+    path = tmp_path / "hopper.mjb"
+    mujoco.mj_saveModel(model, str(path), None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(locomotion, "load_model", lambda robot: mujoco.MjModel.from_binary_path(str(path)))
+        with pytest.raises(EnvError, match=r"hopper: actuators \[1\] have no ctrlrange"):
+            MuJoCo("hopper").make(1, seed=0)
