@@ -60,7 +60,7 @@ class MetricWriter:
         self._timer: threading.Timer | None = None
         self._buffer_lock = threading.Lock()
         self._write_lock = threading.Lock()
-        self._warned = False
+        self.told: str | None = None  # what went wrong, since the last write that succeeded
 
     def add(self, points: list[Point]) -> None:
         """Take ``points`` to be written soon."""
@@ -85,24 +85,24 @@ class MetricWriter:
                 try:
                     self._client.log_batch(self._run_id, metrics=[Metric(*point) for point in batch])
                 except MlflowException as error:
-                    raise TrackingError(
-                        f"{len(self._points)} metric points of run {self._run_id} cannot be written to "
-                        f"{self._client.tracking_uri}: {reason_of(error)}. Check the space on the disk, and who locks "
-                        "the file."
-                    ) from error
+                    self.told = (
+                        f"metric points of run {self._run_id} cannot be written to {self._client.tracking_uri}: "
+                        f"{reason_of(error)}. Check the space on the disk, and who locks the file."
+                    )
+                    raise TrackingError(self.told) from error
                 with self._buffer_lock:
                     del self._points[: len(batch)]
-            self._warned = False
+            self.told = None
 
     def _write_in_background(self) -> None:
         with self._buffer_lock:
             self._timer = None
+        before = self.told
         try:
             self.flush()
         except TrackingError as error:
-            if not self._warned:
+            if str(error) != before:
                 log.warning("%s Trying again later.", error)
-            self._warned = True
 
 
 class MLflowLogger(Logger):
@@ -328,17 +328,18 @@ class MLflowLogger(Logger):
             return
         from mlflow.exceptions import MlflowException
 
-        succeeded = status in ("success", "finished")
+        succeeded, told = status in ("success", "finished"), self._writer.told
         try:
             self._writer.flush()
             if self._started:
                 ended = "FINISHED" if succeeded else "KILLED" if status == "killed" else "FAILED"
                 self._client.set_terminated(self._run_id, ended)
+                self._started = False  # here: where it could not be written, the end of the process tries again
         except (TrackingError, MlflowException) as error:
             if succeeded:
                 raise
-            log.error("%s", str(error).partition("\n")[0])  # raised, it would hide what the run failed of
-        self._started = False
+            if told is None:  # else the run failed of it; raised, it would hide what the run failed of
+                log.error("%s", reason_of(error))
 
     def mark_failed(self) -> None:
         """Mark the run FAILED from whatever process this is: for one that outlives process 0."""
@@ -348,10 +349,7 @@ class MLflowLogger(Logger):
     def _close_at_exit(self) -> None:
         if os.getpid() != self._pid:  # a forked child leaves its parent's run alone
             return
-        if self._started:  # never finalized: the process ended before its work did
-            self.finalize("failed")
-        elif self._writer is not None:
-            self._writer.flush()
+        self.finalize("failed")  # if it was not before: the process ended before its work did
 
 
 def mlflow_logger(trainer: Any) -> MLflowLogger | None:

@@ -153,8 +153,9 @@ def has_run(root: Path | str, run_id: str) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """First line of an error of the database, without the statement that follows it."""
-    return str(error).partition("\n")[0].rstrip(".")
+    """What the database said, in one line, without the statement and whatever else is around it."""
+    said = re.search(r"\(sqlite3\.\w+\) ([^\n]+)", str(error))
+    return (said[1] if said else str(error).partition("\n")[0]).rstrip(".")
 
 
 def drop_points_after(root: Path | str, run_id: str, time_ms: int) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -516,3 +517,24 @@ def test_environment_tags_name_the_commit_and_whether_it_is_dirty(
     assert environment_tags()["git_commit"] == commit
     (tmp_path / "file").write_text("2")
     assert environment_tags()["git_commit"] == f"{commit}-dirty"
+
+
+def test_a_full_disk_is_said_once_and_in_the_databases_words(root: str, caplog: pytest.LogCaptureFixture) -> None:
+    logger = MLflowLogger(root)
+    run_id, limits = logger.run_id, resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (Path(root) / "mlflow.db").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # Python ignores SIGXFSZ: writing fails
+    try:
+        for step in range(3000):
+            logger.log_metrics({"a_long_name_of_a_metric_that_takes_space": 1.0}, step=step)
+        said = r"cannot be written to sqlite:.*mlflow.db: (database or disk is full|disk I/O error). Check the space"
+        with pytest.raises(TrackingError, match=said) as caught:
+            logger.flush()
+        logger.finalize("failed")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert len([line for line in caplog.messages if "cannot be written" in line]) <= 1  # before, in the background
+    logger.finalize("failed")
+    assert len(history(root, run_id, "a_long_name_of_a_metric_that_takes_space")) == 3000
+    assert status(root, run_id) == "FAILED"
