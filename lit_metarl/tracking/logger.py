@@ -89,7 +89,7 @@ class MetricWriter:
                         f"metric points of run {self._run_id} cannot be written to {self._client.tracking_uri}: "
                         f"{reason_of(error)}. Check the space on the disk, and who locks the file."
                     )
-                    raise TrackingError(self.told) from error
+                    raise TrackingError(f"{len(self._points)} {self.told}") from error
                 with self._buffer_lock:
                     del self._points[: len(batch)]
             self.told = None
@@ -101,7 +101,7 @@ class MetricWriter:
         try:
             self.flush()
         except TrackingError as error:
-            if str(error) != before:
+            if self.told != before:
                 log.warning("%s Trying again later.", error)
 
 
