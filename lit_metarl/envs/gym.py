@@ -120,12 +120,13 @@ class GymEnv(BatchedEnv):
         obs_dim = self._low.size
         self._native_action, action_dim, num_actions = _action_writer(name, first.action_space)
         limit = first.spec.max_episode_steps if first.spec is not None else None
-        own_limit: Any = getattr(first.unwrapped, "max_episode_steps", None)
+        if limit is None:
+            limit = _own_limit(name, getattr(first.unwrapped, "max_episode_steps", None))
         self.spec = EnvSpec(
             name="gym/" + name.replace("/", "_"),
             obs_dim=obs_dim,
             action_dim=action_dim,
-            max_episode_steps=limit or (int(own_limit) if np.asarray(own_limit).dtype.kind in "iu" else None),
+            max_episode_steps=limit,
             num_actions=num_actions,
             frame_dt=_frame_dt(first),
         )
@@ -317,6 +318,14 @@ class GymEnv(BatchedEnv):
         if not np.isfinite(reward):
             raise self._broken(index, f"the reward must be finite, but is {reward}")
         return float(reward)
+
+
+def _own_limit(name: str, limit: Any) -> int | None:
+    if limit is None:
+        return None
+    if np.ndim(limit) or np.asarray(limit).dtype.kind not in "iu" or limit < 1:
+        raise EnvError(f"{name}: max_episode_steps = {limit!r} is no time limit; use a positive whole number of steps.")
+    return int(limit)
 
 
 def _frame_dt(env: Any) -> float:

@@ -326,8 +326,13 @@ class Numpy(Custom):
     max_episode_steps = np.int64(7)
 
 
-def test_a_time_limit_may_be_a_number_of_numpy():
+def test_a_time_limit_is_a_positive_whole_number():
     assert custom(Numpy).make(1, seed=0).spec.max_episode_steps == 7
+    for limit in (0, -1, 7.0, "7", True, np.array([7])):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Numpy, "max_episode_steps", limit)
+            with pytest.raises(EnvError, match=r"max_episode_steps = .* is no time limit; use a positive whole number"):
+                custom(Numpy).make(1, seed=0)
 
 
 def test_actions_are_mapped_to_the_bounds_and_observations_flattened():
