@@ -6,12 +6,14 @@ import itertools
 
 import pytest
 import torch
+from meta_cases import random_rounds
 from torch.func import grad, vmap
 
+from lit_metarl.algorithms import MAML
 from lit_metarl.envs.tabular_exact import exact_value
 from lit_metarl.estimators import DiCE
-from lit_metarl.nn import TimeMean
-from lit_metarl.optim.corrections import EMAMLCorrection, NoCorrection, SGMRLCorrection, minus_other_tasks
+from lit_metarl.nn import GaussianMLP, TimeMean
+from lit_metarl.optim.corrections import EMAMLCorrection, MetaData, NoCorrection, SGMRLCorrection, minus_other_tasks
 from lit_metarl.optim.outer_updates import likelihood
 from lit_metarl.reports.meta_gradient_study import (
     ALL,
@@ -223,3 +225,20 @@ def test_emaml_credits_are_standardised_returns() -> None:
     assert credit.shape == (len(world.probability), 2)
     torch.testing.assert_close(credit.sum(-1).mean(), torch.tensor(0.0).double(), atol=1e-9, rtol=0)
     torch.testing.assert_close(credit.sum(-1).std(correction=0), torch.tensor(1.0).double(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_first_order_credit_is_the_linearisation_of_leave_one_out_in_the_last_round(steps: int) -> None:
+    """Both are of order α, and differ by terms of order α²."""
+    module = MAML(3, 2, policy=GaussianMLP((4,)), inner_lr=1e-4).double()
+    rounds = random_rounds(module, steps=steps)
+    signals = [module.process(trajectories) for trajectories in rounds]
+    params, sizes = module.split({name: value.detach() for name, value in module.meta_parameters().items()})
+    data = MetaData(module.inner, params, sizes, rounds, signals)
+    exact = SGMRLCorrection("leave_one_out").credits(data)
+    linear = SGMRLCorrection("first_order").credits(data)
+    assert len(exact) == len(linear) == steps
+    assert exact[-1].abs().max() > 1e-6
+    torch.testing.assert_close(linear[-1], exact[-1], rtol=1e-2, atol=1e-3 * float(exact[-1].abs().max()))
+    for first, second in zip(exact[:-1], linear[:-1], strict=True):  # earlier rounds have the credit across tasks
+        assert torch.equal(first, second)
