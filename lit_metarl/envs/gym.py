@@ -30,7 +30,7 @@ from lit_metarl.envs.base import (
     make_streams,
     streams_state,
 )
-from lit_metarl.envs.gym_state import env_state, load_env, obstacles
+from lit_metarl.envs.gym_state import env_state, load_env, obstacles, shown
 from lit_metarl.envs.rendering import choose_backend, fit_frame, picture_kwargs
 from lit_metarl.envs.saved_state import pack, packable, unpack
 
@@ -146,7 +146,7 @@ class GymEnv(BatchedEnv):
                 self._task_changed[i] = False
             result = self._guarded(i, "reset", seed=seed)
             if not (isinstance(result, tuple) and len(result) == 2):
-                raise self._broken(i, f"reset returned {_shown(result)} instead of (observation, info)")
+                raise self._broken(i, f"reset returned {shown(result)} instead of (observation, info)")
             raw[row] = self._flat_obs(i, result[0])
         self._obs[ids] = self._as_float32(raw, ids)
         self.needs_reset[ids] = False
@@ -174,12 +174,12 @@ class GymEnv(BatchedEnv):
             result = self._guarded(i, "step", native[i])
             if not (isinstance(result, tuple) and len(result) == 5):
                 expected = "(observation, reward, terminated, truncated, info)"
-                raise self._broken(i, f"step returned {_shown(result)} instead of {expected}")
+                raise self._broken(i, f"step returned {shown(result)} instead of {expected}")
             raw[i] = self._flat_obs(i, result[0])
             reward[i] = self._checked_reward(i, result[1])
             for end, name, value in zip(ends, ("terminated", "truncated"), result[2:4], strict=True):
                 if not isinstance(value, bool | np.bool_):
-                    raise self._broken(i, f"{name} must be a bool, but is {_shown(value)}")
+                    raise self._broken(i, f"{name} must be a bool, but is {shown(value)}")
                 end[i] = value
             limit = self.spec.max_episode_steps
             if self._elapsed[i] == limit and not ends[:, i].any():
@@ -206,7 +206,7 @@ class GymEnv(BatchedEnv):
         rows = {name: np.array(value) for name, value in tasks.items()}
         for name, value in rows.items():
             if value.shape[:1] != (self.num_envs,) or not packable(value):
-                raise EnvError(f"{self.spec.name}: task {name!r} has to be {self.num_envs} rows, got {_shown(value)}.")
+                raise EnvError(f"{self.spec.name}: task {name!r} has to be {self.num_envs} rows, got {shown(value)}.")
         self._next_tasks = rows
         self._task_changed[:] = True
 
@@ -257,7 +257,7 @@ class GymEnv(BatchedEnv):
             raise EnvError(f"{self.spec.name} draws no pictures: it has no render_mode 'rgb_array'.")
         frame = env.render()
         if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.dtype != np.uint8:
-            raise self._broken(index, f"render returned {_shown(frame)} instead of [height, width, 3] uint8")
+            raise self._broken(index, f"render returned {shown(frame)} instead of [height, width, 3] uint8")
         return fit_frame(frame, width, height)
 
     def close(self) -> None:
@@ -314,7 +314,7 @@ class GymEnv(BatchedEnv):
 
     def _checked_reward(self, index: int, reward: Any) -> float:
         if isinstance(reward, bool | np.bool_) or np.ndim(reward) != 0 or np.asarray(reward).dtype.kind not in "fiu":
-            raise self._broken(index, f"the reward must be one number, but is {_shown(reward)}")
+            raise self._broken(index, f"the reward must be one number, but is {shown(reward)}")
         if not np.isfinite(reward):
             raise self._broken(index, f"the reward must be finite, but is {reward}")
         return float(reward)
@@ -344,7 +344,7 @@ def _obs_reader(name: str, space: Any) -> tuple[Any, Array, Array]:
 
         def one_hot(obs: Any) -> Array:
             if np.ndim(obs) != 0 or np.asarray(obs).dtype.kind not in "iu" or not start <= obs < start + n:
-                raise ValueError(f"the observation must be an integer in [{start}, {start + n}), but is {_shown(obs)}")
+                raise ValueError(f"the observation must be an integer in [{start}, {start + n}), but is {shown(obs)}")
             return eye[int(obs) - start]
 
         return one_hot, np.zeros(n, dtype=np.float32), np.ones(n, dtype=np.float32)
@@ -358,7 +358,7 @@ def _obs_reader(name: str, space: Any) -> tuple[Any, Array, Array]:
     def flat(obs: Any) -> Array:
         array = np.asarray(obs)  # a ragged list raises ValueError itself
         if array.shape != shape or array.dtype.kind not in kinds:
-            raise ValueError(f"the observation must be {wanted}, but is {_shown(obs)}")
+            raise ValueError(f"the observation must be {wanted}, but is {shown(obs)}")
         return array.ravel()
 
     # Rounded to float32 as the observations are: one inside the bounds of a float64 Box stays inside.
@@ -397,10 +397,3 @@ def _action_writer(name: str, space: Any) -> tuple[Any, int, int | None]:
         return to_native(action.reshape(-1, *space.shape)).astype(space.dtype)
 
     return affine, int(np.prod(space.shape, dtype=int)), None
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"an array of shape {value.shape} and type {value.dtype}"
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"

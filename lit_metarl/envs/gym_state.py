@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from lit_metarl.envs.base import EnvError
 from lit_metarl.envs.saved_state import load_physics, mutable_parts, pack, packable, save_physics, shared, unpack
 
@@ -97,3 +99,11 @@ def load_env(env: Any, saved: list[dict[str, Any]]) -> None:
             setattr(layer, name, value)
         if "own" in state:
             layer.load_state_dict(unpack(state["own"]))
+
+
+def shown(value: Any) -> str:
+    """``value`` as an error message shows it: shape and type of an array, the beginning of anything else."""
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape} and type {value.dtype}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"
