@@ -102,7 +102,8 @@ def _train(arguments: list[str]) -> int:
     try:
         if arguments[0] == "completion":
             completion(" ".join(arguments[1:]) or "bash")
-        run(arguments)
+        else:
+            run(arguments)
     except Interrupted as stop:
         print(f"lit-metarl: {stop}", file=sys.stderr)
         return 128 + stop.number

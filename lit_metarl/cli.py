@@ -99,7 +99,7 @@ class CLI(LightningCLI):
         return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The seed of every random stream, whose values the stock version does not check."""
+        """Add ``--seed_everything``, whose values the stock version does not check."""
         parser.add_argument(
             "--seed_everything",
             type=Seed(),
@@ -124,7 +124,7 @@ class CLI(LightningCLI):
 
     @property
     def whole_config(self) -> dict[str, Any]:
-        """Every option of the sub-command, defaults included, as it is recorded: of lists, mappings and primitives."""
+        """Every option of the sub-command as a run records it, defaults included; mappings, lists and primitives."""
         text = self.parser.dump(self.config, format="yaml", skip_link_targets=False, skip_unset=False)
         return yaml.safe_load(text)[self.subcommand]
 
@@ -230,7 +230,7 @@ class CLI(LightningCLI):
         """Check the store before anything is trained, and record the config."""
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:  # a TypeError is a fault of somebody's code, and keeps its traceback
             raise ConfigError(f"trainer: {error}") from error
         trainer.callbacks.append(RunRecord(self.whole_config, str(self.subcommand)))
         logger = mlflow_logger(trainer)

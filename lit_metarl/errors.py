@@ -88,8 +88,8 @@ def cause_of(error: BaseException, kinds: tuple[type[BaseException], ...]) -> Ba
 
 
 def _instead(word: str, known: Iterable[str]) -> str:
-    """What was probably meant by ``word``, and what there is to choose from unless that is too much to read."""
-    by_name = {path.rpartition(".")[2] if word.count(".") == 0 else path: path for path in known}
+    """Sentences that name the closest of ``known`` to ``word``, and all of them unless that is too much to read."""
+    by_name = {path if "." in word else path.rpartition(".")[2]: path for path in known}
     close = difflib.get_close_matches(word, by_name, n=1, cutoff=0.6)
     meant = f" Did you mean {by_name[close[0]]}?" if close else ""
     return f"{meant} Choose from {', '.join(by_name.values())}." if 1 < len(by_name) <= LISTED else meant

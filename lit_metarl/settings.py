@@ -31,7 +31,7 @@ class Seed:
         return "int or true"  # as the help shows it
 
     def __call__(self, value: object) -> int:
-        """The seed.
+        """The seed that ``value`` asks for.
 
         Raises:
             SeedError: no integer from 0 to 2³² − 1, or ``true`` where a launcher started the processes of a run, each

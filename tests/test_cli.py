@@ -23,6 +23,17 @@ def runs() -> list[Path]:
     return sorted(Path("mlruns/runs").iterdir())
 
 
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+    """What follows ``lit-metarl: error:`` in the one line that ``arguments`` lead to."""
+    try:
+        found = main(arguments)
+    except SystemExit as stopped:  # the parser's own way out
+        found = stopped.code
+    assert found == code
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-metarl: error: ")]
+    return line.removeprefix("lit-metarl: error: ")
+
+
 def test_fit_resume_validate_test_and_load(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *SMOKE, "--trainer.max_epochs=1"]) == 0
     assert main(["fit", *SMOKE, "--ckpt_path=last"]) == 0

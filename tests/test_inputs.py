@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from meta_cases import quiet_trainer
-from test_cli import CONFIGS, SMOKE, runs
+from test_cli import CONFIGS, SMOKE, error_of, runs
 from test_resume import make_sac
 
 from lit_metarl.__main__ import main
@@ -30,17 +30,6 @@ CALLBACKS = {
     "typo.yaml": ["RunChekpoint"],
     "own.yaml": ["lightning.pytorch.callbacks.LearningRateMonitor"],
 }
-
-
-def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
-    """What follows ``lit-metarl: error:`` in the one line that ``arguments`` lead to."""
-    try:
-        found = main(arguments)
-    except SystemExit as stopped:  # the parser's own way out
-        found = stopped.code
-    assert found == code
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-metarl: error: ")]
-    return line.removeprefix("lit-metarl: error: ")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from test_cli import SMOKE, runs
+from test_cli import SMOKE, error_of, runs
 
 from lit_metarl.__main__ import main
 from lit_metarl.tracking import connect
@@ -66,11 +66,6 @@ def train() -> Iterator[Callable[..., Training]]:
         training.process.join()
 
 
-def error_of(capsys: pytest.CaptureFixture[str]) -> str:
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lit-metarl: error:")]
-    return line
-
-
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL"])
 def test_a_killed_run_resumes(name: str, train: Callable[..., Training]) -> None:
     training, number = train(FOREVER), getattr(signal, name)
@@ -98,9 +93,10 @@ def test_a_second_process_is_refused_until_the_first_has_ended(
 ) -> None:
     first = train(FOREVER)
     path = first.wait_for_checkpoint()
-    assert main(["fit", *SMOKE, "--ckpt_path=last"]) == 2
     holder = f"process {first.process.pid} on {os.uname().nodename}"
-    assert f"is being trained by {holder}: wait for its end or stop it, then resume." in error_of(capsys)
+    assert f"is being trained by {holder}: wait for its end or stop it, then resume." in error_of(
+        ["fit", *SMOKE, "--ckpt_path=last"], capsys
+    )
     assert connect("mlruns").get_run(path.parent.name).info.status == "RUNNING"
     assert first.process.is_alive()
     first.stop(signal.SIGKILL)
@@ -138,8 +134,8 @@ def test_a_foreign_requeue_file_is_refused(monkeypatch: pytest.MonkeyPatch, caps
     for name, value in {"JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     Path("hpc_ckpt_1.ckpt").write_bytes(b"of another run")
-    assert main(["fit", *SMOKE]) == 2
-    assert "hpc_ckpt_1.ckpt would be resumed instead of this run's checkpoint: move it away." in error_of(capsys)
+    message = "hpc_ckpt_1.ckpt would be resumed instead of this run's checkpoint: move it away."
+    assert message in error_of(["fit", *SMOKE], capsys)
 
 
 def test_the_run_page_is_complete() -> None:

@@ -76,9 +76,9 @@ class PreconditionedSAC(SAC):
             self._check_critic()
 
     def _check_critic(self) -> None:
-        """Try the objective on two made-up transitions: a kernel that cannot treat the critic says so now.
+        """Raise :class:`ConfigError` if the objective cannot treat the critic, tried on two made-up transitions.
 
-        Not after a warm-up of hours. The global streams are not touched.
+        Otherwise it would fail after the warm-up. The global streams are not touched.
         """
         generator = torch.Generator().manual_seed(0)
         obs, next_obs = torch.randn(2, 2, self.obs_dim, generator=generator)

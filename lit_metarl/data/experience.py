@@ -164,8 +164,8 @@ class ExperienceDataModule(LightningDataModule):
         assert self.trainer is not None
         return self.trainer.lightning_module
 
-    def checked(self, action: Tensor) -> Tensor:
-        """``action`` of the policy on the CPU; raises the policy's :class:`DivergenceError` if it is not finite."""
+    def finite_action(self, action: Tensor) -> Tensor:
+        """``action`` of the policy, of its shape, on the CPU; raises :class:`DivergenceError` if it is not finite."""
         action = action.cpu()
         if action.is_floating_point() and not action.isfinite().all():
             raise self.policy.diverged("an action of the policy is not finite")

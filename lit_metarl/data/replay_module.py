@@ -135,7 +135,7 @@ class ReplayDataModule(ExperienceDataModule):
         self.env_steps += steps * self.num_envs
 
     def _explore(self, obs: Tensor, device: torch.device) -> Tensor:
-        return self.checked(self.policy.explore(obs.to(device), self.generator))
+        return self.finite_action(self.policy.explore(obs.to(device), self.generator))
 
     def next_batch(self) -> ReplayBlock:
         """Warm up if that is not done yet, then collect one block and sample from it."""
@@ -201,7 +201,7 @@ class ReplayDataModule(ExperienceDataModule):
         return self.env_factory.make(episodes // self.world_size, self.stream_seed(stream))
 
     def _act(self, obs: Tensor) -> Tensor:
-        return self.checked(self.policy.act(obs.to(self.trainer.lightning_module.device)))
+        return self.finite_action(self.policy.act(obs.to(self.trainer.lightning_module.device)))
 
     def evaluation_state(self) -> State | None:
         """The evaluation environments; their streams only matter, but the protocol saves an environment whole."""

@@ -171,7 +171,7 @@ class TrajectoryDataModule(ExperienceDataModule):
     def _chooser(self, params: Params, generator: torch.Generator, device: torch.device) -> ChooseActions:
         def choose(obs: Tensor) -> tuple[Tensor, Tensor]:
             action, log_prob = self.policy.sample_actions(params, obs.to(device), generator)
-            return self.checked(action), log_prob.cpu()
+            return self.finite_action(action), log_prob.cpu()
 
         return choose
 
@@ -242,7 +242,7 @@ class TrajectoryDataModule(ExperienceDataModule):
                     pictures.append(torch.from_numpy(filmed.env.render(0, *self.video_size).copy()))
 
             def act(obs: Tensor, params: Params = params) -> tuple[Tensor, Tensor]:
-                return self.checked(self.policy.mode_actions(params, obs.to(device))), torch.zeros(1, 1)
+                return self.finite_action(self.policy.mode_actions(params, obs.to(device))), torch.zeros(1, 1)
 
             filmed.set_tasks(sampled)
             returns.append(filmed.run(act, shoot).returns)

@@ -136,6 +136,7 @@ class MLflowLogger(Logger):
         self._writer: MetricWriter | None = None
         self._unnamed = False  # whether MLflow invented the name
         self._started = False  # whether this process answers for the run's status
+        self._killed = False  # whether a signal ended the run, also where that could not be written at once
         self._pid = 0
 
     def check(self) -> None:
@@ -182,7 +183,7 @@ class MLflowLogger(Logger):
             if dropped:
                 log.warning("%d points of the steps after the checkpoint are dropped, to be logged anew", dropped)
         client.update_run(self.run_id, status="RUNNING")
-        self._started = True
+        self._started, self._killed = True, False
 
     @property
     def logged_until(self) -> int:
@@ -329,10 +330,11 @@ class MLflowLogger(Logger):
         from mlflow.exceptions import MlflowException
 
         succeeded, told = status in ("success", "finished"), self._writer.told
+        self._killed |= status == "killed"
         try:
             self._writer.flush()
             if self._started:
-                ended = "FINISHED" if succeeded else "KILLED" if status == "killed" else "FAILED"
+                ended = "FINISHED" if succeeded else "KILLED" if self._killed else "FAILED"
                 self._client.set_terminated(self._run_id, ended)
                 self._started = False  # here: where it could not be written, the end of the process tries again
         except (TrackingError, MlflowException) as error:

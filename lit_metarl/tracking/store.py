@@ -153,7 +153,7 @@ def has_run(root: Path | str, run_id: str) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """What the database said, in one line, without the statement and whatever else is around it."""
+    """The database's own message in ``error``, one line without the statement that failed."""
     said = re.search(r"\(sqlite3\.\w+\) ([^\n]+)", str(error))
     return (said[1] if said else str(error).partition("\n")[0]).rstrip(".")
 
