@@ -130,6 +130,9 @@ def start(commands: list[list[str]]) -> list[subprocess.Popen[str]]:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
     shared = os.environ | {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    # From the first command on, as torchrun has it; otherwise Lightning lowers the threads after the first command's
+    # networks are initialised, and the last bit of an orthogonal matrix depends on the threads that decomposed it.
+    shared["OMP_NUM_THREADS"] = "1"
     program = [sys.executable, __file__, "train", json.dumps(commands)]
     return [
         subprocess.Popen(
