@@ -15,6 +15,7 @@ from lit_metarl.types import Interrupted
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in STOPPING}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background commands with it ignored
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
