@@ -1,5 +1,6 @@
 """Algorithms: one LightningModule each."""
 
+from lit_metarl.algorithms.actor_critic import ActorCritic
 from lit_metarl.algorithms.base import Algorithm
 from lit_metarl.algorithms.maml import (
     EMAML,
@@ -27,6 +28,7 @@ __all__ = [
     "SGMRL",
     "TMAML",
     "TRPOMAML",
+    "ActorCritic",
     "Algorithm",
     "DiCEMAML",
     "MetaPolicyGradient",

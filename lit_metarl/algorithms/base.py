@@ -8,25 +8,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
+from lit_metarl.algorithms.metrics import MeanMetrics
 from lit_metarl.processes import average_gradients, gather_states, world_size
 from lit_metarl.settings import check_precision
 from lit_metarl.types import ConfigError, DivergenceError, State, require
 
 log = logging.getLogger(__name__)
 
-SCHEMA = "lit_metarl.algorithm/3"
+SCHEMA = "lit_metarl.algorithm/4"
 
 
 class Algorithm(LightningModule):
     """Base of all algorithms; also the :class:`~lit_metarl.types.Policy` that collectors call.
 
-    A subclass implements ``training_step``, ``explore``, ``act`` and ``policy_state``; it calls :meth:`minimise` for
-    every loss and :meth:`record` at the end of every training step.
+    A subclass implements ``training_step``, what its protocol of :mod:`lit_metarl.types` asks for and ``policy_state``;
+    it calls :meth:`minimise` for every loss, adds to ``metrics``, and ends a training step with :meth:`finish_step`.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,8 @@ class Algorithm(LightningModule):
         self.env_steps = 0
         self.generation = 0  # of the experience: see types.Policy
         self.latest_metrics: dict[str, float] = {}
-        self._reset_sums()
+        self.metrics = MeanMetrics()
+        self._steps = 0  # training steps since the means were logged
 
     def setup(self, stage: str) -> None:
         """Refuse a precision that cannot work."""
@@ -77,50 +78,30 @@ class Algorithm(LightningModule):
 
     # Metrics -------------------------------------------------------------------------------------------------------
 
-    def _reset_sums(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
-        self._returns: list[Tensor] = []
-        self._lengths: list[Tensor] = []
-
-    def record(self, metrics: Mapping[str, Tensor], env_steps: int, returns: Tensor, lengths: Tensor) -> None:
-        """Add one training step's metrics; every ``trainer.log_every_n_steps`` steps their means are logged.
+    def finish_step(self, env_steps: int, returns: Tensor, lengths: Tensor) -> None:
+        """Count one training step; every ``trainer.log_every_n_steps`` steps the means of ``metrics`` are logged.
 
         Args:
-            metrics: scalars, detached, on any device: nothing is synchronised before they are logged.
             env_steps: the x-axis, environment steps so far of all processes.
             returns: ``[n]`` of the episodes that ended, logged as ``train/return``.
             lengths: ``[n]`` agent steps, logged as ``train/episode_length``.
         """
         self.env_steps = env_steps
         self._steps += 1
-        for name, value in metrics.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        if returns.numel():
-            self._returns.append(returns.cpu())
-            self._lengths.append(lengths.cpu())
+        self.metrics.add_episodes(returns, lengths)
         if self._steps >= self.trainer.log_every_n_steps:
             self.log_means()
 
     def log_means(self) -> None:
-        """Log the means of what was recorded since the last time, if anything was, and start anew."""
+        """Log the means of what was counted since the last time, if anything was, and start anew."""
         if not self._steps:
             return
-        returns = torch.cat(self._returns) if self._returns else torch.zeros(0)
-        lengths = torch.cat(self._lengths) if self._lengths else torch.zeros(0)
-        counts = torch.tensor([self._steps, returns.sum(), lengths.sum(), len(returns)], dtype=torch.float32)
-        sums = torch.cat([torch.stack([v.float() for v in self._sums.values()]), counts.to(self.device)])
-        if world_size() > 1:
-            dist.all_reduce(sums)
-        *means, steps, return_sum, length_sum, episodes = sums.tolist()
-        metrics = {f"train/{name}": value / steps for name, value in zip(self._sums, means, strict=True)}
+        self._steps = 0
+        metrics = {f"train/{name}": value for name, value in self.metrics.pop(self.device).items()}
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise self.diverged(f"{name} is {value}")
-        if episodes:
-            metrics |= {"train/return": return_sum / episodes, "train/episode_length": length_sum / episodes}
         self.log_points(metrics)
-        self._reset_sums()
 
     def log_points(self, metrics: Mapping[str, float]) -> None:
         """Log ``metrics`` at the current number of environment steps, past Lightning's ``log`` (0.45 ms a key)."""
@@ -150,15 +131,8 @@ class Algorithm(LightningModule):
             self.log_points({name: float(value) for name, value in metrics.items()})
 
     def evaluation_metrics(self, batch: Any) -> dict[str, Tensor]:
-        """Of complete episodes of all processes: mean, spread and extremes of the return, mean length; scalars."""
-        returns, lengths = self.gather(batch.returns.float()), self.gather(batch.lengths.float())
-        return {
-            "return": returns.mean(),
-            "return_std": returns.std(correction=0),
-            "return_min": returns.min(),
-            "return_max": returns.max(),
-            "episode_length": lengths.mean(),
-        }
+        """Scalars to log of an evaluation of all processes, by name; ``return`` is what checkpoints are compared by."""
+        raise NotImplementedError
 
     def gather(self, rows: Tensor) -> Tensor:
         """``[..., n]`` of this process → ``[..., n of all processes]``."""
@@ -188,7 +162,8 @@ class Algorithm(LightningModule):
             "schema": SCHEMA,
             "name": type(self).__qualname__,
             "counters": self.counters(),
-            "metrics": gather_states(self._running_metrics()),  # of every process: means are over all of them
+            # of every process: means are over all of them
+            "metrics": gather_states({"steps": self._steps} | self.metrics.state()),
             "latest": dict(self.latest_metrics),
             "policy": self.policy_state(),
         }
@@ -228,18 +203,9 @@ class Algorithm(LightningModule):
         self.latest_metrics = dict(state["latest"])
         if len(state["metrics"]) != world_size():  # looked at with another number of processes
             return
-        metrics = state["metrics"][self.global_rank]
-        self._sums = {name: value.to(self.device) for name, value in metrics["sums"].items()}
-        self._steps = metrics["steps"]
-        self._returns, self._lengths = list(metrics["returns"]), list(metrics["lengths"])
-
-    def _running_metrics(self) -> State:
-        return {
-            "sums": {name: value.detach().cpu() for name, value in self._sums.items()},
-            "steps": self._steps,
-            "returns": list(self._returns),
-            "lengths": list(self._lengths),
-        }
+        own = state["metrics"][self.global_rank]
+        self._steps = own["steps"]
+        self.metrics.load_state(own, self.device)
 
     def _check_shapes(self, saved: Mapping[str, Tensor]) -> None:
         own = self.state_dict()

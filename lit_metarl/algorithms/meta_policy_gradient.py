@@ -205,7 +205,8 @@ class MetaPolicyGradient(Algorithm):
         self._check_finite(problem.reduce(metrics["objective"]), "the meta-objective")  # all processes stop, or none
         first, last = batch.rounds[0], batch.rounds[-1]
         metrics |= {"return_before": first.returns.mean(), "entropy": -_mean(last.log_prob, last.mask)}
-        self.record(metrics, batch.env_steps, last.returns.flatten(), last.mask.sum(-1).flatten())
+        self.metrics.add(metrics)
+        self.finish_step(batch.env_steps, last.returns.flatten(), last.mask.sum(-1).flatten())
 
     def _check_finite(self, value: Tensor | float, what: str) -> None:
         if not math.isfinite(float(value)):

@@ -124,7 +124,7 @@ class PreconditionedSAC(SAC):
         self._meta_step(batch)  # not taken: it is to be finite, else the update before it destroyed the critics
         self.preconditioned = True
         self._good = {}
-        self.copy_target()
+        self.copy_targets()
         self.generation = 0 if self.keep_random_transitions else 1
         self.log_means()  # the phases have different metrics
 

@@ -471,14 +471,14 @@ def test_metrics_of_an_evaluation() -> None:
 
 
 def test_metrics_of_a_training_step() -> None:
-    module, recorded = attach(make(outer=VPG())), []
+    module, ended = attach(make(outer=VPG())), []
     rounds = tuple(random_rounds(module))
     assert not rounds[1].mask.all()
-    module.record = lambda *arguments: recorded.append(arguments)
+    module.finish_step = lambda *arguments: ended.append(arguments)
     expected = module.problem(rounds)
     objective = expected.objective(expected.unroll(), likelihood)
     module.training_step(MetaBatch(rounds, 77), 0)
-    ((metrics, env_steps, returns, lengths),) = recorded
+    ((env_steps, returns, lengths),), metrics = ended, module.metrics.state()["sums"]
     first, last = rounds
     assert env_steps == 77
     assert_close(metrics["objective"], objective.detach())

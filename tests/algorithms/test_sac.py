@@ -153,16 +153,21 @@ def test_updates_equal_an_independent_computation() -> None:
     torch.testing.assert_close(sac.log_temperature, plain.log_alpha, atol=1e-6, rtol=1e-6)
 
 
-def test_what_is_recorded_is_logged_as_means_every_so_many_steps() -> None:
+def test_means_are_logged_every_so_many_steps() -> None:
     sac, logged, none = make(), [], torch.zeros(0)
     sac.trainer = quiet_trainer(log_every_n_steps=2)
     sac.log_points = lambda metrics: logged.append((sac.env_steps, metrics))
-    sac.record({"loss": torch.tensor(1.0)}, 10, none, none)
+
+    def count(step: int, returns: Tensor = none, lengths: Tensor = none, **values: float) -> None:
+        sac.metrics.add({name: torch.tensor(value) for name, value in values.items()})
+        sac.finish_step(step, returns, lengths)
+
+    count(10, loss=1.0)
     assert not logged
-    sac.record({"loss": torch.tensor(5.0)}, 20, torch.tensor([6.0, 8.0]), torch.tensor([3, 5]))
-    sac.record({"loss": torch.tensor(7.0)}, 30, none, none)
-    sac.record({"loss": torch.tensor(8.0)}, 40, none, none)
-    sac.record({"loss": torch.tensor(9.0)}, 50, torch.tensor([1.0]), torch.tensor([9]))
+    count(20, torch.tensor([6.0, 8.0]), torch.tensor([3, 5]), loss=5.0)
+    count(30, loss=7.0)
+    count(40, loss=8.0)
+    count(50, torch.tensor([1.0]), torch.tensor([9]), loss=9.0)
     sac.log_means()
     sac.log_means()  # there is nothing new
     assert logged == [
@@ -170,7 +175,7 @@ def test_what_is_recorded_is_logged_as_means_every_so_many_steps() -> None:
         (40, {"train/loss": 7.5}),  # no episode ended
         (50, {"train/loss": 9.0, "train/return": 1.0, "train/episode_length": 9.0}),
     ]
-    sac.record({"loss": torch.tensor(1.0), "bad": torch.tensor(math.inf)}, 60, none, none)
+    count(60, loss=1.0, bad=math.inf)
     with pytest.raises(DivergenceError, match="train/bad is inf after 60 environment steps"):
         sac.log_means()
     assert len(logged) == 3
@@ -178,7 +183,8 @@ def test_what_is_recorded_is_logged_as_means_every_so_many_steps() -> None:
 
 def test_metrics_of_the_critics_keep_no_graph() -> None:
     sac = make()
-    metrics = sac.update_critic(random_batch(M), torch.optim.SGD(sac.critic.parameters(), lr=0.0))
+    sac.optimizer = lambda number: sac.configure_optimizers()[number]
+    metrics = sac.update_critic(random_batch(M))
     assert not any(value.requires_grad for value in metrics.values())
 
 
@@ -218,14 +224,16 @@ def test_metrics_of_an_evaluation() -> None:
     )
 
 
-def test_metrics_are_means_over_the_updates_of_a_block() -> None:
-    sac, recorded = make(), []
+def test_metrics_are_means_over_the_updates_that_produced_them() -> None:
+    sac, logged = make(), []
     values = iter([1.0, 2.0, 6.0])
-    sac.update = lambda batch: {"loss": torch.tensor(next(values)), "half": batch.reward.sum()}
-    sac.record = lambda metrics, *_: recorded.append(metrics)
+    delayed = iter([{}, {"delayed": torch.tensor(5.0)}, {}])
+    sac.update = lambda batch: {"loss": torch.tensor(next(values)), "sum": batch.reward.sum()} | next(delayed)
+    sac.trainer, sac.log_points = quiet_trainer(log_every_n_steps=1), logged.append
     blocks = random_batch(3, M)
     sac.training_step(ReplayBlock(blocks, 7, torch.zeros(0), torch.zeros(0)), 0)
-    torch.testing.assert_close(recorded, [{"loss": torch.tensor(3.0), "half": blocks.reward.sum() / 3}])
+    expected = {"train/loss": 3.0, "train/sum": float(blocks.reward.sum() / 3), "train/delayed": 5.0}
+    assert logged == [pytest.approx(expected)]
 
 
 def test_block_of_one_is_the_interleaved_reference_loop() -> None:
@@ -276,7 +284,7 @@ def test_actor_loss_leaves_no_gradient_in_the_critic() -> None:
     quiet_trainer().fit(sac, Batches([random_batch(1, M)]))
     critic_gradients = [p.grad.clone() for p in sac.critic.parameters()]
     actor_gradients = [p.grad.clone() for p in sac.actor.parameters()]
-    metrics = sac.update_actor_and_temperature(torch.randn(M, O), torch.optim.SGD(sac.actor.parameters(), lr=0.0))
+    metrics = sac.update_actor(random_batch(M))
     assert not any(value.requires_grad for value in metrics.values())
     assert not any(torch.equal(a, p.grad) for a, p in zip(actor_gradients, sac.actor.parameters(), strict=True))
     for before, parameter in zip(critic_gradients, sac.critic.parameters(), strict=True):

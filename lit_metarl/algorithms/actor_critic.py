@@ -1,0 +1,184 @@
+"""What off-policy actor-critic algorithms share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import cast
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+
+from lit_metarl.algorithms.base import Algorithm, policy_state_of
+from lit_metarl.losses.sac import critic_loss
+from lit_metarl.nn import ActorFactory, CriticFactory
+from lit_metarl.nn.recipe import recipe_of
+from lit_metarl.types import Episodes, ReplayBlock, State, Transition, require
+
+
+class ActorCritic(Algorithm):
+    """A policy and an ensemble of critics that learn from replayed transitions, with slowly moving targets.
+
+    One update: the critics regress on :meth:`target`, then :meth:`update_actor`, then the Polyak step of the targets.
+    A subclass is its target, its actor step and how it explores; more networks with a target belong in
+    :attr:`targets`, other optimizers in :meth:`configure_optimizers`, the critics' first.
+
+    Args:
+        obs_dim: O; linked from the DataModule by the command line.
+        action_dim: A; likewise.
+        actor: policy network.
+        critic: action-value networks.
+        actor_lr: Adam step size of the policy.
+        critic_lr: Adam step size of the critics.
+        gamma: discount γ per agent step.
+        polyak: τ of the targets, target ← (1 − τ)·target + τ·network.
+        target_update_every: updates between two target steps.
+
+    Raises:
+        ConfigError: a value outside its range, or an actor that could not be loaded again.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        actor: ActorFactory,
+        critic: CriticFactory,
+        actor_lr: float = 3e-4,
+        critic_lr: float = 3e-4,
+        gamma: float = 0.99,
+        polyak: float = 0.005,
+        target_update_every: int = 1,
+    ) -> None:
+        super().__init__()
+        require_positive(actor_lr=actor_lr, critic_lr=critic_lr)
+        require(0.0 <= gamma <= 1.0, "model.gamma", gamma, "a discount lies in [0, 1]")
+        require(0.0 < polyak <= 1.0, "model.polyak", polyak, "it must lie in (0, 1]")
+        require(target_update_every >= 1, "model.target_update_every", target_update_every, "it must be at least 1")
+        self.obs_dim, self.action_dim = obs_dim, action_dim
+        self.recipe = recipe_of(actor)
+        self.actor = actor.build(obs_dim, action_dim)
+        self.critic = critic.build(obs_dim, action_dim)
+        self.target_critic = critic.build(obs_dim, action_dim)
+        self.actor_lr, self.critic_lr = actor_lr, critic_lr
+        self.gamma = gamma
+        self.polyak = polyak
+        self.target_update_every = target_update_every
+        self.updates = 0
+        self.copy_targets()
+
+    # What an algorithm adds ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def target(self, batch: Transition) -> Tensor:
+        """Regression target y of the critics on a minibatch, ``[M]``; called without a graph."""
+
+    @abstractmethod
+    def update_actor(self, batch: Transition) -> dict[str, Tensor]:
+        """Step of the policy; detached scalars to log, none where update number ``updates`` leaves the policy alone."""
+
+    @abstractmethod
+    def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """Action for training ``[E, A]``; all randomness comes from ``generator`` (on the CPU)."""
+
+    @property
+    def targets(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Networks, each with the one that follows it slowly."""
+        return [(self.critic, self.target_critic)]
+
+    # Optimization --------------------------------------------------------------------------------------------------
+
+    def actor_parameters(self) -> list[dict[str, object]]:
+        """Parameter groups of the optimizer that the actor step uses."""
+        return [{"params": list(self.actor.parameters()), "lr": self.actor_lr}]
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam for the critics, and one for :meth:`actor_parameters`."""
+        return [
+            torch.optim.Adam(self.critic.parameters(), lr=self.critic_lr, fused=True),
+            torch.optim.Adam(self.actor_parameters(), fused=True),
+        ]
+
+    @property
+    def step_sizes(self) -> dict[str, float]:
+        """Step sizes by their configuration key."""
+        return {"model.actor_lr": self.actor_lr, "model.critic_lr": self.critic_lr}
+
+    def optimizer(self, number: int) -> LightningOptimizer:
+        """Optimizer ``number`` of :meth:`configure_optimizers`."""
+        return cast(list[LightningOptimizer], self.optimizers())[number]
+
+    def training_step(self, batch: ReplayBlock, batch_idx: int) -> None:
+        """``U`` updates, one for each minibatch of the block."""
+        # Autocast keeps its bf16 copies of the weights: without this, update 2 would use those of update 1.
+        if torch.is_autocast_enabled(self.device.type):
+            torch.set_autocast_cache_enabled(False)
+        for update in range(batch.transitions.reward.shape[0]):
+            self.metrics.add(self.update(Transition(*(field[update] for field in batch.transitions))))
+        self.finish_step(batch.env_steps, batch.episode_returns, batch.episode_lengths)
+
+    def update(self, batch: Transition) -> dict[str, Tensor]:
+        """One update on a minibatch, fields ``[M, ...]``; returns detached scalars."""
+        self.updates += 1
+        metrics = self.update_critic(batch) | self.update_actor(batch)
+        if self.updates % self.target_update_every == 0:
+            self.update_targets()
+        return metrics
+
+    def update_critic(self, batch: Transition) -> dict[str, Tensor]:
+        """Step of the critics towards :meth:`target`; detached scalars to log."""
+        with torch.no_grad():
+            target = self.target(batch)
+        value = self.critic(batch.obs, batch.action)
+        loss = critic_loss(value, target)
+        self.minimise(loss, self.optimizer(0))
+        return {"critic_loss": loss.detach(), "q_value": value.detach().mean()}
+
+    @torch.no_grad()
+    def update_targets(self) -> None:
+        """target ← (1 − τ)·target + τ·network, for all of :attr:`targets`."""
+        for network, target in self.targets:
+            torch._foreach_lerp_(list(target.parameters()), list(network.parameters()), self.polyak)
+
+    def copy_targets(self) -> None:
+        """target ← network, exactly, for all of :attr:`targets`."""
+        for network, target in self.targets:
+            target.load_state_dict(network.state_dict())
+            target.requires_grad_(False)
+
+    # Policy, evaluation and resume ---------------------------------------------------------------------------------
+
+    def act(self, obs: Tensor) -> Tensor:
+        """Deterministic action for evaluation, ``[E, A]``."""
+        return self.actor(obs).mode_action
+
+    def evaluation_metrics(self, batch: Episodes) -> dict[str, Tensor]:
+        """Mean, spread and extremes of the return and the mean length of all processes' episodes; scalars."""
+        returns, lengths = self.gather(batch.returns.float()), self.gather(batch.lengths.float())
+        return {
+            "return": returns.mean(),
+            "return_std": returns.std(correction=0),
+            "return_min": returns.min(),
+            "return_max": returns.max(),
+            "episode_length": lengths.mean(),
+        }
+
+    def policy_state(self) -> State:
+        """Recipe and weights of the actor."""
+        return policy_state_of(self.recipe, self.actor, self.obs_dim, self.action_dim)
+
+    def counters(self) -> State:
+        """Adds the number of updates, on which schedules depend."""
+        return super().counters() | {"updates": self.updates}
+
+    def load_counters(self, state: State) -> None:
+        """Inverse of :meth:`counters`."""
+        super().load_counters(state)
+        self.updates = state["updates"]
+
+
+def require_positive(**values: float) -> None:
+    """Raise :class:`ConfigError` naming ``model.<name>`` unless all ``values`` are positive and finite."""
+    for name, value in values.items():
+        require(value > 0 and math.isfinite(value), f"model.{name}", value, "it must be a positive number")

@@ -1,0 +1,73 @@
+"""Means of what training measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lit_metarl.processes import world_size
+from lit_metarl.types import State
+
+
+class MeanMetrics:
+    """Means of scalars, each over the updates that produced it, and of the episodes that ended.
+
+    An update may leave a metric out, such as an actor's loss while only the critics move: nothing is counted for it.
+    Nothing is synchronised with the device or between processes before :meth:`pop`.
+    """
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._returns: list[Tensor] = []
+        self._lengths: list[Tensor] = []
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Count one update's detached scalars, on any device."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def add_episodes(self, returns: Tensor, lengths: Tensor) -> None:
+        """Count the undiscounted returns ``[n]`` and lengths ``[n]`` in agent steps of episodes that ended."""
+        if returns.numel():
+            self._returns.append(returns.cpu())
+            self._lengths.append(lengths.cpu())
+
+    def pop(self, device: torch.device) -> dict[str, float]:
+        """Means over all processes since the last call, by name; ``return`` and ``episode_length`` if any ended.
+
+        Args:
+            device: where tensors of all processes are added up; every process has counted the same names.
+        """
+        returns = torch.cat(self._returns) if self._returns else torch.zeros(0)
+        lengths = torch.cat(self._lengths) if self._lengths else torch.zeros(0)
+        sums = [value.float().to(device) for value in (*self._sums.values(), returns.sum(), lengths.sum())]
+        counts = torch.tensor([*self._counts.values(), len(returns), len(lengths)], dtype=torch.float32)
+        totals = torch.stack([torch.stack(sums), counts.to(device)])
+        if world_size() > 1:
+            dist.all_reduce(totals)
+        names = [*self._sums, "return", "episode_length"]
+        self._clear()
+        return {name: value / count for name, value, count in zip(names, *totals.tolist(), strict=True) if count}
+
+    def state(self) -> State:
+        """What was counted since the last :meth:`pop`."""
+        return {
+            "sums": {name: value.detach().cpu() for name, value in self._sums.items()},
+            "counts": dict(self._counts),
+            "returns": list(self._returns),
+            "lengths": list(self._lengths),
+        }
+
+    def load_state(self, state: State, device: torch.device) -> None:
+        """Inverse of :meth:`state`; sums go to ``device``."""
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._counts = dict(state["counts"])
+        self._returns, self._lengths = list(state["returns"]), list(state["lengths"])
