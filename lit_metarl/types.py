@@ -74,6 +74,11 @@ class ReplayBlock(NamedTuple):
     env_steps: int  # environment steps so far: warm-up and action repeat included, all processes together
     episode_returns: Tensor  # [n] undiscounted returns of the episodes that ended since the last block
     episode_lengths: Tensor  # [n] agent steps
+    warm_up: bool = False  # whether a random policy acted, for updates before the algorithm's own does
+
+    def minibatches(self) -> list[Transition]:
+        """One minibatch per update, U of them, fields ``[M, ...]``."""
+        return [Transition(*fields) for fields in zip(*self.transitions, strict=True)]
 
 
 class Episodes(NamedTuple):
@@ -165,11 +170,6 @@ class MetaPolicy(Protocol):
 @runtime_checkable
 class Policy(Protocol):
     """The back edge from a module to the collector: how to act."""
-
-    @property
-    def generation(self) -> int:
-        """Whenever it changes, what was collected before is forgotten and collection begins anew with a warm-up."""
-        ...
 
     def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """Action for training ``[E, A]``; all randomness comes from ``generator`` (on the CPU)."""

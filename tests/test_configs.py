@@ -110,7 +110,8 @@ def test_both_arms_of_preconditioning_have_equal_data(size: str) -> None:
         first, second = load_config(treated), load_config(control)
         second = merge(second, load_config(CONFIGS / "overlay" / f"equal_data{size}.yaml"))
         settings = first["model"]["init_args"]
-        random_steps = first["data"]["init_args"]["warmup_steps"] + settings.pop("preconditioning_updates")
+        data = first["data"]["init_args"]
+        random_steps = data["warmup_steps"] + data.pop("warmup_updates")
         del settings["meta_lr"]
         assert random_steps == second["data"]["init_args"].pop("warmup_steps")
         del first["data"]["init_args"]["warmup_steps"]

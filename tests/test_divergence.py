@@ -96,7 +96,7 @@ def test_a_poisoned_state_is_never_saved(case: str, value: float, of_optimizer: 
         (lambda: make_sac(PENDULUM, actor_lr=1e6, critic_lr=1e6), r"model.actor_lr = 1e\+06"),
         (lambda: make_sac(PENDULUM, temperature_lr=1e30), r"model.temperature_lr = 1e\+30"),
         (
-            lambda: make_sac(PENDULUM, PreconditionedSAC, preconditioning_updates=3, critic_lr=1e10),
+            lambda: make_sac(PENDULUM, PreconditionedSAC, {"warmup_updates": 3}, critic_lr=1e10),
             r"model.critic_lr = 1e\+10",
         ),
         (lambda: make_meta(MAML, NAVIGATION, outer=VPG(1e30)), r"model.outer.lr = 1e\+30"),
@@ -136,7 +136,6 @@ def test_a_critic_that_the_kernel_cannot_treat_is_refused_before_the_first_step(
     with pytest.raises(ConfigError, match=r"model.critic = TwiceUsed cannot be preconditioned by LogCosine.*use JVP"):
         PreconditionedSAC(3, 1, critic=TwiceUsedCritic())
     assert SAC(3, 1, critic=TwiceUsedCritic()).critic.members == 2
-    assert PreconditionedSAC(3, 1, preconditioning_updates=0, critic=TwiceUsedCritic()).preconditioned
 
 
 def test_trying_the_critic_draws_nothing_from_the_global_stream() -> None:

@@ -41,18 +41,20 @@ from lit_metarl.tracking import MLflowLogger, connect
 from lit_metarl.types import Interrupted
 
 
-def make_sac(env: EnvFactory, cls: type[SAC] = SAC, **kwargs: Any) -> tuple[SAC, ReplayDataModule]:
-    datamodule = ReplayDataModule(
-        env,
-        num_envs=2,
-        batch_size=8,
-        capacity=45,  # the ring wraps during the run
-        warmup_steps=10,
-        updates_per_block=3,
-        steps_per_block=2,
-        epoch_steps=24,
-        eval_episodes=2,
-    )
+def make_sac(
+    env: EnvFactory, cls: type[SAC] = SAC, data: dict[str, Any] | None = None, **kwargs: Any
+) -> tuple[SAC, ReplayDataModule]:
+    settings = {
+        "num_envs": 2,
+        "batch_size": 8,
+        "capacity": 45,  # the ring wraps during the run
+        "warmup_steps": 10,
+        "updates_per_block": 3,
+        "steps_per_block": 2,
+        "epoch_steps": 24,
+        "eval_episodes": 2,
+    }
+    datamodule = ReplayDataModule(env, **settings | (data or {}))
     seed_everything(0)
     sac = cls(
         datamodule.obs_dim,
@@ -83,17 +85,16 @@ CASES: dict[str, Callable[[], tuple[Algorithm, ExperienceDataModule]]] = {
     "SAC-gymnasium": partial(make_sac, Gymnasium("Pendulum-v1")),
     # 72 updates in all; interrupted between the 18th and the 36th
     "PreconditionedSAC-first_phase": partial(
-        make_sac, Gymnasium("Pendulum-v1"), PreconditionedSAC, preconditioning_updates=48
+        make_sac, Gymnasium("Pendulum-v1"), PreconditionedSAC, {"warmup_updates": 48}
     ),
     "PreconditionedSAC-second_phase": partial(
-        make_sac, Gymnasium("Pendulum-v1"), PreconditionedSAC, preconditioning_updates=10
+        make_sac, Gymnasium("Pendulum-v1"), PreconditionedSAC, {"warmup_updates": 10}
     ),
     "PreconditionedSAC-forgetting": partial(
         make_sac,
         Gymnasium("Pendulum-v1"),
         PreconditionedSAC,
-        preconditioning_updates=22,
-        keep_random_transitions=False,
+        {"warmup_updates": 22, "keep_warmup": False},
     ),
     "MAML": partial(make_meta, MAML, NAVIGATION),
     "SGMRL": partial(make_meta, SGMRL, NAVIGATION, correction=SGMRLCorrection("leave_one_out")),

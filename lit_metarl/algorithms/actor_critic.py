@@ -114,8 +114,8 @@ class ActorCritic(Algorithm):
         # Autocast keeps its bf16 copies of the weights: without this, update 2 would use those of update 1.
         if torch.is_autocast_enabled(self.device.type):
             torch.set_autocast_cache_enabled(False)
-        for update in range(batch.transitions.reward.shape[0]):
-            self.metrics.add(self.update(Transition(*(field[update] for field in batch.transitions))))
+        for minibatch in batch.minibatches():
+            self.metrics.add(self.update(minibatch))
         self.finish_step(batch.env_steps, batch.episode_returns, batch.episode_lengths)
 
     def update(self, batch: Transition) -> dict[str, Tensor]:

@@ -33,7 +33,6 @@ class Algorithm(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.env_steps = 0
-        self.generation = 0  # of the experience: see types.Policy
         self.latest_metrics: dict[str, float] = {}
         self.metrics = MeanMetrics()
         self._steps = 0  # training steps since the means were logged
@@ -150,11 +149,11 @@ class Algorithm(LightningModule):
 
     def counters(self) -> State:
         """Python numbers that are part of the training state; a subclass adds its own."""
-        return {"env_steps": self.env_steps, "generation": self.generation}
+        return {"env_steps": self.env_steps}
 
     def load_counters(self, state: State) -> None:
         """Inverse of :meth:`counters`."""
-        self.env_steps, self.generation = state["env_steps"], state["generation"]
+        self.env_steps = state["env_steps"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not save: counters, running metrics, and how to rebuild the policy."""

@@ -17,24 +17,20 @@ from lit_metarl.types import ConfigError, DivergenceError, Params, ReplayBlock, 
 class PreconditionedSAC(SAC):
     """Meta-preconditioned SAC (Evmorfos & Petropulu 2024, Algorithm 1): two phases of one run.
 
-    In the first a uniformly random policy acts, and every update moves the critics by w ← w − β ∇L_m(w'), where
-    w' = w − η ∇L_bell(w) is a Bellman step. Then the target critics are copied and SAC begins. Both phases count
-    environment steps; the paper's plots leave the first one out.
+    In the first, the DataModule's warm-up, a uniformly random policy acts, and each of ``data.warmup_updates`` moves
+    the critics by w ← w − β ∇L_m(w'), where w' = w − η ∇L_bell(w) is a Bellman step. Then the target critics are copied
+    and SAC begins. Both phases count environment steps; the paper's plots leave the first one out. The fair control is
+    :class:`SAC` with as many more ``data.warmup_steps``, or ``data.keep_warmup`` false in this arm.
 
     Args:
         obs_dim: O; linked from the DataModule by the command line.
         action_dim: A; likewise.
-        preconditioning_updates: meta-updates of the first phase, one per environment step with the usual data settings;
-            0 for SAC itself. Published: 50,000.
         objective: L_m; :class:`~lit_metarl.losses.preconditioning.LogCosine` if None.
         meta_lr: β of plain gradient descent. Published: 1e-8, for an objective of another scale. What counts is about
-            the product of β and the number of updates: 6 learned best of what was tried; beyond 20 the ratio gains
-            little and the diagonal grows.
+            the product of β and ``data.warmup_updates`` (published: 50,000): 6 learned best of what was tried; beyond
+            20 the ratio gains little and the diagonal grows.
         bellman_lr: η.
         second_order: differentiate through the Bellman step too.
-        keep_random_transitions: whether SAC goes on with the first phase's transitions in the replay, as with a longer
-            warm-up: its fair control is :class:`SAC` with as many more ``data.warmup_steps``. Otherwise they are
-            forgotten and SAC begins with a warm-up of its own, as without the first phase.
         sac: everything else, as of :class:`SAC`.
 
     Raises:
@@ -47,33 +43,20 @@ class PreconditionedSAC(SAC):
         self,
         obs_dim: int,
         action_dim: int,
-        preconditioning_updates: int = 300,
         objective: MetaObjective | None = None,
         meta_lr: float = 0.02,
         bellman_lr: float = 1e-4,
         second_order: bool = False,
-        keep_random_transitions: bool = True,
         **sac: Any,
     ) -> None:
         super().__init__(obs_dim, action_dim, **sac)
-        require(
-            preconditioning_updates >= 0,
-            "model.preconditioning_updates",
-            preconditioning_updates,
-            "it must not be negative",
-        )
         for key, value in {"meta_lr": meta_lr, "bellman_lr": bellman_lr}.items():
             require(value >= 0 and math.isfinite(value), f"model.{key}", value, "it must be a finite number, 0 or more")
-        self.preconditioning_updates = preconditioning_updates
         self.objective = objective or LogCosine()
         self.meta_lr, self.bellman_lr, self.second_order = meta_lr, bellman_lr, second_order
-        self.keep_random_transitions = keep_random_transitions
         self.meta_updates = 0
-        self.preconditioned = preconditioning_updates == 0  # final: no setting of a resumed run brings the phase back
-        self._meta_block = self.preconditioning
         self._good: Params = {}  # the critics before the last meta-update: their meta-gradient was finite
-        if not self.preconditioned:
-            self._check_critic()
+        self._check_critic()
 
     def _check_critic(self) -> None:
         """Raise :class:`ConfigError` if the objective cannot treat the critic, tried on two made-up transitions.
@@ -95,42 +78,28 @@ class PreconditionedSAC(SAC):
             ) from error
 
     @property
-    def preconditioning(self) -> bool:
-        """Whether the first phase is still going on."""
-        return not self.preconditioned and self.meta_updates < self.preconditioning_updates
-
-    @property
     def step_sizes(self) -> dict[str, float]:
         """Step sizes by their configuration key."""
         return super().step_sizes | {"model.meta_lr": self.meta_lr, "model.bellman_lr": self.bellman_lr}
 
-    def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
-        """Uniform in [-1, 1] in the first phase, a sample of the policy in the second; ``[E, A]``."""
-        if self.preconditioning:
-            return (2.0 * torch.rand(len(obs), self.action_dim, generator=generator) - 1.0).to(obs.device)
-        return super().explore(obs, generator)
-
     def training_step(self, batch: ReplayBlock, batch_idx: int) -> None:
-        """``U`` updates of the phase in which the block begins."""
-        self._meta_block = self.preconditioning
-        last = Transition(*(field[-1] for field in batch.transitions))
-        if not self._meta_block and not self.preconditioned:  # resumed with fewer updates than were made
-            self._end_preconditioning(last)
+        """``U`` meta-updates of the critics in the warm-up, ``U`` updates of SAC afterwards."""
+        if batch.warm_up:
+            for minibatch in batch.minibatches():
+                self.metrics.add(self.precondition(minibatch))
+            self.finish_step(batch.env_steps, batch.episode_returns, batch.episode_lengths)
+            return
+        if self.updates == 0:
+            self._end_preconditioning(batch.minibatches()[0])
         super().training_step(batch, batch_idx)
-        if self._meta_block and not self.preconditioning:
-            self._end_preconditioning(last)
 
     def _end_preconditioning(self, batch: Transition) -> None:
+        remedy = "the critics are preconditioned by the updates of the warm-up; give it some, or train SAC"
+        require(self.meta_updates > 0, "data.warmup_updates", 0, remedy)
         self._meta_step(batch)  # not taken: it is to be finite, else the update before it destroyed the critics
-        self.preconditioned = True
         self._good = {}
         self.copy_targets()
-        self.generation = 0 if self.keep_random_transitions else 1
         self.log_means()  # the phases have different metrics
-
-    def update(self, batch: Transition) -> dict[str, Tensor]:
-        """One meta-update of the critics, or one update of SAC, on fields ``[M, ...]``; returns detached scalars."""
-        return self.precondition(batch) if self._meta_block else super().update(batch)
 
     def precondition(self, batch: Transition) -> dict[str, Tensor]:
         """w ← w − β ∇L_m(w'), for all critics at once; returns detached scalars."""
@@ -177,13 +146,13 @@ class PreconditionedSAC(SAC):
         }
 
     def counters(self) -> State:
-        """Adds the number of meta-updates, and whether the first phase is over."""
-        return super().counters() | {"meta_updates": self.meta_updates, "preconditioned": self.preconditioned}
+        """Adds the number of meta-updates."""
+        return super().counters() | {"meta_updates": self.meta_updates}
 
     def load_counters(self, state: State) -> None:
         """Inverse of :meth:`counters`."""
         super().load_counters(state)
-        self.meta_updates, self.preconditioned = state["meta_updates"], state["preconditioned"]
+        self.meta_updates = state["meta_updates"]
 
 
 def _default_generator(device: torch.device) -> torch.Generator:

@@ -16,7 +16,7 @@ from lit_metarl.envs.base import EnvError, EnvFactory, EnvSpec
 from lit_metarl.processes import gather_states
 from lit_metarl.types import ConfigError, State, require
 
-SCHEMA = "lit_metarl.experience/3"
+SCHEMA = "lit_metarl.experience/4"
 
 
 class Loader:

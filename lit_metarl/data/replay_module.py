@@ -29,8 +29,11 @@ class ReplayDataModule(ExperienceDataModule):
         num_envs: environments stepped together in each process.
         batch_size: M, transitions of one update.
         capacity: transitions kept by each process.
-        warmup_steps: environment steps of each process with uniform random actions before the first update, and again
-            whenever the policy's ``generation`` has changed.
+        warmup_steps: environment steps of each process with uniform random actions before the first update.
+        warmup_updates: updates made after that while actions are still uniform: what an algorithm learns from random
+            transitions before its own policy acts. Whole blocks: rounded up to a multiple of U.
+        keep_warmup: whether the replay keeps what was collected until these updates are made; otherwise it is emptied
+            then, and ``warmup_steps`` are made anew.
         updates_per_block: U.
         steps_per_block: steps of every environment in a block; an update then takes
             ``steps_per_block · num_envs / updates_per_block`` environment steps.
@@ -51,6 +54,8 @@ class ReplayDataModule(ExperienceDataModule):
         batch_size: int = 256,
         capacity: int = 1_000_000,
         warmup_steps: int = 5000,
+        warmup_updates: int = 0,
+        keep_warmup: bool = True,
         updates_per_block: int = 1,
         steps_per_block: int = 1,
         epoch_steps: int = 10_000,
@@ -67,6 +72,7 @@ class ReplayDataModule(ExperienceDataModule):
             "steps_per_block": steps_per_block,
         }.items():
             require(value >= 1, f"data.{key}", value, "it must be at least 1")
+        require(warmup_updates >= 0, "data.warmup_updates", warmup_updates, "it must not be negative")
         block = steps_per_block * num_envs
         require(
             capacity >= max(batch_size, block),
@@ -88,6 +94,8 @@ class ReplayDataModule(ExperienceDataModule):
         self.batch_size = batch_size
         self.capacity = capacity
         self.warmup_steps = warmup_steps
+        self.warmup_updates = warmup_updates
+        self.keep_warmup = keep_warmup
         self.updates_per_block = updates_per_block
         self.steps_per_block = steps_per_block
         self.epoch_steps = epoch_steps
@@ -120,7 +128,9 @@ class ReplayDataModule(ExperienceDataModule):
         self.replay = Replay(self.capacity, self.obs_dim, self.action_dim)
         self.generator = cpu_generator(self.stream_seed(Stream.COLLECT))
         self.env_steps = 0
-        self.generation, self.generation_start = self.policy.generation, 0
+        self.replay_start = 0  # environment steps before the first one that the replay counts
+        self.random_updates = 0
+        self.warmed_up = False  # final: no setting of a resumed run brings the random policy back
 
     def collect(self, steps: int, uniform: bool) -> None:
         """Store ``steps`` steps of every environment, acting uniformly in [-1, 1] or with the policy."""
@@ -139,21 +149,25 @@ class ReplayDataModule(ExperienceDataModule):
 
     def next_batch(self) -> ReplayBlock:
         """Warm up if that is not done yet, then collect one block and sample from it."""
-        if self.generation != self.policy.generation:
-            self.generation, self.generation_start = self.policy.generation, self.env_steps
-            self.replay.clear()
-        missing = self.generation_start + self.warmup_steps - self.env_steps
+        warm_up = self.random_updates < self.warmup_updates and not self.warmed_up
+        if not warm_up and not self.warmed_up:
+            self.warmed_up = True
+            if self.random_updates and not self.keep_warmup:
+                self.replay_start = self.env_steps
+                self.replay.clear()
+        missing = self.replay_start + self.warmup_steps - self.env_steps
         if missing > 0:
             self.collect(-(-missing // self.num_envs), uniform=True)
-        stored = self.env_steps - self.generation_start
-        self.collect(self.steps_per_block, uniform=False)
+        stored = self.env_steps - self.replay_start
+        self.collect(self.steps_per_block, uniform=warm_up)
+        self.random_updates += self.updates_per_block * warm_up
         # Equally spaced over the block: what the interleaved loop had stored when it made update u.
         spacing = self.steps_per_block * self.num_envs / self.updates_per_block
         available = stored + torch.arange(self.updates_per_block, dtype=torch.float64).mul(spacing).floor()
         transitions = self.replay.sample(self.generator, available, self.batch_size)
         returns, lengths = self.collector.pop_finished()
         env_steps = self.env_steps * self.spec.action_repeat * self.world_size
-        return ReplayBlock(transitions, env_steps, returns, lengths)
+        return ReplayBlock(transitions, env_steps, returns, lengths, warm_up)
 
     def experience_state(self) -> State:
         """Replay, simulators, exploration stream and step count."""
@@ -162,7 +176,7 @@ class ReplayDataModule(ExperienceDataModule):
             "collector": self.collector.state_dict(),
             "generator": self.generator.get_state(),
             "env_steps": self.env_steps,
-            "generation": [self.generation, self.generation_start],
+            "warm_up": [self.replay_start, self.random_updates, self.warmed_up],
             "num_envs": self.num_envs,
         }
 
@@ -178,7 +192,7 @@ class ReplayDataModule(ExperienceDataModule):
         self.collector.load_state_dict(state["collector"])
         self.generator.set_state(state["generator"])
         self.env_steps = state["env_steps"]
-        self.generation, self.generation_start = state["generation"]
+        self.replay_start, self.random_updates, self.warmed_up = state["warm_up"]
 
     def evaluate(self) -> Episodes:
         """The evaluation episodes of this process, each with its own environment."""

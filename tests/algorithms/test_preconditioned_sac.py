@@ -24,9 +24,9 @@ NETWORKS = {"actor": TanhGaussianMLP([16]), "critic": EnsembleCriticMLP([16])}
 OBJECTIVE = LogRatio(JVP(directions=4))
 
 
-def make(updates: int = 6, **kwargs: Any) -> PreconditionedSAC:
+def make(**kwargs: Any) -> PreconditionedSAC:
     seed_everything(0)
-    return PreconditionedSAC(3, 1, updates, **{"objective": OBJECTIVE} | NETWORKS | kwargs)
+    return PreconditionedSAC(3, 1, **{"objective": OBJECTIVE} | NETWORKS | kwargs)
 
 
 def minibatch() -> Transition:
@@ -35,13 +35,21 @@ def minibatch() -> Transition:
 
 
 def fit(
-    module: SAC, folder: Path, epochs: int = 2, ckpt_path: Path | None = None, updates_per_block: int = 2
+    module: SAC,
+    folder: Path,
+    warmup_updates: int,
+    epochs: int = 2,
+    ckpt_path: Path | None = None,
+    updates_per_block: int = 2,
+    keep_warmup: bool = True,
 ) -> Trainer:
     datamodule = ReplayDataModule(
         Gymnasium("Pendulum-v1"),
         batch_size=8,
         capacity=200,
         warmup_steps=10,
+        warmup_updates=warmup_updates,
+        keep_warmup=keep_warmup,
         updates_per_block=updates_per_block,
         steps_per_block=updates_per_block,
         epoch_steps=8,
@@ -102,39 +110,41 @@ def test_a_meta_update_keeps_full_precision_under_bf16() -> None:
 
 
 def test_the_first_phase_moves_the_critics_only_and_ends_with_fresh_targets(tmp_path: Path) -> None:
-    module = make(updates=8)  # all of the first epoch
+    module = make()
     before = state(module)
-    fit(module, tmp_path, epochs=1)
+    fit(module, tmp_path, 8, epochs=1)  # all of the epoch
     assert module.meta_updates == 8
-    assert not module.preconditioning
     after = state(module)
     assert same({k: v for k, v in before.items() if k.startswith("actor")}, after)
     assert torch.equal(before["log_temperature"], after["log_temperature"])
     assert not torch.equal(before["critic.trunk.0.weight"], after["critic.trunk.0.weight"])
-    assert same(state(module.target_critic), state(module.critic))
     assert module.updates == 0
+    again = make(polyak=1e-9)
+    fit(again, tmp_path / "again", 8, 2, tmp_path / "checkpoints" / "last.ckpt")
+    for name, value in again.target_critic.state_dict().items():  # copied when SAC began; polyak is almost 0
+        torch.testing.assert_close(value, after[f"critic.{name}"], rtol=0, atol=1e-7)
     assert {"train/meta_objective", "train/bellman_loss"} <= module.latest_metrics.keys()
 
 
 def test_the_second_phase_is_sac(tmp_path: Path) -> None:
-    module = make(updates=4)
+    module = make()
     before = state(module.actor)
-    fit(module, tmp_path, epochs=1)
+    fit(module, tmp_path, 4, epochs=1)
     assert (module.meta_updates, module.updates) == (4, 4)
     assert not same(before, state(module.actor))
     assert {"train/meta_objective", "train/critic_loss"} <= module.latest_metrics.keys()
 
 
 def test_a_block_belongs_to_the_phase_it_begins_in(tmp_path: Path) -> None:
-    module = make(updates=3)
-    fit(module, tmp_path, epochs=1)
+    module = make()
+    fit(module, tmp_path, 3, epochs=1)
     assert (module.meta_updates, module.updates) == (4, 4)  # blocks of two updates
 
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_random_transitions_stay_or_are_forgotten(keep: bool, tmp_path: Path) -> None:
-    module = make(updates=4, keep_random_transitions=keep)
-    replay = fit(module, tmp_path, epochs=1).datamodule.replay
+    module = make()
+    replay = fit(module, tmp_path, 4, epochs=1, keep_warmup=keep).datamodule.replay
     # 10 of the warm-up and 8 steps, or the 10 of another warm-up after 2 blocks and the 4 steps of 2 more blocks.
     assert replay.size == (18 if keep else 14)
     assert module.env_steps == (18 if keep else 28)
@@ -143,44 +153,37 @@ def test_random_transitions_stay_or_are_forgotten(keep: bool, tmp_path: Path) ->
 
 
 def test_a_resumed_run_with_fewer_updates_ends_the_phase_and_nothing_brings_it_back(tmp_path: Path) -> None:
-    fit(make(updates=100), tmp_path, epochs=1)
-    module = make(updates=4, polyak=1e-9, keep_random_transitions=False)
-    fit(module, tmp_path / "fewer", 2, tmp_path / "checkpoints" / "last.ckpt")
-    assert (module.meta_updates, module.updates, module.generation) == (8, 8, 1)
+    fit(make(), tmp_path, 100, epochs=1)
+    module = make(polyak=1e-9)
+    data = fit(module, tmp_path / "fewer", 4, 2, tmp_path / "checkpoints" / "last.ckpt", keep_warmup=False).datamodule
+    assert (module.meta_updates, module.updates, data.replay.size) == (8, 8, 18)
     critic = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for name, value in module.target_critic.state_dict().items():  # copied when the phase ended; polyak is almost 0
         torch.testing.assert_close(value, critic[f"critic.{name}"], rtol=0, atol=1e-7)
-    more = make(updates=1000)
-    fit(more, tmp_path / "more", 3, tmp_path / "fewer" / "checkpoints" / "last.ckpt")
+    more = make()
+    fit(more, tmp_path / "more", 1000, 3, tmp_path / "fewer" / "checkpoints" / "last.ckpt")
     assert (more.meta_updates, more.updates) == (8, 16)
 
 
-def test_without_meta_updates_it_is_sac_to_the_bit(tmp_path: Path) -> None:
-    module = make(updates=0)
+def test_without_updates_in_the_warm_up_there_is_nothing_to_precondition_with(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data.warmup_updates = 0 cannot be used: .* or train SAC"):
+        fit(make(), tmp_path, 0)
+
+
+def test_sac_learns_from_the_warm_up_too(tmp_path: Path) -> None:
     seed_everything(0)
     sac = SAC(3, 1, **NETWORKS)
-    fit(module, tmp_path / "a")
-    fit(sac, tmp_path / "b")
-    assert same(state(module), state(sac))
-
-
-def test_the_random_policy_acts_in_the_first_phase_only() -> None:
-    module, obs, generator = make(updates=1), torch.zeros(4000, 3), torch.Generator().manual_seed(0)
-    actions = module.explore(obs, generator)
-    assert actions.abs().max() <= 1.0
-    assert abs(float(actions.mean())) < 0.03
-    assert abs(float(actions.var()) - 1 / 3) < 0.02  # uniform, whatever the observation
-    module.precondition(minibatch())
-    torch.testing.assert_close(
-        module.explore(obs[:2], torch.Generator().manual_seed(1)),
-        SAC.explore(module, obs[:2], torch.Generator().manual_seed(1)),
-    )
+    replay = fit(sac, tmp_path, 4, epochs=1).datamodule.replay
+    assert sac.updates == 8
+    generator = cpu_generator(derive_seed(0, 0, Stream.COLLECT))
+    for action in replay.storage.action[:12]:  # 10 steps of the warm-up, 2 of the first block
+        assert torch.equal(action, 2.0 * torch.rand(1, generator=generator) - 1.0)
 
 
 def test_a_diverging_objective_stops_and_the_run_goes_on_from_the_last_epoch(tmp_path: Path) -> None:
-    module = make(updates=100, objective=Eq10(Layerwise()), meta_lr=0.3)
+    module = make(objective=Eq10(Layerwise()), meta_lr=0.3)
     with pytest.raises(DivergenceError, match=r"meta-update \d+ would leave critics .* model.meta_lr \(now 0\.3\)"):
-        fit(module, tmp_path, epochs=20)
+        fit(module, tmp_path, 100, epochs=20)
     files = {name: tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("last", "diverged")}
     saved = {name: torch.load(file, weights_only=True) for name, file in files.items()}
     done = {name: checkpoint["algorithm"]["counters"]["meta_updates"] for name, checkpoint in saved.items()}
@@ -189,29 +192,28 @@ def test_a_diverging_objective_stops_and_the_run_goes_on_from_the_last_epoch(tmp
     critic = {k: v for k, v in saved["diverged"]["state_dict"].items() if k.startswith("critic")}
     assert all(v.isfinite().all() for v in critic.values())
     assert same(critic, state(module))
-    again = make(updates=100, objective=LogCosine(), meta_lr=0.02)
-    fit(again, tmp_path, epochs=20, ckpt_path=files["last"])
-    assert again.preconditioned
+    again = make(objective=LogCosine(), meta_lr=0.02)
+    fit(again, tmp_path, 100, 20, files["last"])
+    assert again.updates > 0
 
 
 def test_critics_destroyed_by_the_only_meta_update_are_not_what_is_saved(tmp_path: Path) -> None:
-    module = make(updates=1, objective=Eq14Printed(JVP(directions=4)), meta_lr=1.0)
+    module = make(objective=Eq14Printed(JVP(directions=4)), meta_lr=1.0)
     before = state(module)
     with pytest.raises(DivergenceError, match="meta-update 2 would leave critics"):
-        fit(module, tmp_path, updates_per_block=1)
-    assert not module.preconditioned
+        fit(module, tmp_path, 1, updates_per_block=1)
+    assert module.updates == 0
     assert same(before, state(module))
     saved = tmp_path / "checkpoints" / "diverged.ckpt"  # there is no other: it was the first epoch
     assert same(before, torch.load(saved, weights_only=True)["state_dict"])
-    again = make(updates=3, objective=LogCosine(), meta_lr=0.02)
-    fit(again, tmp_path, ckpt_path=saved, updates_per_block=1)
-    assert again.preconditioned
+    again = make(objective=LogCosine(), meta_lr=0.02)
+    fit(again, tmp_path, 3, ckpt_path=saved, updates_per_block=1)
+    assert again.updates > 0
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"updates": -1}, "model.preconditioning_updates = -1"),
         ({"meta_lr": -0.1}, r"model.meta_lr = -0\.1"),
         ({"bellman_lr": float("nan")}, "model.bellman_lr = nan"),
         ({"gamma": 2.0}, r"model.gamma = 2\.0"),

@@ -60,7 +60,7 @@ class Counting(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.weight = nn.Parameter(torch.zeros(()))
-        self.updates = self.generation = 0
+        self.updates = 0
         self.blocks: list[ReplayBlock] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -83,8 +83,8 @@ class Counting(LightningModule):
         self.log("eval/return", batch.returns.mean(), batch_size=1)
 
 
-class Forgetting(Counting):
-    """Begins a new generation after its second update, and keeps what the replay held at each."""
+class Looking(Counting):
+    """Keeps what the replay held at each update."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,6 @@ class Forgetting(Counting):
         super().training_step(batch, batch_idx)
         replay = self.trainer.datamodule.replay
         self.stored.append(replay.storage.obs[: replay.size].clone())
-        self.generation = int(self.updates >= 2)
 
 
 def train(
@@ -134,7 +133,8 @@ def test_warm_up_acts_uniformly_and_once() -> None:
 
 def test_an_update_draws_from_what_was_stored_before_its_step_also_after_forgetting() -> None:
     settings = {"updates_per_block": 4, "steps_per_block": 2, "epoch_steps": 4, "batch_size": 200}
-    module, datamodule = train(module=Forgetting(), **settings)
+    module, datamodule = train(module=Looking(), warmup_updates=5, keep_warmup=False, **settings)
+    assert [block.warm_up for block in module.blocks] == [True, True, False, False]
     assert [len(stored) for stored in module.stored] == [7, 9, 7, 9]  # a warm-up of 5 and blocks of 2, twice
     assert [block.env_steps for block in module.blocks] == [7, 9, 16, 18]
     assert not torch.equal(module.stored[0], module.stored[2])
