@@ -16,7 +16,6 @@ from lit_metarl.estimators.inner import (
 )
 from lit_metarl.estimators.off_policy import (
     doubly_robust,
-    importance_ratio,
     log_importance_ratio,
     step_wise_is,
     taypo,
@@ -33,7 +32,6 @@ from lit_metarl.estimators.returns import (
 from lit_metarl.estimators.surrogates import (
     clipped_ratio,
     dice,
-    kl,
     likelihood_ratio,
     loaded_dice,
     log_likelihood,
@@ -57,8 +55,6 @@ __all__ = [
     "doubly_robust",
     "following_value",
     "gae",
-    "importance_ratio",
-    "kl",
     "likelihood_ratio",
     "loaded_dice",
     "log_importance_ratio",

@@ -35,20 +35,6 @@ def log_importance_ratio(log_prob: Tensor, behaviour_log_prob: Tensor, mask: Ten
     return torch.where(mask > 0, log_prob - behaviour_log_prob, 0.0)
 
 
-def importance_ratio(log_prob: Tensor, behaviour_log_prob: Tensor, mask: Tensor) -> Tensor:
-    """ρ_t = π_θ(a_t|s_t)/μ(a_t|s_t), 1 at padded entries (Tang et al. 2021, section 3.1).
-
-    Args:
-        log_prob: ``[..., N, T]``, with its graph.
-        behaviour_log_prob: ``[..., N, T]``, constant.
-        mask: ``[..., N, T]``.
-
-    Returns:
-        ``[..., N, T]``. For products of ratios, sum :func:`log_importance_ratio` instead.
-    """
-    return log_importance_ratio(log_prob, behaviour_log_prob, mask).exp()
-
-
 def before(x: Tensor) -> Tensor:
     """Σ_{s<t} x_s, the exclusive running sum behind Π_{s<t} ρ_s (Tang et al. 2021, section 3.1).
 

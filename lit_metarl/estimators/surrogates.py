@@ -155,22 +155,3 @@ def clipped_ratio(log_ratio: Tensor, advantage: Tensor, mask: Tensor, gamma: flo
     clipped = ratio.clamp(1 - clip, 1 + clip) * advantage
     weight = discounts(ratio.shape[-1], gamma, ratio)
     return (weight * torch.minimum(ratio * advantage, clipped)).sum(-1)
-
-
-def kl(log_ratio: Tensor, mask: Tensor) -> Tensor:
-    """Σ_t (ρ_t − 1 − log ρ_t), from samples of μ an estimate of KL(μ‖π_θ) (Schulman et al. 2017, Eq. 8).
-
-    The estimator is the third of Schulman 2020, "Approximating KL Divergence".
-    Order 0, 1, 2: unbiased for the divergence of whole trajectories, Σ_t E[KL(μ(·|s_t)‖π_θ(·|s_t))]. Never negative,
-    and both value and gradient are exactly 0 at π_θ = μ, which the plain −log ρ is only on average. Divide by the
-    number of valid steps for a mean per step; where distributions are at hand, their closed form has no variance.
-
-    Args:
-        log_ratio: ``[..., N, T]``.
-        mask: ``[..., N, T]``.
-
-    Returns:
-        ``[..., N]``.
-    """
-    log_ratio = torch.where(mask > 0, log_ratio, 0.0)
-    return (log_ratio.expm1() - log_ratio).sum(-1)

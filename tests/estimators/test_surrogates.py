@@ -6,14 +6,13 @@ import math
 
 import pytest
 import torch
-from torch.func import grad, jacrev, vmap
+from torch.func import grad, vmap
 from torch.testing import assert_close
 
 from lit_metarl.estimators import (
     clipped_ratio,
     dice,
     doubly_robust,
-    kl,
     likelihood_ratio,
     loaded_dice,
     log_importance_ratio,
@@ -33,7 +32,6 @@ ALL = {  # of log-probabilities and data; the data of the behaviour policy has l
     "tmaml": lambda x, r, v, m: tmaml(x, r, v, m, 0.9),
     "tmaml_printed": lambda x, r, v, m: tmaml(x, r, v, m, 0.9, eq7_printed=True),
     "clipped_ratio": lambda x, r, v, m: clipped_ratio(x, r, m, 0.9, 0.2),
-    "kl": lambda x, r, v, m: kl(x, m),
     "step_wise_is": lambda x, r, v, m: step_wise_is(x, r, m, 0.9),
     "doubly_robust": lambda x, r, v, m: doubly_robust(x, r, v, m, 0.9, bootstrap=v[..., -1]),
     "truncated": lambda x, r, v, m: truncated_doubly_robust(x, r, v, m, 0.9, 1.1, 0.9, v[..., -1]),
@@ -71,8 +69,6 @@ def test_three_steps_by_hand():
         9.0: tmaml(x, data, value, ones, 0.5, eq7_printed=True),
         # ε = 0.2: 1.2·1 + 0.5·0.5·2 + 0.25·1.2·4 = 2.9: a gain is capped, a ratio below 1 with A > 0 is not raised.
         2.9: clipped_ratio(x, data, ones, 0.5, 0.2),
-        # Σ (ρ − 1 − ln ρ) = (1 − ln 2) + (−0.5 + ln 2) + (2 − ln 3).
-        2.5 - math.log(3): kl(x, ones),
     }
     for expected, result in cases.items():
         assert result.item() == pytest.approx(expected, abs=1e-12)
@@ -116,21 +112,6 @@ def test_decay_follows_the_recursion():
         until = 0.7 * until + float(x[0, t])
         total += 0.9**t * (math.exp(until) - math.exp(until - float(x[0, t]))) * float(advantage[0, t])
     assert loaded_dice(x, advantage, torch.ones_like(x), 0.9, 0.7).item() == pytest.approx(total, abs=1e-12)
-
-
-def test_kl_estimates_the_divergence_of_trajectories():
-    """Over all actions of one step: E_μ is KL(μ‖π), its gradient at π = μ is 0 and its Hessian the Fisher matrix."""
-    behaviour = torch.tensor([0.2, -0.4, 0.9]).double().log_softmax(-1)
-    target = torch.tensor([1.0, 0.1, -0.3]).double()
-
-    def estimate(logits):
-        return (behaviour.exp() * kl((logits.log_softmax(-1) - behaviour)[:, None], torch.ones(3, 1))).sum()
-
-    exact = (behaviour.exp() * (behaviour - target.log_softmax(-1))).sum()
-    assert_close(estimate(target), exact)
-    assert_close(grad(estimate)(behaviour), torch.zeros(3).double(), rtol=0, atol=1e-15)
-    p = behaviour.exp()
-    assert_close(jacrev(jacrev(estimate))(behaviour), torch.diag(p) - torch.outer(p, p))
 
 
 @pytest.mark.parametrize("name", ALL)
