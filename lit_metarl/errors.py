@@ -18,6 +18,7 @@ COMMANDS = ("fit", "validate", "test", "predict", "benchmark", "report", "compar
 OTHER_WORDS = {"train": "fit", "run": "fit", "resume": "fit", "eval": "validate", "evaluate": "validate"}
 LISTED = 30  # names that are still read
 ENVS = "lit_metarl.envs"
+MOVED = {"lit_metarl.losses.tangent_kernel": "lit_metarl.diagnostics.kernels"}  # modules and classes, old → new
 _ROOTS = {"model": "Algorithm", "data": "ExperienceDataModule", "callbacks": "Callback"}
 
 
@@ -52,6 +53,8 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         message: of jsonargparse.
         options: of the parser, ``--trainer.max_epochs`` and so on.
     """
+    if moved := _moved(message):
+        return moved
     line = one_line(message)
     key, _, reason = line.partition(": ")
     plain = re.sub(r"\(\w+\)", "", key)
@@ -72,6 +75,14 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
     if "are required: " in line and "model" in line:
         return "there is no model and no data: --config configs/experiment/quickstart.yaml, or another experiment."
     return line
+
+
+def _moved(message: str) -> str:
+    """The line for a class path in ``message`` that was right once; empty if there is none."""
+    for old, new in MOVED.items():
+        if match := re.search(rf"{re.escape(old)}\b[\w.]*", message):
+            return f"{match[0]} has moved: write {new}{match[0].removeprefix(old)}."
+    return ""
 
 
 def unknown_command(word: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -19,12 +20,21 @@ from meta_cases import quiet_trainer
 from test_cli import CONFIGS, SMOKE, error_of, runs
 from test_resume import make_sac
 
+from lit_metarl import errors
 from lit_metarl.__main__ import main
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.settings import Seed, SeedError
 from lit_metarl.tracking import connect
 
 PROMP = [f"--config={CONFIGS / 'experiment' / 'half_cheetah_direction_promp.yaml'}"]
+PRECONDITIONED = [f"--config={CONFIGS / 'experiment' / 'preconditioned_small_dmc_walker_walk.yaml'}"]
+MOVED = """
+model:
+  init_args:
+    objective:
+      class_path: LogCosine
+      init_args: {derivative: {class_path: lit_metarl.losses.tangent_kernel.Exact}}
+"""
 CALLBACKS = {
     "finder.yaml": ["lit_metarl.callbacks.RunCheckpoint", "lightning.pytorch.callbacks.LearningRateFinder"],
     "typo.yaml": ["RunChekpoint"],
@@ -38,6 +48,7 @@ def files(tmp_path: Path) -> None:
     Path("a_file").write_text("in the way")
     Path("latin.yaml").write_bytes("model: {gamma: 0.9}  # für".encode("latin-1"))
     Path("section.yaml").write_text("modle: {gamma: 0.9}")
+    Path("moved.yaml").write_text(MOVED)
     Path("seed.yaml").write_text("seed_everything: -3")
     for name, classes in CALLBACKS.items():
         Path(name).write_text(yaml.safe_dump({"trainer": {"callbacks": [{"class_path": each} for each in classes]}}))
@@ -114,14 +125,30 @@ def test_bad_input_is_one_clear_error(flags: list[str], message: str, capsys: py
             "model.correction has no class yet. Name it first, --model.correction CLASS. Choose from EMAMLCorrection,",
         ),
         (["fit", *PROMP, "--model.outer=PPPO"], "model.outer = PPPO names no class. Did you mean PPO? Choose from PPO"),
+        (
+            ["fit", *PRECONDITIONED, "--model.objective.derivative=lit_metarl.losses.tangent_kernel.JVP"],
+            "lit_metarl.losses.tangent_kernel.JVP has moved: write lit_metarl.diagnostics.kernels.JVP.",
+        ),
+        (
+            ["fit", *PRECONDITIONED, "--config=moved.yaml"],
+            "lit_metarl.losses.tangent_kernel.Exact has moved: write lit_metarl.diagnostics.kernels.Exact.",
+        ),
         (["completion", "ksh"], "completion = 'ksh' cannot be used: choose one of bash, zsh, tcsh, fish, powershell."),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
+@pytest.mark.usefixtures("files")
 def test_what_is_no_command_or_no_experiment(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert error_of(arguments, capsys).startswith(message)
+
+
+def test_what_has_moved_is_there() -> None:
+    assert all(pkgutil.resolve_name(new) for new in errors.MOVED.values())
+    for old in errors.MOVED:
+        with pytest.raises((ImportError, AttributeError)):
+            pkgutil.resolve_name(old)
 
 
 def test_a_misspelt_metric_is_named_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lit_metarl.algorithms.base import Algorithm
 from lit_metarl.data.collector import as_float
-from lit_metarl.diagnostics.ntk import contraction_margins, effective_rank, exact_kernel, ntk_ratio
+from lit_metarl.diagnostics.kernels import exact_kernel
+from lit_metarl.diagnostics.ntk import contraction_margins, effective_rank, ntk_ratio
 from lit_metarl.envs.base import EnvFactory
 from lit_metarl.types import require
 

@@ -1,114 +1,33 @@
-"""Neural tangent kernel of action-value networks: how far a step on one sample moves the value of another.
+"""Readings of the tangent kernels of :mod:`lit_metarl.diagnostics.kernels`: magnitudes, spectrum, margins.
 
-K_ij = ∇_w Q(s_i, a_i)ᵀ ∇_w Q(s_j, a_j) (Jacot et al. 2018; Evmorfos & Petropulu 2024, "A meta-preconditioning approach
-for deep Q-learning", Eq. 6). K = J Jᵀ with the Jacobian J ``[M, P]`` of one critic with P parameters.
-
-A critic is any module ``(obs [M, O], action [M, A]) → [E, M]``, evaluated with parameters given by name. Its E members
-are independent networks, so each has a kernel of its own and the kernel between two of them is zero. Nothing here keeps
-a graph; :mod:`lit_metarl.losses.preconditioning` has the kernels that can be differentiated.
+Evmorfos & Petropulu 2024, "A meta-preconditioning approach for deep Q-learning", Eq. 7–9. All functions are of kernels
+``[..., M, M]`` over M samples, and differentiable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
-
-from lit_metarl.types import Params
+from torch import Tensor
 
 
-@torch.no_grad()
-def exact_kernel(
-    critic: nn.Module,
-    params: Params,
-    obs: Tensor,
-    action: Tensor,
-    member: int | None = None,
-    chunk: int = 32,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """K_e = J_e J_eᵀ from per-sample gradients, without ever holding J.
+def off_diagonal(kernel: Tensor) -> Tensor:
+    """``kernel`` ``[..., M, M]`` with zeros on its diagonal."""
+    return kernel - torch.diag_embed(kernel.diagonal(dim1=-2, dim2=-1))
 
-    Row i is the derivative of all values along the gradient of sample i, a Jacobian-vector product in forward mode
-    ("NTK-vector products", Novak et al. 2022). One backward pass of Σ_e Q_e gives a sample's gradients of
-    all members at once, and the derivative of Q_e along them reads its own part only, as members share no parameter.
-    Time is that of about 2·M²·P multiplications for P parameters in all; memory about 2·chunk·P numbers for any M.
 
-    Args:
-        critic: see the module.
-        params: parameters by name.
-        obs: ``[M, O]``.
-        action: ``[M, A]``.
-        member: this member's kernel only; for it, members may share parameters.
-        chunk: samples whose gradients are held at once; does not change the result beyond rounding.
-        dtype: to compute in, inputs and parameters converted to it; as they are if None.
+def mean_magnitudes(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """mean_i |K_ii| and mean_{i≠j} |K_ij| (Eq. 9), ``[..., M, M]`` → two ``[...]``.
 
-    Returns:
-        Symmetric ``[E, M, M]``; ``[1, M, M]`` for one ``member``. In (unit of Q)² per (unit of parameter)².
+    Raises:
+        ValueError: fewer than two samples.
     """
-    if dtype is not None:
-        params, obs, action = {name: value.to(dtype) for name, value in params.items()}, obs.to(dtype), action.to(dtype)
-
-    def values(p: Params, some_obs: Tensor, some_action: Tensor) -> Tensor:
-        every = functional_call(critic, p, (some_obs, some_action))
-        return every if member is None else every[member : member + 1]
-
-    def gradient(one_obs: Tensor, one_action: Tensor) -> Params:
-        return grad(lambda p: values(p, one_obs[None], one_action[None]).sum())(params)
-
-    rows = []
-    for start in range(0, obs.shape[0], chunk):
-        gradients = vmap(gradient)(obs[start : start + chunk], action[start : start + chunk])
-        # By symmetry, the samples before this chunk are done.
-        remaining = partial(values, some_obs=obs[start:], some_action=action[start:])
-        rows.append(nn.functional.pad(_derivatives(remaining, params, gradients), (start, 0)))
-    upper = torch.cat(rows).transpose(0, 1).to(next(iter(params.values())).dtype).triu()
-    return upper + upper.triu(1).mT
-
-
-@torch.no_grad()
-def sketched_kernel(
-    critic: nn.Module,
-    params: Params,
-    obs: Tensor,
-    action: Tensor,
-    directions: int,
-    generator: torch.Generator,
-    chunk: int = 8,
-) -> Tensor:
-    """K ≈ D Dᵀ / S with D = J U, S standard normal directions U, by Jacobian-vector products in forward mode.
-
-    Unbiased, since E[U Uᵀ] = I: the expectation of Evmorfos & Petropulu 2024, Eq. 13, without its finite difference.
-    Var K̂_ij = (K_ij² + K_ii K_jj)/S. So off-diagonal elements smaller than K_ii/√S drown in noise: the ratio and the
-    spectrum of a sketch are biased (its rank is at most S). :func:`exact_kernel` has neither fault.
-
-    Args:
-        critic: see the module. Members may share parameters.
-        params: by name.
-        obs: ``[M, O]``.
-        action: ``[M, A]``.
-        directions: S.
-        generator: of the directions, on any device.
-        chunk: directions held at once, chunk·(E·P) numbers; does not change the result beyond rounding.
-
-    Returns:
-        ``[E, M, M]``.
-    """
-
-    def values(p: Params) -> Tensor:
-        return functional_call(critic, p, (obs, action))
-
-    products = []
-    for start in range(0, directions, chunk):
-        drawn = [_direction(params, generator) for _ in range(min(chunk, directions - start))]
-        stacked = {name: torch.stack([direction[name] for direction in drawn]) for name in params}
-        products.append(_derivatives(values, params, stacked))
-    derivative = torch.cat(products)
-    return torch.einsum("sem,sen->emn", derivative, derivative) / directions
+    size = kernel.shape[-1]
+    if size < 2:
+        raise ValueError(f"A kernel of {size} sample has no off-diagonal elements: pass at least two samples.")
+    diagonal = kernel.diagonal(dim1=-2, dim2=-1).abs()
+    return diagonal.mean(-1), off_diagonal(kernel).abs().sum((-2, -1)) / (size * (size - 1))
 
 
 def ntk_ratio(kernel: Tensor) -> Tensor:
@@ -119,12 +38,8 @@ def ntk_ratio(kernel: Tensor) -> Tensor:
     Raises:
         ValueError: fewer than two samples.
     """
-    size = kernel.shape[-1]
-    if size < 2:
-        raise ValueError(f"A kernel of {size} sample has no off-diagonal elements: pass at least two samples.")
-    diagonal = kernel.diagonal(dim1=-2, dim2=-1).abs()
-    off_diagonal = _off_diagonal(kernel).abs().sum((-2, -1)) / (size * (size - 1))
-    return diagonal.mean(-1) / off_diagonal
+    diagonal, others = mean_magnitudes(kernel)
+    return diagonal / others
 
 
 def spectrum(kernel: Tensor) -> Tensor:
@@ -157,7 +72,7 @@ class Margin(NamedTuple):
 
 
 class ContractionMargins(NamedTuple):
-    """The two conditions of Theorem 1, which are sufficient for the Q-learning update to contract in the sup norm."""
+    """Room in the conditions of Theorem 1, ``[...]``, sufficient for Q-learning to contract in the sup norm."""
 
     step_size: Margin  # Eq. 7, without unit
     dominance: Margin  # Eq. 8, in the units of K
@@ -182,7 +97,7 @@ def contraction_margins(
     """
     diagonal = kernel.diagonal(dim1=-2, dim2=-1)
     rho = torch.full_like(diagonal, 1.0 / kernel.shape[-1]) if frequencies is None else frequencies.to(diagonal)
-    neighbours = (_off_diagonal(kernel).abs() * rho.unsqueeze(-2)).sum(-1)
+    neighbours = (off_diagonal(kernel).abs() * rho.unsqueeze(-2)).sum(-1)
     step_size = 1.0 - 2.0 * eta * diagonal * rho
     dominance = (1.0 - gamma) * diagonal * rho - (1.0 + gamma) * neighbours
     return ContractionMargins(_margin(step_size), _margin(dominance))
@@ -190,20 +105,3 @@ def contraction_margins(
 
 def _margin(room: Tensor) -> Margin:
     return Margin(room.mean(-1), room.amin(-1), (room >= 0.0).to(room.dtype).mean(-1))
-
-
-def _off_diagonal(kernel: Tensor) -> Tensor:
-    return kernel - torch.diag_embed(kernel.diagonal(dim1=-2, dim2=-1))
-
-
-def _derivatives(values: Callable[[Params], Tensor], params: Params, directions: Params) -> Tensor:
-    """Of ``values`` ``[E, M]`` along ``directions``, fields ``[S, ...]`` like ``params``: ``[S, E, M]``."""
-    return vmap(lambda direction: jvp(values, (params,), (direction,))[1])(directions)
-
-
-def _direction(params: Params, generator: torch.Generator) -> Params:
-    """Standard normal numbers like ``params``, drawn where the generator lives."""
-    return {
-        name: torch.randn(value.shape, generator=generator, device=generator.device, dtype=value.dtype).to(value.device)
-        for name, value in params.items()
-    }

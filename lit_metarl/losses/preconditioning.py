@@ -3,7 +3,7 @@
 Before any Q-learning, on transitions of a random policy, the critic's parameters w are moved so that *after* a Bellman
 step w' = w − η ∇L_bell(w) its tangent kernel K = J Jᵀ has a strong diagonal: w ← w − β ∇L_m(w') (Eq. 3–4, 11,
 Algorithm 1). :func:`meta_gradient` is that gradient; the step with β is the caller's. What L_m is and how K is had are
-injected: a :class:`MetaObjective` and, in it, a :class:`~lit_metarl.losses.tangent_kernel.KernelEstimate`.
+injected: a :class:`MetaObjective` and, in it, a :class:`~lit_metarl.diagnostics.kernels.KernelEstimate`.
 
 =====================  ======================================================================================
 :class:`LogCosine`     the one to use: log of the mean cosine between gradients of two samples
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad
 
-from lit_metarl.losses.tangent_kernel import (
+from lit_metarl.diagnostics.kernels import (
     FiniteDifference,
     KernelEstimate,
     Layerwise,
@@ -36,6 +36,7 @@ from lit_metarl.losses.tangent_kernel import (
     member_blocks,
     normal_directions,
 )
+from lit_metarl.diagnostics.ntk import mean_magnitudes, off_diagonal
 from lit_metarl.types import Params
 
 
@@ -116,8 +117,8 @@ class LogRatio(KernelObjective):
 
     def of_kernel(self, kernel: Tensor, gamma: float) -> Tensor:
         """``[E, M, M]`` → ``[E]``; −inf for a diagonal kernel."""
-        diagonal, off_diagonal = mean_magnitudes(kernel)
-        return off_diagonal.log() - diagonal.log()
+        diagonal, others = mean_magnitudes(kernel)
+        return others.log() - diagonal.log()
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ class Eq10(KernelObjective):
 
     def of_kernel(self, kernel: Tensor, gamma: float) -> Tensor:
         """``[E, M, M]`` → ``[E]``."""
-        diagonal, off_diagonal = mean_magnitudes(kernel)
-        return off_diagonal - diagonal
+        diagonal, others = mean_magnitudes(kernel)
+        return others - diagonal
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Contraction(KernelObjective):
     def of_kernel(self, kernel: Tensor, gamma: float) -> Tensor:
         """``[E, M, M]`` → ``[E]``."""
         diagonal = kernel.diagonal(dim1=-2, dim2=-1)
-        neighbours = (kernel - torch.diag_embed(diagonal)).abs().sum(-1)
+        neighbours = off_diagonal(kernel).abs().sum(-1)
         return ((1.0 + gamma) * neighbours / diagonal - (1.0 - gamma)).relu().mean(-1)
 
 
@@ -158,7 +159,7 @@ class Eq14Printed(MetaObjective):
     the published β = 1e-8 one step from a usual initialisation multiplies the kernel by more than 1e20.
 
     Attributes:
-        derivative: d; the printed difference by default, :class:`~lit_metarl.losses.tangent_kernel.JVP` for its limit.
+        derivative: d; the printed difference by default, :class:`~lit_metarl.diagnostics.kernels.JVP` for its limit.
     """
 
     derivative: Sketch = field(default_factory=FiniteDifference)
@@ -174,20 +175,6 @@ class Eq14Printed(MetaObjective):
         squares = [block.square().sum(-1) for block in member_blocks(directions, members)]
         length = torch.stack(squares).sum(0).to(here.dtype).unsqueeze(-1)
         return ((there * length * here).square() - here.square() * length).mean((0, 2))
-
-
-def mean_magnitudes(kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """mean_i K_ii and mean_{i≠j} |K_ij| of kernels with a non-negative diagonal (Eq. 9), ``[E, M, M]`` → two ``[E]``.
-
-    Raises:
-        ValueError: fewer than two samples.
-    """
-    size = kernel.shape[-1]
-    if size < 2:
-        raise ValueError(f"A minibatch of {size} has no pairs: use at least 2 transitions.")
-    diagonal = kernel.diagonal(dim1=-2, dim2=-1)
-    off_diagonal = (kernel - torch.diag_embed(diagonal)).abs().sum((-2, -1)) / (size * (size - 1))
-    return diagonal.mean(-1), off_diagonal
 
 
 def bellman_step(

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from lit_metarl.diagnostics.ntk import effective_rank, exact_kernel, ntk_ratio
+from lit_metarl.diagnostics.kernels import JVP, Exact, FiniteDifference, KernelEstimate, Layerwise, exact_kernel
+from lit_metarl.diagnostics.ntk import effective_rank, ntk_ratio
 from lit_metarl.losses.preconditioning import (
     Contraction,
     Eq10,
@@ -29,7 +30,6 @@ from lit_metarl.losses.preconditioning import (
     SarsaBatch,
     meta_gradient,
 )
-from lit_metarl.losses.tangent_kernel import JVP, Exact, FiniteDifference, KernelEstimate, Layerwise
 from lit_metarl.reports.benchmark import positive
 from lit_metarl.reports.document import ReportError, markers, write_block
 from lit_metarl.types import Transition

@@ -14,9 +14,9 @@ from lit_metarl.callbacks import RunCheckpoint
 from lit_metarl.data import ReplayDataModule
 from lit_metarl.data.experience import cpu_generator
 from lit_metarl.data.streams import Stream, derive_seed
+from lit_metarl.diagnostics.kernels import JVP, Layerwise
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.losses.preconditioning import Eq10, Eq14Printed, LogCosine, LogRatio, SarsaBatch, meta_gradient
-from lit_metarl.losses.tangent_kernel import JVP, Layerwise
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.types import ConfigError, DivergenceError, Transition
 

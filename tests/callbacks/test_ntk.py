@@ -13,7 +13,8 @@ from lit_metarl.algorithms import MAML, SAC
 from lit_metarl.callbacks import NTKMonitor
 from lit_metarl.callbacks.ntk import random_inputs
 from lit_metarl.data import ReplayDataModule, TrajectoryDataModule
-from lit_metarl.diagnostics.ntk import exact_kernel, ntk_ratio
+from lit_metarl.diagnostics.kernels import exact_kernel
+from lit_metarl.diagnostics.ntk import ntk_ratio
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.envs.navigation import Navigation2D
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP

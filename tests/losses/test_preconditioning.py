@@ -9,6 +9,8 @@ import torch
 from critic_cases import ACTION, OBS, LinearCritic, SmallCritic, explicit_jacobian, explicit_kernel, params_of
 from torch.func import functional_call
 
+from lit_metarl.diagnostics.kernels import JVP, Exact, FiniteDifference, normal_directions
+from lit_metarl.diagnostics.ntk import mean_magnitudes
 from lit_metarl.losses.preconditioning import (
     Contraction,
     Eq10,
@@ -17,10 +19,8 @@ from lit_metarl.losses.preconditioning import (
     LogRatio,
     SarsaBatch,
     bellman_step,
-    mean_magnitudes,
     meta_gradient,
 )
-from lit_metarl.losses.tangent_kernel import JVP, Exact, FiniteDifference, normal_directions
 from lit_metarl.nn.critics import EnsembleCritic
 
 KERNEL = torch.tensor([[[4.0, 1.0, 0.0], [1.0, 2.0, -1.0], [0.0, -1.0, 3.0]]])
@@ -43,8 +43,6 @@ def random_batch(size, obs=OBS, action=ACTION, dtype=torch.float64, seed=2):
 
 def test_objectives_by_hand():
     # Diagonal mean 3, off-diagonal mean 4/6 (see the test of the ratio).
-    diagonal, off_diagonal = mean_magnitudes(KERNEL)
-    assert (diagonal.item(), off_diagonal.item()) == pytest.approx((3.0, 2 / 3))
     assert LogRatio().of_kernel(KERNEL, GAMMA).item() == pytest.approx(math.log(2 / 9))
     # Cosines 1/√8, 0 and 1/√6, each twice among six pairs.
     cosines = 2 / math.sqrt(8) + 2 / math.sqrt(6)
@@ -52,9 +50,6 @@ def test_objectives_by_hand():
     assert Eq10().of_kernel(KERNEL, GAMMA).item() == pytest.approx(2 / 3 - 3)
     # γ = 0.5: 1.5·(1/4, 2/2, 1/3) − 0.5 = (−0.125, 1, 0); only the second misses Eq. 8.
     assert Contraction().of_kernel(KERNEL, 0.5).item() == pytest.approx(1 / 3)
-    assert [value.item() for value in mean_magnitudes(KERNEL[:, :2, :2])] == [3.0, 1.0]  # two make a pair
-    with pytest.raises(ValueError, match="no pairs"):
-        mean_magnitudes(torch.ones(1, 1, 1))
 
 
 @pytest.mark.parametrize("derivative", [Exact(), JVP(directions=4)])

@@ -1,14 +1,19 @@
-"""The tangent kernel K = J Jᵀ of critics as a differentiable function of their parameters.
+"""The tangent kernel K = J Jᵀ of action-value networks: how far a step on one sample moves the value of another.
 
-J ``[M, P]`` is the Jacobian of one critic's values in its P parameters (Evmorfos & Petropulu 2024, "A
-meta-preconditioning approach for deep Q-learning", Eq. 6 and 12–13). A critic is a module ``(obs [M, O],
-action [M, A]) → [E, M]`` of E independent members, evaluated with parameters given by name; each member has a kernel of
-its own. To measure a kernel without a graph, :mod:`lit_metarl.diagnostics.ntk` needs far less memory.
+K_ij = ∇_w Q(s_i, a_i)ᵀ ∇_w Q(s_j, a_j) with the Jacobian J ``[M, P]`` of one critic in its P parameters (Jacot et al.
+2018; Evmorfos & Petropulu 2024, "A meta-preconditioning approach for deep Q-learning", Eq. 6 and 12–13). A critic is a
+module ``(obs [M, O], action [M, A]) → [E, M]``, evaluated with parameters given by name. Its E members are independent
+networks, so each has a kernel of its own and the kernel between two of them is zero.
+
+:func:`exact_kernel` measures K, without a graph and without ever holding J; a :class:`KernelEstimate` is a
+differentiable function of the parameters, for objectives to be made of. What is read from a kernel is in
+:mod:`lit_metarl.diagnostics.ntk`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +22,55 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from lit_metarl.types import ConfigError, Params, require
+
+
+@torch.no_grad()
+def exact_kernel(
+    critic: nn.Module,
+    params: Params,
+    obs: Tensor,
+    action: Tensor,
+    member: int | None = None,
+    chunk: int = 32,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """K_e = J_e J_eᵀ from per-sample gradients, without ever holding J.
+
+    Row i is the derivative of all values along the gradient of sample i, a Jacobian-vector product in forward mode
+    ("NTK-vector products", Novak et al. 2022). One backward pass of Σ_e Q_e gives a sample's gradients of
+    all members at once, and the derivative of Q_e along them reads its own part only, as members share no parameter.
+    Time is that of about 2·M²·P multiplications for P parameters in all; memory about 2·chunk·P numbers for any M.
+
+    Args:
+        critic: see the module.
+        params: parameters by name.
+        obs: ``[M, O]``.
+        action: ``[M, A]``.
+        member: this member's kernel only; for it, members may share parameters.
+        chunk: samples whose gradients are held at once; does not change the result beyond rounding.
+        dtype: to compute in; that of the parameters if None.
+
+    Returns:
+        Symmetric ``[E, M, M]``; ``[1, M, M]`` for one ``member``. In (unit of Q)² per (unit of parameter)².
+    """
+    if dtype is not None:
+        params = {name: value.to(dtype) for name, value in params.items()}
+
+    def values(p: Params, some_obs: Tensor, some_action: Tensor) -> Tensor:
+        every = action_values(critic, p, some_obs, some_action)
+        return every if member is None else every[member : member + 1]
+
+    def gradient(one_obs: Tensor, one_action: Tensor) -> Params:
+        return grad(lambda p: values(p, one_obs[None], one_action[None]).sum())(params)
+
+    rows = []
+    for start in range(0, obs.shape[0], chunk):
+        gradients = vmap(gradient)(obs[start : start + chunk], action[start : start + chunk])
+        # By symmetry, the samples before this chunk are done.
+        remaining = partial(values, some_obs=obs[start:], some_action=action[start:])
+        rows.append(nn.functional.pad(directional_derivatives(remaining, params, gradients), (start, 0)))
+    upper = torch.cat(rows).transpose(0, 1).to(next(iter(params.values())).dtype).triu()
+    return upper + upper.triu(1).mT
 
 
 class KernelEstimate(ABC):
@@ -141,11 +195,7 @@ class JVP(Sketch):
 
     def along(self, critic: nn.Module, params: Params, obs: Tensor, action: Tensor, directions: Params) -> Tensor:
         """∇Qᵀ U, ``[S, E, M]``."""
-
-        def derivative(direction: Params) -> Tensor:
-            return jvp(lambda p: action_values(critic, p, obs, action), (params,), (direction,))[1]
-
-        return vmap(derivative)(directions)
+        return directional_derivatives(lambda p: action_values(critic, p, obs, action), params, directions)
 
 
 @dataclass(frozen=True)
@@ -186,6 +236,11 @@ class FiniteDifference(Sketch):
             return action_values(critic, moved, obs, action)
 
         return (vmap(shifted)(directions) - origin) / self.mu
+
+
+def directional_derivatives(values: Callable[[Params], Tensor], params: Params, directions: Params) -> Tensor:
+    """Derivatives of ``values``, parameters → ``[E, M]``, along ``directions``, fields ``[S, ...]``: ``[S, E, M]``."""
+    return vmap(lambda direction: jvp(values, (params,), (direction,))[1])(directions)
 
 
 def normal_directions(params: Params, count: int, generator: torch.Generator) -> Params:
