@@ -8,15 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.func import jacrev, vmap
 
-from lit_metarl.envs.tabular import TabularMDP, random_mdp
-from lit_metarl.envs.tabular_exact import Derivatives, all_trajectories, exact_derivatives, state_values
+from lit_metarl.diagnostics.enumeration import Quality, enumerate_round
+from lit_metarl.envs.tabular import random_mdp
 from lit_metarl.estimators import (
     TMAML,
     DiCE,
@@ -27,12 +25,10 @@ from lit_metarl.estimators import (
     LogLikelihood,
     TayPO,
     TruncatedDR,
-    gae,
 )
 from lit_metarl.reports.benchmark import positive
 from lit_metarl.reports.document import ReportError, markers, write_block
 from lit_metarl.reports.study import fraction
-from lit_metarl.types import Round
 
 BLOCK = "estimators"  # of the README
 MOST_TRAJECTORIES = 20_000
@@ -50,54 +46,6 @@ ESTIMATORS: dict[str, InnerSurrogate] = {
     "TMAML": TMAML(),
     "TMAML, Eq. (7) as printed": TMAML(eq7_printed=True),
 }
-
-
-class Quality(NamedTuple):
-    """Of one estimator's gradient, or Hessian, from one trajectory."""
-
-    bias: float  # ‖E[estimate] − truth‖ / ‖truth‖
-    variance: float  # summed over entries
-
-
-class Enumeration(NamedTuple):
-    """All trajectories of a behaviour policy as the data of one round, and what they are to estimate."""
-
-    state: Tensor  # [M, T] int
-    action: Tensor  # [M, T] int
-    round: Round  # fields [M, T]
-    probability: Tensor  # [M]
-    theta: Tensor  # [S, A] of the target policy
-    exact: Derivatives
-
-
-def enumerate_round(mdp: TabularMDP, theta: Tensor, behaviour: Tensor, horizon: int, gamma: float) -> Enumeration:
-    """List the trajectories of the softmax policy ``behaviour`` ``[S, A]``, with its exact values as critic.
-
-    Advantages are reward-to-go − value, so that no estimator owes its bias to them.
-    """
-    state, action, reward, mask, probability = all_trajectories(mdp, behaviour.softmax(-1).numpy(), horizon)
-    value = mask * state_values(mdp, behaviour, gamma, horizon)[torch.arange(horizon), state]
-    log_prob = mask * behaviour.log_softmax(-1)[state, action]
-    data = Round(log_prob, reward, value, gae(reward, value, mask, gamma, gae_lambda=1.0), mask)
-    return Enumeration(state, action, data, probability, theta, exact_derivatives(mdp, theta, gamma, horizon))
-
-
-def measure(inner: InnerSurrogate, world: Enumeration, gamma: float) -> tuple[Quality, Quality]:
-    """Bias and variance of the gradient and of the Hessian of ``inner``, both at one trajectory per estimate."""
-
-    def surrogate(theta: Tensor, state: Tensor, action: Tensor, *data: Tensor) -> Tensor:
-        log_prob = theta.log_softmax(-1)[state, action]
-        return inner.per_trajectory(log_prob[None], Round(*(part[None] for part in data)), gamma, discounted=True)[0]
-
-    gradient = jacrev(surrogate)
-    qualities = []
-    # Reverse over reverse: forward mode would be as fast, but its first use compiles TorchScript.
-    for derivative, truth in ((gradient, world.exact.gradient), (jacrev(gradient), world.exact.hessian)):
-        each = vmap(derivative, (None, *[0] * 7))(world.theta, world.state, world.action, *world.round)
-        mean = torch.tensordot(world.probability, each, 1)
-        variance = torch.tensordot(world.probability, (each - mean).square(), 1).sum()
-        qualities.append(Quality(float((mean - truth).norm() / truth.norm()), float(variance)))
-    return qualities[0], qualities[1]
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, Callable[[str], NoReturn]]:
@@ -131,7 +79,7 @@ def main(arguments: list[str]) -> int:
     theta = torch.as_tensor(rng.normal(size=(args.states, args.actions)))
     behaviours = (theta, torch.zeros_like(theta))  # the target itself, and the uniform policy
     worlds = [enumerate_round(mdp, theta, each, args.horizon, args.gamma) for each in behaviours]
-    rows = {name: [measure(inner, world, args.gamma) for world in worlds] for name, inner in ESTIMATORS.items()}
+    rows = {name: [world.qualities(inner, args.gamma) for world in worlds] for name, inner in ESTIMATORS.items()}
     text = markdown(rows, args)
     sys.stdout.write(text)
     if args.write:

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.nn.functional import one_hot
 
 from lit_metarl.algorithms.maml import MAML
 from lit_metarl.algorithms.meta_policy_gradient import MetaPolicyGradient, Problem
+from lit_metarl.diagnostics.enumeration import Quality, quality_of
 from lit_metarl.envs.tabular import random_mdp
 from lit_metarl.envs.tabular_exact import all_trajectories, state_values
 from lit_metarl.estimators import DiCE, InnerSurrogate, LogLikelihood
@@ -122,14 +123,6 @@ ESTIMATORS = (
 )
 
 
-class Quality(NamedTuple):
-    """Of the meta-gradient of one task."""
-
-    bias: float  # ‖E[estimate] − ∇V_K‖ / ‖∇V_K‖
-    direction: float  # the same after E[estimate] was rescaled to make it least: |sin| of the angle
-    variance: float  # summed over entries
-
-
 class Enumeration:
     """Every combination of K inner batches of ``size`` trajectories and an outer one, each as one of C tasks."""
 
@@ -193,11 +186,8 @@ class Enumeration:
         return torch.cat([gradient.flatten(1) for gradient in each.values()], -1)
 
     def quality(self, gradients: Tensor, truth: Tensor) -> Quality:
-        """Bias and variance of ``gradients [C, P]`` as estimates of ``truth [P]``."""
-        mean = self.probability @ gradients
-        across = truth - (truth @ mean) / (mean @ mean) * mean
-        bias, direction = (mean - truth).norm() / truth.norm(), across.norm() / truth.norm()
-        return Quality(float(bias), float(direction), float(self.probability @ (gradients - mean).square().sum(-1)))
+        """Errors of ``gradients [C, P]`` as estimates of ``truth [P]``."""
+        return quality_of(gradients, self.probability, truth)
 
 
 def measure(estimator: Estimator) -> Quality:

@@ -6,24 +6,24 @@ Axes: ``N`` trajectories, ``T`` steps, ``S`` states, ``A`` actions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
 
+from lit_metarl.diagnostics.enumeration import (
+    Estimate,
+    SampledTrajectories,
+    correlation,
+    log_ratio_derivatives,
+    policy_derivatives,
+)
 from lit_metarl.envs.tabular import TabularEnv, TabularMDP, random_mdp
 from lit_metarl.envs.tabular_exact import exact_derivatives, state_values
 from lit_metarl.estimators import doubly_robust, gae, step_wise_is, taypo, truncated_doubly_robust
 from lit_metarl.reports.statistics import Array
-
-CHUNK = 500  # trajectories differentiated together; more only need more memory
-
-Estimate = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
-"""Of log-ratio ``[1, T]``, reward ``[1, T]``, value ``[1, T]``, bootstrap ``[1]`` and γ; returns ``[1]``."""
 
 
 def _taypo(order: int) -> Estimate:
@@ -57,20 +57,7 @@ class Setting:
     seed: int
 
 
-class Data(NamedTuple):
-    """Trajectories of the uniform policy, with a critic; float64."""
-
-    state: Tensor  # [N, T + 1] int
-    action: Tensor  # [N, T] int
-    reward: Tensor  # [N, T]
-    critic: Tensor  # [S]
-
-    def first(self, num: int) -> Data:
-        """The first ``num`` trajectories."""
-        return Data(self.state[:num], self.action[:num], self.reward[:num], self.critic)
-
-
-def simulate(mdp: TabularMDP, num: int, horizon: int, gamma: float, rng: np.random.Generator) -> Data:
+def simulate(mdp: TabularMDP, num: int, horizon: int, gamma: float, rng: np.random.Generator) -> SampledTrajectories:
     """``num`` trajectories of the uniform policy, and its exact values with noise of deviation ‖V‖/S as critic."""
     env = TabularEnv(mdp, num, int(rng.integers(2**31)), horizon)
     action = rng.integers(mdp.num_actions, size=(horizon, num))
@@ -82,51 +69,7 @@ def simulate(mdp: TabularMDP, num: int, horizon: int, gamma: float, rng: np.rand
     value = state_values(mdp, torch.zeros(mdp.reward.shape, dtype=torch.float64), gamma)
     noise = torch.as_tensor(rng.normal(size=mdp.num_states)) * value.norm() / mdp.num_states
     states, actions, rewards = (torch.as_tensor(np.stack(part, 1)) for part in (state, list(action), reward))
-    return Data(states, actions, rewards, value + noise)
-
-
-def log_ratio_derivatives(estimate: Estimate, theta: Tensor, data: Data, gamma: float) -> tuple[Tensor, Tensor]:
-    """Derivatives of each trajectory's estimate by its own log-ratios: gradient ``[N, T]``, Hessian ``[N, T, T]``.
-
-    T of them, not S·A as of θ, and the sums over trajectories of any number N follow from them.
-    """
-
-    def scalar(log_ratio: Tensor, reward: Tensor, value: Tensor, bootstrap: Tensor) -> Tensor:
-        return estimate(log_ratio[None], reward[None], value[None], bootstrap[None], gamma)[0]
-
-    here = data.state[:, :-1]
-    log_ratio = theta.log_softmax(-1)[here, data.action] + np.log(theta.shape[1])  # log π − log(1/A)
-    values = data.critic[data.state]
-    parts = log_ratio, data.reward, values[:, :-1], values[:, -1]
-    gradient = jacrev(scalar)
-    return vmap(gradient, chunk_size=CHUNK)(*parts), vmap(jacrev(gradient), chunk_size=CHUNK)(*parts)
-
-
-def policy_derivatives(theta: Tensor, data: Data, gradient: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over N of the derivatives by θ, from those by log-ratios: gradient ``[S, A]``, Hessian ``[S, A, S, A]``.
-
-    Summed by visited pair they are the first two derivatives of a function of the table log π ``[S, A]``; its
-    quadratic model there has the same derivatives by θ.
-    """
-    size, num = theta.numel(), len(gradient)
-    pair = data.state[:, :-1] * theta.shape[1] + data.action  # [N, T] index into the flat table
-    pairs = pair[:, :, None] * size + pair[:, None, :]
-    slope = torch.zeros(size, dtype=theta.dtype).index_add(0, pair.flatten(), gradient.flatten()) / num
-    curvature = torch.zeros(size**2, dtype=theta.dtype).index_add(0, pairs.flatten(), hessian.flatten()) / num
-    centre = theta.log_softmax(-1).flatten()
-
-    def model(table: Tensor) -> Tensor:
-        step = table.log_softmax(-1).flatten() - centre
-        return slope @ step + step @ curvature.reshape(size, size) @ step / 2
-
-    return jacrev(model)(theta), jacrev(jacrev(model))(theta)
-
-
-def correlation(estimate: Tensor, truth: Tensor) -> float:
-    """Pearson's, of all entries; 0 where one of them is constant."""
-    x, y = (part.flatten() - part.mean() for part in (estimate, truth))
-    scale = x.norm() * y.norm()
-    return float(x @ y / scale) if scale > 0 else 0.0
+    return SampledTrajectories(states, actions, rewards, value + noise)
 
 
 def target_logits(epsilon: float, chosen: Tensor) -> Tensor:

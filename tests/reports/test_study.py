@@ -7,11 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.func import grad, jacrev
 from torch.testing import assert_close
 
 from lit_metarl.envs.tabular import random_mdp
-from lit_metarl.estimators import TMAML, DiCE, LikelihoodRatio
 from lit_metarl.reports import estimator_study, meta_gradient_study, tabular_study
 from lit_metarl.reports.document import markers
 from lit_metarl.reports.study import STUDIES, main
@@ -19,9 +17,6 @@ from lit_metarl.reports.tabular_accuracy import (
     ESTIMATES,
     Setting,
     accuracies_of_mdp,
-    correlation,
-    log_ratio_derivatives,
-    policy_derivatives,
     simulate,
     target_logits,
 )
@@ -33,28 +28,6 @@ SETTING = Setting(states=4, actions=3, horizon=6, gamma=0.8, concentration=0.1, 
 
 def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("| \n").split("|")]
-
-
-@pytest.mark.parametrize("inner", [DiCE(), LikelihoodRatio(), TMAML(eq7_printed=True)], ids=repr)
-def test_bias_and_variance_equal_a_loop_over_trajectories(inner):
-    theta, behaviour = torch.tensor([[[0.3, -0.2], [0.1, 0.9]], [[0.0, 0.5], [-1.0, 0.2]]]).double()
-    world = estimator_study.enumerate_round(random_mdp(2, 2, 0), theta, behaviour, horizon=2, gamma=0.9)
-    every = []
-    for m in range(len(world.probability)):
-        data = type(world.round)(*(part[m : m + 1] for part in world.round))
-        here = world.state[m], world.action[m]
-        one = lambda x, here=here, data=data: inner.per_trajectory(  # noqa: E731
-            torch.log_softmax(x, -1)[here][None], data, 0.9, True
-        ).sum()
-        every.append((grad(one)(theta), jacrev(grad(one))(theta)))
-    p = world.probability.numpy()
-    for part, quality in enumerate(estimator_study.measure(inner, world, 0.9)):
-        truth = world.exact[part + 1]
-        rows = np.stack([pair[part].numpy().ravel() for pair in every])
-        mean = np.average(rows, axis=0, weights=p)
-        error = np.linalg.norm(mean - truth.numpy().ravel()) / float(truth.norm())
-        assert quality.bias == pytest.approx(error, abs=1e-12)
-        assert quality.variance == pytest.approx(np.average((rows - mean) ** 2, axis=0, weights=p).sum())
 
 
 def test_table_of_estimators(capsys, tmp_path):
@@ -97,25 +70,6 @@ def test_table_of_meta_gradients(capsys, tmp_path):
         assert variances[0] > variances[1]
 
 
-def test_derivatives_by_way_of_log_ratios_are_those_of_the_policy():
-    """Against the mean estimate of all trajectories, differentiated in θ directly."""
-    mdp, rng = random_mdp(4, 3, 0), np.random.default_rng(0)
-    data, theta = simulate(mdp, 7, 5, 0.8, rng), torch.as_tensor(rng.normal(size=(4, 3)))
-
-    for estimate in ESTIMATES.values():
-
-        def mean(table, estimate=estimate):
-            here = data.state[:, :-1]
-            log_ratio = torch.log_softmax(table, -1)[here, data.action] - np.log(1 / 3)
-            value = data.critic[data.state]
-            return estimate(log_ratio, data.reward, value[:, :-1], value[:, -1], 0.8).mean()
-
-        gradient, hessian = policy_derivatives(theta, data, *log_ratio_derivatives(estimate, theta, data, 0.8))
-        assert_close(gradient, grad(mean)(theta))
-        assert_close(hessian, jacrev(grad(mean))(theta))
-        assert hessian.abs().max() > 1e-3
-
-
 def test_trajectories_are_those_of_the_mdp():
     mdp = random_mdp(4, 3, 0, concentration=0.1)
     data = simulate(mdp, 3000, 5, 0.8, np.random.default_rng(0))
@@ -154,15 +108,6 @@ def test_one_set_of_trajectories_for_all_points():
         accuracies_of_mdp(SETTING, 2, points) for points in ([(0.3, 40)], [(0.1, 40), (0.3, 10), (0.3, 40)])
     )
     np.testing.assert_allclose(alone[0.3, 40], together[0.3, 40])
-
-
-def test_correlation():
-    x = torch.tensor([[1.0, 2.0], [4.0, -3.0]]).double()
-    assert correlation(2 * x + 5, x) == pytest.approx(1)
-    assert correlation(-x, x) == pytest.approx(-1)
-    y = torch.tensor([[0.0, 1.0], [1.0, 3.0]]).double()
-    assert correlation(x, y) == pytest.approx(np.corrcoef(x.flatten(), y.flatten())[0, 1])
-    assert correlation(torch.zeros_like(x), x) == 0
 
 
 def test_tabular_command(capsys, tmp_path):
