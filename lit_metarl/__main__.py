@@ -64,22 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
         from lit_metarl.doctor import main as doctor
 
         return doctor(arguments[1:])
-    if command == "benchmark":
-        from lit_metarl.reports.benchmark import main as benchmark
+    if command in ("benchmark", "compare", "report", "study"):
+        from lit_metarl.reports.command import main as report
 
-        return benchmark(arguments[1:])
-    if command == "study":
-        from lit_metarl.reports.study import main as study
-
-        return study(arguments[1:])
-    if command == "report":
-        from lit_metarl.reports.results import main as report
-
-        return report(arguments[1:])
-    if command == "compare":
-        from lit_metarl.reports.comparison import main as compare
-
-        return compare(arguments[1:])
+        return report(arguments)
     return _train(arguments)
 
 

@@ -1,4 +1,4 @@
-"""A store with the runs of known curves."""
+"""A store with the runs of known curves, and the exit code of a command that reports."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 from mlflow.entities import Metric
 
+from lit_metarl.reports.command import main
 from lit_metarl.tracking import MLflowLogger
 
 CHEETAH, WALKER = "dm_control/cheetah_run", "dm_control/walker_walk"
@@ -50,3 +51,16 @@ def add_run(
         logger.finalize(status)
     assert logger.run_id is not None
     return logger.run_id
+
+
+def code_of(words: list[str]) -> int | str | None:
+    """Exit code of ``lit-metarl`` with ``words``, be they refused by the parser or later."""
+    try:
+        return main(words)
+    except SystemExit as stop:
+        return stop.code
+
+
+def cells(line: str) -> list[str]:
+    """Cells of a line of a Markdown table; a single one of any other line."""
+    return [cell.strip() for cell in line.strip("| \n").split("|")]

@@ -77,6 +77,11 @@ class Locomotion(BatchedEnv):
         self._next_tasks = {key: value.copy() for key, value in self._tasks.items()}
         self._task_changed = np.zeros(num_envs, dtype=bool)
 
+    @property
+    def simulation(self) -> BatchSimulation:
+        """The physics of all environments."""
+        return self._sim
+
     def reset(self, mask: Array | None = None) -> Array:
         """Start a new episode where ``mask`` ``[E]`` is True (everywhere if None); returns observations ``[E, O]``."""
         selected = np.ones(self.num_envs, dtype=bool) if mask is None else np.asarray(mask)

@@ -1,1 +1,1 @@
-"""What is made of runs and of the trainer from outside: the results table and the benchmark."""
+"""Tables, studies and benchmarks: sections of a document, made from stored runs or by measuring."""

@@ -17,7 +17,7 @@ from lit_metarl.diagnostics.enumeration import (
 )
 from lit_metarl.envs.tabular import random_mdp
 from lit_metarl.estimators import TMAML, DiCE, LikelihoodRatio
-from lit_metarl.reports.tabular_accuracy import ESTIMATES, simulate
+from lit_metarl.reports.studies.tabular import ESTIMATES, simulate
 
 
 def test_quality_by_hand():

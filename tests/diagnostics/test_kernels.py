@@ -98,7 +98,7 @@ def test_a_critic_of_a_million_parameters_fits_in_two_gib():
         import torch
         from lit_metarl.diagnostics.kernels import exact_kernel
         from lit_metarl.nn.critics import EnsembleCritic
-        from lit_metarl.reports.meta_timing import resident
+        from lit_metarl.reports.benchmarks.timing import resident
 
         critic = EnsembleCritic(17, 6, (1024, 1024), members=1)
         params = dict(critic.named_parameters())

@@ -15,7 +15,7 @@ from lit_metarl.estimators import DiCE
 from lit_metarl.nn import GaussianMLP, TimeMean
 from lit_metarl.optim.corrections import EMAMLCorrection, MetaData, NoCorrection, SGMRLCorrection, minus_other_tasks
 from lit_metarl.optim.outer_updates import likelihood
-from lit_metarl.reports.meta_gradient_study import (
+from lit_metarl.reports.studies.meta_gradient import (
     ALL,
     ALPHA,
     DISCOUNTS,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lit_metarl.reports.curves import (
+from lit_metarl.reports.arguments import positive_steps, writable_file
+from lit_metarl.reports.section import ReportError, Section, markdown_table
+from lit_metarl.reports.tables.curves import (
     PUBLISHED_WINDOW,
     WINDOW,
     Published,
@@ -22,13 +20,10 @@ from lit_metarl.reports.curves import (
     published_scores,
     read_runs,
 )
-from lit_metarl.reports.document import ReportError, markers, write_block
-from lit_metarl.reports.statistics import bootstrap_interval, interquartile_mean
-from lit_metarl.tracking import TrackingError
+from lit_metarl.reports.tables.statistics import bootstrap_interval, interquartile_mean
 
 Group = tuple[str, str, str, str]  # experiment, environment, algorithm, config: `Run.group`
 
-BLOCK = "results"  # of the README, by default
 _NOTE = f"""\
 Return at a step s: mean of `eval/return` over the evaluations in the last {100 * WINDOW:.0f} % of the steps before it \
 (0.9 s < step ≤ s), then the interquartile mean (IQM) over seeds, or the mean below 4 seeds. 95 % interval: percentile \
@@ -131,15 +126,15 @@ def _before_adaptation(runs: Sequence[Run], step: int) -> float | None:
     return None if None in scores else float(interquartile_mean(np.array(scores)))
 
 
-def markdown(rows: Sequence[Row], remarks: Sequence[str] = ()) -> str:
-    """Return the table, without columns that are empty throughout, its reading directions below, and ``remarks``."""
+def section_of(rows: Sequence[Row], remarks: Sequence[str] = ()) -> Section:
+    """The table, without columns that are empty throughout, with its reading directions and ``remarks`` below."""
     cells = [_cells(row) for row in rows]
     columns = [name for name in cells[0] if any(row[name] != "–" for row in cells)]
-    lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in cells)]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    table = markdown_table(columns, [[row[name] for name in columns] for row in cells])
     note = _NOTE + (_PUBLISHED_NOTE if "published SAC" in columns else "")
     note += _ADAPTATION_NOTE if "before adaptation" in columns else ""
-    return "\n\n".join([table, note, *remarks]) + "\n"
+    data = [asdict(row) | {"published": row.published and row.published._asdict()} for row in rows]
+    return Section(table, [note, *remarks], data={"rows": data, "remarks": list(remarks)})
 
 
 def _cells(row: Row) -> dict[str, str]:
@@ -165,77 +160,31 @@ def _cells(row: Row) -> dict[str, str]:
     }
 
 
-def to_json(rows: Sequence[Row], remarks: Sequence[str] = ()) -> str:
-    """Return the rows as JSON, with the return of each seed; what is not finite is null."""
-    table = [asdict(row) | {"published": row.published and row.published._asdict()} for row in rows]
-    return json.dumps(_finite({"rows": table, "remarks": list(remarks)}), indent=2, allow_nan=False) + "\n"
+def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Settings of ``lit-metarl report``."""
+    add = parser.add_argument
+    add("--root", default="mlruns", help="folder of the store (default: %(default)s)")
+    add("--experiment", nargs="+", default=[], metavar="NAME", help="experiments (default: all)")
+    add("--at", nargs="+", type=positive_steps, default=[], metavar="STEPS", help="env steps (default: last common)")
+    add("--all", action="store_true", help="also runs that are running or failed")
+    add("--json", type=writable_file, metavar="FILE", help="write the rows, with every seed, as JSON")
+    add("--curves", metavar="DIR", help="draw the learning curves, one PNG per environment")
+    return parser.parse_args(words)
 
 
-def _finite(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(item) for item in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+def run(args: argparse.Namespace) -> Section:
+    """The results table, with learning curves if asked for.
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lit-metarl report", description="Results table of the runs in the store.")
-    parser.add_argument("--root", default="mlruns", help="folder of the store (default: %(default)s)")
-    parser.add_argument("--experiment", nargs="+", default=[], metavar="NAME", help="experiments (default: all)")
-    parser.add_argument(
-        "--at",
-        nargs="+",
-        type=positive_steps,
-        default=[],
-        metavar="STEPS",
-        help="environment steps (default: last common)",
-    )
-    parser.add_argument("--all", action="store_true", help="also runs that are running or failed")
-    parser.add_argument("--write", metavar="FILE", help=f"put the table between {' and '.join(markers(BLOCK))} of FILE")
-    parser.add_argument("--block", default=BLOCK, metavar="NAME", help="markers of another name (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the rows, with every seed, as JSON")
-    parser.add_argument("--curves", metavar="DIR", help="draw the learning curves, one PNG per environment")
-    return parser
-
-
-def positive_steps(text: str) -> int:
-    """Parser type: a whole number of steps, such as 50000 or 5e4."""
-    number = float(text)  # argparse names the option if this raises
-    if not number.is_integer() or number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number of steps")
-    return int(number)
-
-
-def main(arguments: list[str]) -> int:
-    """Run ``lit-metarl report``; the table goes to standard output. Returns the exit code (2 for bad input)."""
-    options = _parser().parse_args(arguments)
-    try:
-        _report(options)
-    except (ReportError, TrackingError) as error:
-        sys.stderr.write(f"lit-metarl: error: {error}\n")
-        return 2
-    return 0
-
-
-def _report(options: argparse.Namespace) -> None:
-    runs, left_out = read_runs(options.root, options.experiment, options.all)
+    Raises:
+        ReportError, TrackingError: there is nothing to report.
+    """
+    runs, left_out = read_runs(args.root, args.experiment, args.all)
     groups = by_group(runs)
-    rows, remarks = make_rows(groups, options.at)
+    rows, remarks = make_rows(groups, args.at)
     if left_out:
         remarks.append(f"{left_out} runs without evaluations or the tags of a training run are left out.")
-    text = markdown(rows, remarks)
-    sys.stdout.write(text)
-    if options.write:
-        write_block(options.write, options.block, text)
-    try:
-        if options.json:
-            Path(options.json).write_text(to_json(rows, remarks), encoding="utf-8")
-        if options.curves:
-            for path in draw_curves(labelled(groups), options.curves):
-                sys.stderr.write(f"{path}\n")
-    except OSError as error:
-        raise ReportError(f"Cannot write {error.filename}: {error.strerror}.") from error
+    figures = draw_curves(labelled(groups), Path(args.curves)) if args.curves else {}
+    return replace(section_of(rows, remarks), figures=figures)
 
 
 def labelled(groups: Mapping[Group, list[Run]]) -> list[tuple[str, list[Run]]]:

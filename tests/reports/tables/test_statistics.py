@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu, trim_mean
 
-from lit_metarl.reports.statistics import (
+from lit_metarl.reports.tables.statistics import (
     bootstrap_interval,
     interquartile_mean,
     learning_curve_area,

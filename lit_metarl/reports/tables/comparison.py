@@ -6,17 +6,17 @@ Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from lit_metarl.reports.curves import WINDOW, Run, read_runs
-from lit_metarl.reports.document import ReportError, markers, write_block
-from lit_metarl.reports.results import by_group, positive_steps
-from lit_metarl.reports.statistics import (
+from lit_metarl.reports.arguments import positive_steps
+from lit_metarl.reports.section import ReportError, Section, markdown_table
+from lit_metarl.reports.tables.curves import WINDOW, Run, read_runs
+from lit_metarl.reports.tables.results import by_group
+from lit_metarl.reports.tables.statistics import (
     Array,
     bootstrap_interval,
     interquartile_mean,
@@ -24,20 +24,17 @@ from lit_metarl.reports.statistics import (
     normalised,
     probability_of_improvement,
 )
-from lit_metarl.tracking import TrackingError
-
-BLOCK = "comparison"  # of the README, by default
 
 
 class Scores(NamedTuple):
-    """Of one arm on one environment."""
+    """Scores of one arm on one environment."""
 
     final: Array  # [S] mean return over the last WINDOW of the steps
     area: Array  # [S] mean height of the learning curve
 
 
-class Task(NamedTuple):
-    """An environment with the seeds that both arms have."""
+class PairedScores(NamedTuple):
+    """Scores of both arms on one environment, of the seeds that both have."""
 
     environment: str
     seeds: list[str]
@@ -45,32 +42,27 @@ class Task(NamedTuple):
     treated: Scores
 
 
-def main(arguments: list[str]) -> int:
-    """Print the table and return 0, or 2 with the reason if the arms cannot be compared."""
-    parser = argparse.ArgumentParser(
-        "lit-metarl compare", description="Compare two experiments on the environments that both have runs on."
-    )
+def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Settings of ``lit-metarl compare``."""
     add = parser.add_argument
     add("control", help="experiment that the other one is compared with")
     add("treated", help="the other experiment")
     add("--root", default="mlruns", help="folder of the store (default: %(default)s)")
     add("--at", type=positive_steps, metavar="STEPS", help="environment steps (default: last common)")
     add("--after", type=int, default=0, metavar="STEPS", help="start of the area under the curve (default: 0)")
-    add("--block", default=BLOCK, metavar="NAME", help="markers of another name (default: %(default)s)")
-    add("--write", metavar="FILE", help=f"put the table between {' and '.join(markers(BLOCK))} of FILE")
-    args = parser.parse_args(arguments)
-    try:
-        control, unfinished = one_per_environment(args.root, args.control)
-        treated, more = one_per_environment(args.root, args.treated)
-        tasks, remarks = compare(control, treated, args.after, args.at)
-        text = markdown(tasks, [*remarks, *unfinished, *more], args.control, args.treated)
-        sys.stdout.write(text)
-        if args.write:
-            write_block(args.write, args.block, text)
-    except (ReportError, TrackingError) as error:
-        sys.stderr.write(f"lit-metarl: error: {error}\n")
-        return 2
-    return 0
+    return parser.parse_args(words)
+
+
+def run(args: argparse.Namespace) -> Section:
+    """The table of both arms.
+
+    Raises:
+        ReportError, TrackingError: they cannot be compared.
+    """
+    control, unfinished = one_per_environment(args.root, args.control)
+    treated, more = one_per_environment(args.root, args.treated)
+    pairs, remarks = compare(control, treated, args.after, args.at)
+    return Section(table_of(pairs, args.control, args.treated), [*remarks, *unfinished, *more])
 
 
 def one_per_environment(root: str, experiment: str) -> tuple[dict[str, list[Run]], list[str]]:
@@ -101,11 +93,11 @@ def one_per_environment(root: str, experiment: str) -> tuple[dict[str, list[Run]
 
 def compare(
     control: Mapping[str, Sequence[Run]], treated: Mapping[str, Sequence[Run]], after: int, at: int | None
-) -> tuple[list[Task], list[str]]:
+) -> tuple[list[PairedScores], list[str]]:
     """Scores on the environments and seeds that both arms have, up to step ``at`` (the last common one if None).
 
     Returns:
-        The tasks, and sentences about what was measured and what was left out.
+        The scores by environment, and sentences about what was measured and what was left out.
 
     Raises:
         ReportError: nothing is common, or a run does not cover the steps.
@@ -120,12 +112,12 @@ def compare(
     if not pairs:
         raise ReportError("The experiments have no environment and seed in common.")
     last = at or int(min(run.steps[-1] for _, *arms in pairs.values() for runs in arms for run in runs))
-    tasks = [
-        Task(environment, seeds, *_scores(environment, first, second, after, last))
+    scores = [
+        PairedScores(environment, seeds, *_scores(environment, first, second, after, last))
         for environment, (seeds, first, second) in pairs.items()
     ]
-    counts = ", ".join(f"{task.environment} {len(task.seeds)}" for task in tasks)
-    if len({len(task.seeds) for task in tasks}) > 1:
+    counts = ", ".join(f"{each.environment} {len(each.seeds)}" for each in scores)
+    if len({len(each.seeds) for each in scores}) > 1:
         remarks.append("No line for all environments: an environment with more seeds would count more.")
     note = (
         "Interquartile mean (below 4 scores the mean) over seeds, or over seeds and environments, with 95 % intervals "
@@ -136,13 +128,13 @@ def compare(
         "the first arm on each environment. P(improvement): chance that a seed of the second beats one of the first. "
         f"Seeds: {counts}."
     )
-    return tasks, [note, *remarks]
+    return scores, [note, *remarks]
 
 
 def _scores(
     environment: str, control: Sequence[Run], treated: Sequence[Run], after: int, last: int
 ) -> tuple[Scores, Scores]:
-    """Of both arms on one grid: else the arm that is evaluated later looks better."""
+    """Scores of both arms on one grid: else the arm that is evaluated later looks better."""
     runs = [*control, *treated]
     if missing := sorted({run.seed for run in runs if not run.reached(last)}):
         raise ReportError(f"{environment}: seed {', '.join(missing)} was not evaluated shortly before {last:,} steps.")
@@ -157,32 +149,32 @@ def _scores(
     return Scores(final[:split], area[:split]), Scores(final[split:], area[split:])
 
 
-def markdown(tasks: Sequence[Task], remarks: Sequence[str], control: str, treated: str) -> str:
-    """The table, with how to read it below."""
-    lines = [f"| environment | measure | {control} | {treated} | ratio | P(improvement) |", "|" + " --- |" * 6]
+def table_of(scores: Sequence[PairedScores], control: str, treated: str) -> str:
+    """A line per environment and measure; all environments together where that makes sense."""
+    lines: list[list[str]] = []
     for field, name in (("final", "final return"), ("area", "area under the curve")):
-        for environment, pairs in _rows(tasks, field):
+        for environment, pairs in _rows(scores, field):
             positive = all(first.min() > 0 <= second.min() for first, second in pairs)
-            cells = [*_compared(pairs, partial(interquartile_mean, axis=-1), positive), f"{_improvement(pairs):.2f}"]
-            lines.append(f"| {environment} | {name} | {' | '.join(cells)} |")
-    if all(len(task.seeds) > 1 for task in tasks):
-        for environment, pairs in _rows(tasks, "final"):
+            cells = _compared(pairs, partial(interquartile_mean, axis=-1), positive)
+            lines.append([environment, name, *cells, f"{_improvement(pairs):.2f}"])
+    if all(len(each.seeds) > 1 for each in scores):
+        for environment, pairs in _rows(scores, "final"):
             cells = _compared(
                 pairs, partial(_deviation, tasks=len(pairs)), all(np.ptp(first) > 0 for first, _ in pairs)
             )
-            lines.append(f"| {environment} | deviation of final return over seeds | {' | '.join(cells)} | – |")
-    return "\n\n".join(["\n".join(lines), *remarks]) + "\n"
+            lines.append([environment, "deviation of final return over seeds", *cells, "–"])
+    return markdown_table(["environment", "measure", control, treated, "ratio", "P(improvement)"], lines)
 
 
-def _rows(tasks: Sequence[Task], field: str) -> Iterator[tuple[str, list[tuple[Array, Array]]]]:
+def _rows(scores: Sequence[PairedScores], field: str) -> Iterator[tuple[str, list[tuple[Array, Array]]]]:
     """Environment and both arms' scores; then all environments, in units of the control's mean on each."""
-    pairs = [(getattr(task.control, field), getattr(task.treated, field)) for task in tasks]
-    for task, pair in zip(tasks, pairs, strict=True):
-        yield task.environment, [pair]
-    comparable = len({len(task.seeds) for task in tasks}) == 1 and all(first.mean() > 0 for first, _ in pairs)
-    if len(tasks) > 1 and comparable:
+    pairs = [(getattr(each.control, field), getattr(each.treated, field)) for each in scores]
+    for each, pair in zip(scores, pairs, strict=True):
+        yield each.environment, [pair]
+    comparable = len({len(each.seeds) for each in scores}) == 1 and all(first.mean() > 0 for first, _ in pairs)
+    if len(scores) > 1 and comparable:
         relative = [(normalised(x, 0, x.mean()), normalised(y, 0, x.mean())) for x, y in pairs]
-        yield f"all {len(tasks)}, relative", relative
+        yield f"all {len(scores)}, relative", relative
 
 
 def _compared(pairs: Sequence[tuple[Array, Array]], statistic: Callable[..., Array], comparable: bool) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from lit_metarl.reports.curves import Run, _figure, common_curve, draw_curves, published_scores
+from lit_metarl.reports.tables.curves import Run, common_curve, draw_curves, figure_of, published_scores
 
 CHEETAH = "dm_control/cheetah_run"
 
@@ -50,7 +50,7 @@ def test_runs_that_do_not_overlap_have_no_common_curve() -> None:
 
 def test_line_band_and_published_points() -> None:
     runs = [run([50_000, 250_000], [0, 300]), run([50_000, 250_000], [20, 400])]
-    axes = _figure(CHEETAH, [("e, SAC", runs)], ["e"]).axes[0]
+    axes = figure_of(CHEETAH, [("e, SAC", runs)], ["e"]).axes[0]
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [[50_000, 10], [250_000, 350]])
     band = axes.collections[0].get_paths()[0].vertices
     np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [0, 400])
@@ -65,7 +65,7 @@ def test_line_band_and_published_points() -> None:
 
 def test_an_experiment_keeps_its_colour_and_settings_differ_by_style() -> None:
     groups = [(name, [run([0, 1], [0, 1], name[0])]) for name in ("b, SAC, 1", "b, SAC, 2", "c, SAC")]
-    lines = _figure("gym/x", groups, ["a", "b", "c"]).axes[0].lines
+    lines = figure_of("gym/x", groups, ["a", "b", "c"]).axes[0].lines
     assert [line.get_color() for line in lines] == ["C1", "C1", "C2"]
     assert [line.get_linestyle() for line in lines] == ["-", "--", "-"]
 
@@ -73,9 +73,10 @@ def test_an_experiment_keeps_its_colour_and_settings_differ_by_style() -> None:
 @pytest.mark.parametrize("environments", [["gym/x"], [CHEETAH, "gym/x"]])
 def test_one_picture_per_environment(environments: list[str], tmp_path: Path) -> None:
     groups = [("e, SAC", [run([0, 200_000], [0, 500], environment=name)]) for name in environments]
-    paths = draw_curves(groups, tmp_path / "new" / "folder")
-    assert [path.name for path in paths] == [f"{name.replace('/', '_')}.png" for name in environments]
-    for path in paths:
+    figures = draw_curves(groups, tmp_path)
+    assert [path.name for path in figures] == [f"{name.replace('/', '_')}.png" for name in environments]
+    for path, figure in figures.items():
+        figure.savefig(path, dpi=150)
         image = imread(path)
         assert image.shape[:2] == (600, 960)
         assert image[..., :3].std() > 0.01  # not blank

@@ -6,16 +6,29 @@ import math
 from pathlib import Path
 
 import pytest
+from report_cases import code_of
 
-from lit_metarl.reports.preconditioning_study import OBJECTIVES, parse, study
-from lit_metarl.reports.study import main
+from lit_metarl.reports.command import main, parse
+from lit_metarl.reports.studies.preconditioning import OBJECTIVES, study
 
-SMALL = ["--task", "cartpole/swingup", "--hidden", "16", "16", "--batch-size", "32", "--transitions", "200"]
+SMALL = [
+    "study",
+    "preconditioning",
+    "--task",
+    "cartpole/swingup",
+    "--hidden",
+    "16",
+    "16",
+    "--batch-size",
+    "32",
+    "--transitions",
+    "200",
+]
 SMALL += ["--samples", "20", "--updates", "30"]
 
 
 def test_the_default_raises_the_ratio_and_exact_kernels_agree() -> None:
-    args, _ = parse([*SMALL, "--objectives", "log_cosine", "--derivatives", "layerwise", "exact", "jvp"])
+    _, args = parse([*SMALL, "--objectives", "log_cosine", "--derivatives", "layerwise", "exact", "jvp"])
     before, (layerwise, exact, jvp) = study(args)
     assert all(outcome.seconds > 0 < outcome.sac_seconds for outcome in (layerwise, exact, jvp))
     assert layerwise.kernel.ratio > 1.05 * before.ratio
@@ -26,7 +39,7 @@ def test_the_default_raises_the_ratio_and_exact_kernels_agree() -> None:
 
 
 def test_a_long_first_phase_leaves_the_critics_alive() -> None:
-    args, _ = parse([*SMALL[:-1], "1500", "--meta-lr", "0.1", "--objectives", "log_cosine", "log_ratio"])
+    _, args = parse([*SMALL[:-1], "1500", "--meta-lr", "0.1", "--objectives", "log_cosine", "log_ratio"])
     args.derivatives = ["layerwise"]
     before, (cosine, ratio) = study(args)
     assert cosine.kernel.ratio > 1.5 * before.ratio
@@ -36,14 +49,14 @@ def test_a_long_first_phase_leaves_the_critics_alive() -> None:
 
 
 def test_a_kernel_that_is_not_finite_is_reported_as_such() -> None:
-    args, _ = parse([*SMALL, "--objectives", "eq10", "--derivatives", "layerwise", "--meta-lr", "100"])
+    _, args = parse([*SMALL, "--objectives", "eq10", "--derivatives", "layerwise", "--meta-lr", "100"])
     _, (outcome,) = study(args)
     assert outcome.updates < 30
     assert not math.isfinite(outcome.kernel.effective_rank) or outcome.kernel.diagonal > 1e6
 
 
 def test_the_printed_objective_destroys_the_critic() -> None:
-    args, _ = parse([*SMALL, "--objectives", "eq14_printed", "--derivatives", "layerwise", "jvp", "--meta-lr", "1"])
+    _, args = parse([*SMALL, "--objectives", "eq14_printed", "--derivatives", "layerwise", "jvp", "--meta-lr", "1"])
     before, (outcome,) = study(args)  # it has no kernel to take layer by layer
     assert outcome.derivative == "jvp"
     assert outcome.updates < 30
@@ -53,7 +66,7 @@ def test_the_printed_objective_destroys_the_critic() -> None:
 def test_the_table_has_every_objective_and_derivative(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = tmp_path / "README.md"
     document.write_text("<!-- preconditioning:begin -->\n<!-- preconditioning:end -->\n")
-    assert main(["preconditioning", *SMALL[:-1], "2", "--write", str(document)]) == 0
+    assert main([*SMALL[:-1], "2", "--write", str(document)]) == 0
     printed = capsys.readouterr().out
     assert printed.count("\n| `") == len(OBJECTIVES) * 4 - 2
     assert printed in document.read_text()
@@ -69,7 +82,5 @@ def test_the_table_has_every_objective_and_derivative(tmp_path: Path, capsys: py
     ],
 )
 def test_bad_values_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_info:
-        main(["preconditioning", *arguments])
-    assert exit_info.value.code == 2
+    assert code_of(["study", "preconditioning", *arguments]) == 2
     assert message in capsys.readouterr().err

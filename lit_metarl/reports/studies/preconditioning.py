@@ -7,13 +7,12 @@ transitions; the kernel is measured, exactly, on one batch that is in none of th
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +29,10 @@ from lit_metarl.losses.preconditioning import (
     SarsaBatch,
     meta_gradient,
 )
-from lit_metarl.reports.benchmark import positive
-from lit_metarl.reports.document import ReportError, markers, write_block
+from lit_metarl.reports.arguments import blame, positive
+from lit_metarl.reports.section import Section, markdown_table
 from lit_metarl.types import Transition
 
-BLOCK = "preconditioning"  # of the README
 DERIVATIVES: dict[str, KernelEstimate] = {
     "layerwise": Layerwise(),
     "exact": Exact(),
@@ -52,7 +50,7 @@ GAMMA, BELLMAN_LR = 0.99, 1e-4
 
 
 class Kernel(NamedTuple):
-    """Of one critic on the fixed batch, means over the members."""
+    """Readings of one critic's kernel on the fixed batch, means over the members."""
 
     ratio: float
     diagonal: float
@@ -60,9 +58,9 @@ class Kernel(NamedTuple):
     effective_rank: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
-    """What became of the critics.
+    """State of the critics after meta-updates, and their cost.
 
     Attributes:
         objective: its name.
@@ -84,7 +82,7 @@ class Outcome:
 
 
 class World(NamedTuple):
-    """What all outcomes share."""
+    """Critic and data that all outcomes share."""
 
     critic: nn.Module
     transitions: Transition  # [n, ...] of the random policy
@@ -101,7 +99,7 @@ def measure_kernel(world: World) -> Kernel:
 
 
 def minibatches(world: World, updates: int, batch_size: int, seed: int) -> list[SarsaBatch]:
-    """The same for every objective; next actions are fresh draws of the random policy."""
+    """Minibatches for every objective alike; next actions are fresh draws of the random policy."""
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for _ in range(updates):
@@ -163,12 +161,8 @@ def sac_update(module: Any) -> Callable[[SarsaBatch], object]:
     return update
 
 
-def parse(arguments: list[str]) -> tuple[argparse.Namespace, Callable[[str], NoReturn]]:
-    """The settings, and how to refuse those that only turn out later not to work (exit code 2)."""
-    parser = argparse.ArgumentParser(
-        "lit-metarl study preconditioning",
-        description="Tangent kernel of SAC's critics before and after meta-updates, on random transitions of one task.",
-    )
+def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Settings of ``lit-metarl study preconditioning``."""
     add = parser.add_argument
     add("--task", default="cheetah/run", help="of dm_control")
     add("--hidden", type=positive, nargs="+", default=[256, 256], help="widths of the critics")
@@ -180,31 +174,34 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Callable[[str], NoR
     add("--samples", type=positive, default=128, help="of the batch that the kernel is measured on")
     add("--meta-lr", type=float, help="β of every objective; each has its own if not given")
     add("--seed", type=int, default=0)
-    add("--block", default=BLOCK, help="which block of --write")
-    add("--write", metavar="FILE", help=f"put the table between the lines {markers('BLOCK')[0]} and its end, of FILE")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(words)
     if args.batch_size < 2 or args.samples < 2:
         parser.error("argument --batch-size, --samples: a kernel needs at least 2")
     if args.meta_lr is not None and not args.meta_lr > 0:
         parser.error("argument --meta-lr: it has to be positive")
-    return args, parser.error
+    return args
 
 
-def main(arguments: list[str]) -> int:
-    """Measure, print the table and return 0; bad values exit with code 2 and say which."""
-    args, refuse = parse(arguments)
+def run(args: argparse.Namespace) -> Section:
+    """The kernel before meta-updates and after those of every objective and derivative.
+
+    Raises:
+        ReportError, EnvError: there is no such task.
+    """
     from lit_metarl.cli import quieten
-    from lit_metarl.envs.base import EnvError
 
     quieten()
-    try:
-        text = markdown(args, *study(args))
-        sys.stdout.write(text)
-        if args.write:
-            write_block(args.write, args.block, text)
-    except (EnvError, ReportError, ValueError) as error:
-        refuse(str(error))
-    return 0
+    before, outcomes = study(args)
+    hidden = "-".join(map(str, args.hidden))
+    sac = median(outcome.sac_seconds for outcome in outcomes)
+    note = (
+        f"Two critics with hidden layers {hidden} on {args.task} (dm_control), seed {args.seed}, means over both; "
+        f"minibatches of {args.batch_size} out of {args.transitions:,} random transitions; kernel of {args.samples} "
+        "other random samples. Ratio: mean diagonal over mean absolute off-diagonal element. Effective rank: at most "
+        f"{args.samples}. Time: relative to updates of SAC with networks and minibatches of the same size, made "
+        f"between them, {1e3 * sac:.0f} ms with {torch.get_num_threads()} threads."
+    )
+    return Section(table_of(before, outcomes, args.updates), [note])
 
 
 def study(args: argparse.Namespace) -> tuple[Kernel, list[Outcome]]:
@@ -215,7 +212,8 @@ def study(args: argparse.Namespace) -> tuple[Kernel, list[Outcome]]:
     from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 
     factory = DMControl(args.task)
-    obs, action = random_inputs(factory, args.samples, spacing=7, seed=args.seed)
+    with blame("--task"):
+        obs, action = random_inputs(factory, args.samples, spacing=7, seed=args.seed)
     torch.manual_seed(args.seed)
     module = SAC(
         obs.shape[1], action.shape[1], actor=TanhGaussianMLP(args.hidden), critic=EnsembleCriticMLP(args.hidden)
@@ -249,28 +247,17 @@ def random_transitions(factory: Any, number: int, seed: int) -> Transition:
     return Transition(*(torch.cat([value.clone() for value in values]) for values in zip(*steps, strict=True)))
 
 
-def markdown(args: argparse.Namespace, before: Kernel, outcomes: list[Outcome]) -> str:
-    """The table, with how to read it below."""
-    lines = [
-        "| objective | derivative | β | meta-updates | ratio | mean diagonal | median diagonal | effective rank | "
-        "time of an update |",
-        "|" + " --- |" * 9,
-        f"| before | – | – | 0 | {_row(before)} | – |",
-    ]
+def table_of(before: Kernel, outcomes: list[Outcome], updates: int) -> str:
+    """A line for the critics before, and one for every outcome of ``updates`` meta-updates."""
+    lines = [["before", "–", "–", "0", *_cells(before), "–"]]
     for o in outcomes:
-        done = str(o.updates) if o.updates == args.updates else f"not finite after {o.updates}"
+        done = str(o.updates) if o.updates == updates else f"not finite after {o.updates}"
         cost = f"{o.seconds / o.sac_seconds:.1f} ×"
-        lines.append(f"| `{o.objective}` | `{o.derivative}` | {o.meta_lr:g} | {done} | {_row(o.kernel)} | {cost} |")
-    hidden = "-".join(map(str, args.hidden))
-    sac = median(outcome.sac_seconds for outcome in outcomes)
-    return "\n".join(lines) + (
-        f"\n\nTwo critics with hidden layers {hidden} on {args.task} (dm_control), seed {args.seed}, means over both; "
-        f"minibatches of {args.batch_size} out of {args.transitions:,} random transitions; kernel of {args.samples} "
-        "other random samples. Ratio: mean diagonal over mean absolute off-diagonal element. Effective rank: at most "
-        f"{args.samples}. Time: relative to updates of SAC with networks and minibatches of the same size, made "
-        f"between them, {1e3 * sac:.0f} ms with {torch.get_num_threads()} threads.\n"
-    )
+        lines.append([f"`{o.objective}`", f"`{o.derivative}`", f"{o.meta_lr:g}", done, *_cells(o.kernel), cost])
+    kernel = ("ratio", "mean diagonal", "median diagonal", "effective rank")
+    return markdown_table(["objective", "derivative", "β", "meta-updates", *kernel, "time of an update"], lines)
 
 
-def _row(kernel: Kernel) -> str:
-    return f"{kernel.ratio:.2f} | {kernel.diagonal:.3g} | {kernel.median_diagonal:.3g} | {kernel.effective_rank:.1f}"
+def _cells(kernel: Kernel) -> tuple[str, ...]:
+    mean, middle = f"{kernel.diagonal:.3g}", f"{kernel.median_diagonal:.3g}"
+    return f"{kernel.ratio:.2f}", mean, middle, f"{kernel.effective_rank:.1f}"

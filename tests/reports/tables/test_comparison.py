@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from report_cases import CHEETAH, WALKER, add_run
 
-from lit_metarl.reports.comparison import main
-from lit_metarl.reports.statistics import bootstrap_interval
+from lit_metarl.reports.command import main
+from lit_metarl.reports.tables.statistics import bootstrap_interval
 
 CONTROL = {CHEETAH: [1.0, 2.0, 3.0], WALKER: [4.0, 5.0, 9.0]}
 TREATED = {CHEETAH: [2.0, 4.0, 6.0], WALKER: [8.0, 10.0, 18.0]}  # twice the return at every step
@@ -45,7 +45,7 @@ def table(text: str) -> dict[tuple[str, str], list[str]]:
 
 
 def test_scores_ratios_and_their_intervals(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["control", "treated", "--root", str(root)]) == 0
+    assert main(["compare", "control", "treated", "--root", str(root)]) == 0
     rows = table(capsys.readouterr().out)
     # At 100,000 steps the last tenth holds the evaluations at 95,000 and 100,000: 97.5 times the slope.
     control, treated, ratio, improvement = rows[CHEETAH, "final return"]
@@ -70,21 +70,21 @@ def test_scores_ratios_and_their_intervals(root: Path, capsys: pytest.CaptureFix
 
 
 def test_equal_arms_have_a_ratio_of_one_within_the_interval(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["control", "control", "--root", str(root)]) == 0
+    assert main(["compare", "control", "control", "--root", str(root)]) == 0
     cell = table(capsys.readouterr().out)["all 2, relative", "final return"][2]
     value, low, high = (float(word) for word in cell.replace("(", "").replace(")", "").replace("to", "").split())
     assert low < value == 1.0 < high
 
 
 def test_steps_may_be_chosen(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["control", "treated", "--root", str(root), "--at", "50000", "--after", "20000"]) == 0
+    assert main(["compare", "control", "treated", "--root", str(root), "--at", "50000", "--after", "20000"]) == 0
     rows = table(capsys.readouterr().out)
     assert rows[CHEETAH, "final return"][0].startswith("100 (")  # 50,000 alone is in its last tenth
     assert rows[CHEETAH, "area under the curve"][0].startswith(f"{2 * 35:.4g} (")
 
 
 def test_other_evaluation_steps_make_no_difference(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["control", "shifted", "--root", str(root)]) == 0
+    assert main(["compare", "control", "shifted", "--root", str(root)]) == 0
     rows = table(capsys.readouterr().out)
     for measure in ("final return", "area under the curve"):
         control, shifted, ratio, improvement = rows[CHEETAH, measure]
@@ -96,7 +96,7 @@ def test_other_evaluation_steps_make_no_difference(root: Path, capsys: pytest.Ca
 def test_seeds_and_environments_of_one_arm_are_left_out_and_named(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["control", "fewer", "--root", str(root)]) == 0
+    assert main(["compare", "control", "fewer", "--root", str(root)]) == 0
     printed = capsys.readouterr().out
     rows = table(printed)
     assert rows[WALKER, "final return"][0].startswith(f"{97.5 * 4.5:.4g} (")  # of the seeds 0 and 1 only
@@ -107,13 +107,13 @@ def test_seeds_and_environments_of_one_arm_are_left_out_and_named(
 
 
 def test_scores_of_zero_have_no_ratio_and_one_seed_no_interval(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["nothing learned", "control", "--root", str(root)]) == 0
+    assert main(["compare", "nothing learned", "control", "--root", str(root)]) == 0
     rows = table(capsys.readouterr().out)
     assert rows[CHEETAH, "final return"][2] == "–"
     assert rows[CHEETAH, "deviation of final return over seeds"][2] == "–"
-    assert main(["control", "nothing learned", "--root", str(root)]) == 0
+    assert main(["compare", "control", "nothing learned", "--root", str(root)]) == 0
     assert table(capsys.readouterr().out)[CHEETAH, "final return"][2] == "0.00 (0.00 to 0.00)"  # the worst there is
-    assert main(["shifted", "mixed2", "--root", str(root)]) == 0
+    assert main(["compare", "shifted", "mixed2", "--root", str(root)]) == 0
     assert table(capsys.readouterr().out)[CHEETAH, "final return"][:2] == [
         "95.5",
         "95.5",
@@ -121,7 +121,7 @@ def test_scores_of_zero_have_no_ratio_and_one_seed_no_interval(root: Path, capsy
 
 
 def test_seeds_that_never_finished_are_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["control", "diverging", "--root", str(root)]) == 0
+    assert main(["compare", "control", "diverging", "--root", str(root)]) == 0
     printed = capsys.readouterr().out
     assert f"Not finished: diverging on {CHEETAH}, seed 1 (FAILED)." in printed
     assert "seed 2 (" not in printed  # failed once, finished then
@@ -141,5 +141,5 @@ def test_seeds_that_never_finished_are_named(root: Path, capsys: pytest.CaptureF
 def test_what_cannot_be_compared_is_named(
     root: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert main([*arguments, "--root", str(root)]) == 2
+    assert main(["compare", *arguments, "--root", str(root)]) == 2
     assert message in capsys.readouterr().err

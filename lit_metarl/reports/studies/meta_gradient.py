@@ -7,7 +7,6 @@ sampling error. V_K(θ) = E J(θ_K) over the inner data; the truth is its gradie
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,10 +26,10 @@ from lit_metarl.estimators import DiCE, InnerSurrogate, LogLikelihood
 from lit_metarl.nn import Baseline, CategoricalMLP, NoBaseline, TimeMean
 from lit_metarl.optim.corrections import EMAMLCorrection, NoCorrection, SamplingCorrection, SGMRLCorrection
 from lit_metarl.optim.outer_updates import likelihood
-from lit_metarl.reports.document import ReportError, markers, write_block
+from lit_metarl.reports.section import Section, markdown_table, percent
 from lit_metarl.types import Params, Round, Trajectories
 
-BLOCK, EXACT = "meta-gradient", 1e-10  # of the README; relative bias that is rounding
+EXACT = 1e-10  # relative bias that is rounding
 HORIZON, GAMMA, ALPHA, SIZE, SEED = 2, 0.9, 0.3, 2, 3  # SIZE: trajectories of an inner batch
 DISCOUNTS = GAMMA ** torch.arange(HORIZON, dtype=torch.float64)  # [T]
 MDP = random_mdp(2, 2, SEED)
@@ -202,27 +201,19 @@ def measure(estimator: Estimator) -> Quality:
     return world.quality(world.gradients(credits), truth)
 
 
-def main(arguments: list[str]) -> int:
-    """Measure, print a table and return 0; a file that cannot be written exits with code 2."""
-    parser = argparse.ArgumentParser("lit-metarl study meta_gradient", description="Exact quality of meta-gradients.")
-    parser.add_argument("--write", metavar="FILE", help=f"put the table between {' and '.join(markers(BLOCK))} of FILE")
-    args = parser.parse_args(arguments)
-    text = markdown({estimator.name: measure(estimator) for estimator in ESTIMATORS})
-    sys.stdout.write(text)
-    if args.write:
-        try:
-            write_block(args.write, BLOCK, text)
-        except ReportError as error:
-            parser.error(str(error))
-    return 0
+def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Settings of ``lit-metarl study meta_gradient``, which has none of its own."""
+    return parser.parse_args(words)
 
 
-def markdown(rows: dict[str, Quality]) -> str:
-    """The table, with how to read it below."""
-    lines = [f"| {n} | {_percent(q.bias)} | {_percent(q.direction)} | {q.variance:.3g} |" for n, q in rows.items()]
-    table = "\n".join(["| estimator | bias | of direction | variance |", "| --- | ---: | ---: | ---: |", *lines])
-    return f"""{table}
-
+def run(args: argparse.Namespace) -> Section:
+    """The quality of every estimator of :data:`ESTIMATORS`."""
+    qualities = {estimator.name: measure(estimator) for estimator in ESTIMATORS}
+    lines = [
+        [name, percent(q.bias, EXACT), percent(q.direction, EXACT), f"{q.variance:.3g}"]
+        for name, q in qualities.items()
+    ]
+    note = f"""\
 Exact, by listing every inner and outer batch of a random MDP (2 states, 2 actions, {HORIZON} steps, γ = {GAMMA:g}, \
 seed {SEED}; α = {ALPHA:g}) as tasks of the algorithm itself: {SIZE} inner trajectories a step, one step unless the \
 row says two; 1 outer trajectory and no baseline, but 2 where the row begins with a baseline. Truth: the gradient of \
@@ -231,9 +222,5 @@ the mean return after the very adaptation that the row runs. Bias: norm of the m
 over entries. E-MAML, `cross_task` and the first of two rounds of `leave_one_out` compare with infinitely many tasks. \
 First round only: as the released code scores. Exact value: of the initial policy, so that no trajectory enters. The \
 mean of all N trajectories contains their own returns, which shrinks a gradient to 1 − 1/N; normalising, here without \
-a baseline, divides it by each task's own spread.
-"""
-
-
-def _percent(bias: float) -> str:
-    return "0" if bias < EXACT else f"{100 * bias:.2g} %"
+a baseline, divides it by each task's own spread."""
+    return Section(markdown_table(["estimator", "bias", "of direction", "variance"], lines, numbers=True), [note])

@@ -8,7 +8,7 @@ import pytest
 from mlflow.entities import Metric
 from report_cases import CHEETAH, add_run
 
-from lit_metarl.reports.study import main
+from lit_metarl.reports.command import main
 from lit_metarl.tracking import connect
 
 
@@ -27,7 +27,18 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_table_and_picture(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = tmp_path / "README.md"
     document.write_text("<!-- rank:begin -->\n<!-- rank:end -->\n")
-    arguments = ["ntk", "--root", str(root), "--at", "7000", "10000", "20000", "--figure", str(tmp_path / "figures")]
+    arguments = [
+        "study",
+        "ntk",
+        "--root",
+        str(root),
+        "--at",
+        "7000",
+        "10000",
+        "20000",
+        "--figure",
+        str(tmp_path / "figures"),
+    ]
     assert main([*arguments, "--block", "rank", "--write", str(document)]) == 0
     printed = capsys.readouterr().out
     # At 7,000 the last measurement is that of 5,000 steps; nobody got to 20,000.
@@ -38,5 +49,5 @@ def test_table_and_picture(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_runs_without_the_monitor_are_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ntk", "--root", str(root), "--experiment", "without"]) == 2
+    assert main(["study", "ntk", "--root", str(root), "--experiment", "without"]) == 2
     assert "has ntk/ratio" in capsys.readouterr().err

@@ -7,40 +7,64 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from report_cases import code_of
 
 from lit_metarl.algorithms import MAML, SGMRL
 from lit_metarl.data.trajectories import TaskSimulator
 from lit_metarl.envs.locomotion_tasks import Direction
 from lit_metarl.nn import GaussianMLP
-from lit_metarl.reports import meta_timing
-from lit_metarl.reports.benchmark import main
-from lit_metarl.reports.document import markers
-from lit_metarl.reports.meta_benchmark import BLOCK, COLLECTION_TASKS, COMPARISONS, Result, measure, parse, report
-from lit_metarl.reports.meta_timing import PARTS, Measured, Memory, resident, spread, time_bare, time_collection
-from lit_metarl.reports.timing import OTHER
+from lit_metarl.reports.benchmarks import meta_timing, physics
+from lit_metarl.reports.benchmarks.meta import COMPARISONS, table_of
+from lit_metarl.reports.benchmarks.meta_timing import (
+    COLLECTION_TASKS,
+    Measured,
+    Memory,
+    Result,
+    measure,
+    time_bare,
+    time_collection,
+)
+from lit_metarl.reports.benchmarks.timing import META_PARTS, OTHER, resident, spread
+from lit_metarl.reports.command import main, parse
+from lit_metarl.reports.section import markers
 
-TINY = ["--tasks", "2", "--trajectories", "2", "--horizon", "3", "--rounds", "1", "--threads", "1", "--hidden", "4"]
+TINY = [
+    "benchmark",
+    "meta",
+    "--tasks",
+    "2",
+    "--trajectories",
+    "2",
+    "--horizon",
+    "3",
+    "--rounds",
+    "1",
+    "--threads",
+    "1",
+    "--hidden",
+    "4",
+]
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")  # nothing is evaluated
 NAMES = {name for pair in COMPARISONS for name in pair[:2]}
 
 
 def measured(iteration: float, bare: float, **own: float) -> Measured:
     """Written out: a quarter of an iteration each is physics, adaptation, update and Lightning."""
-    parts = dict.fromkeys(PARTS, 0.0)
+    parts = dict.fromkeys(META_PARTS, 0.0)
     parts |= dict.fromkeys(("physics", "adaptation", "update", OTHER), iteration / 4)
     return Measured(1000, parts, bare, own, {40: 1e-5, 400: 2e-5})
 
 
 @pytest.fixture(scope="module")
 def result() -> Result:
-    return measure(parse(TINY)[0])
+    return measure(parse(TINY)[1])
 
 
 def test_every_round_measures_everything(result: Result) -> None:
     assert len(result.measured) == 1  # the round that warms up is dropped
     (one,) = result.measured
     assert one.env_steps == 2 * 2 * 3 * 2  # tasks × trajectories × steps × rounds of an iteration
-    assert tuple(one.parts) == tuple(PARTS)
+    assert tuple(one.parts) == tuple(META_PARTS)
     assert min(one.parts.values()) > 0
     assert one.iteration == pytest.approx(sum(one.parts.values()))
     assert one.bare > 0
@@ -76,7 +100,7 @@ def test_the_text_says_what_is_reached() -> None:
     memory = Memory()
     memory.baseline, memory.peak = 0.5, 1.25
     settings = {"robot": "ant", "tasks": 3, "trajectories": 2, "horizon": 5, "rounds": 1, "hidden": [8, 4]}
-    text = report(Result(settings, {"threads": 2, "cpus": 2, "load": 0.1}, memory, [measured(8.0, 7.0, **own)]))
+    text = table_of(Result(settings, {"threads": 2, "cpus": 2, "load": 0.1}, memory, [measured(8.0, 7.0, **own)]))
     lines = {line.split("   ")[0].strip(): " ".join(line.split()) for line in text.splitlines()}
     assert "others use the CPUs" not in text
     assert "3 tasks × 2 trajectories × 5 steps" in text
@@ -96,7 +120,7 @@ def test_bare_physics_takes_as_many_steps_with_the_same_controls(monkeypatch: py
     data = simulator.run(lambda obs: (constant, torch.zeros(2, 3)))
     batches = []
 
-    class Spy(meta_timing.Batch):
+    class Spy(physics.Batch):
         def __init__(self, *args: object) -> None:
             super().__init__(*args)
             self.steps: list[int] = []
@@ -112,7 +136,7 @@ def test_bare_physics_takes_as_many_steps_with_the_same_controls(monkeypatch: py
             self.ctrl_seen = super().bind(name)
             return self.ctrl_seen
 
-    monkeypatch.setattr(meta_timing, "Batch", Spy)
+    monkeypatch.setattr(physics, "Batch", Spy)
     threads = torch.get_num_threads()
     assert time_bare(simulator, [data, data]) > 0
     assert torch.get_num_threads() == threads
@@ -148,16 +172,15 @@ def test_an_algorithm_starts_from_the_parameters_that_collected() -> None:
 def test_write_puts_the_text_into_a_document(
     tmp_path: Path, result: Result, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lit_metarl.reports.meta_benchmark.measure", lambda args: result)
-    begin, end = markers(BLOCK)
+    monkeypatch.setattr("lit_metarl.reports.benchmarks.meta_timing.measure", lambda args: result)
+    begin, end = markers("meta-benchmark")
     file = tmp_path / "speed.md"
     file.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    assert main(["meta", *TINY, "--write", str(file)]) == 0
+    assert main([*TINY, "--write", str(file)]) == 0
     text = capsys.readouterr().out
-    assert all(word in text for word in (*PARTS, *NAMES))
+    assert all(word in text for word in (*META_PARTS, *NAMES))
     assert file.read_text() == f"before\n{begin}\n\n```text\n{text}```\n{end}\nafter\n"
-    with pytest.raises(SystemExit, match="2"):
-        main(["meta", *TINY, "--write", str(tmp_path / "nowhere.md")])
+    assert main([*TINY, "--write", str(tmp_path / "nowhere.md")]) == 2
     assert "nowhere.md" in capsys.readouterr().err
 
 
@@ -173,9 +196,7 @@ def test_write_puts_the_text_into_a_document(
 )
 def test_bad_values_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
-    with pytest.raises(SystemExit) as stop:
-        main(["meta", *TINY, *arguments])
-    assert stop.value.code == 2
+    assert code_of([*TINY, *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert torch.get_num_threads() == threads

@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_cases import CHEETAH, WALKER, add_run
+from report_cases import CHEETAH, WALKER, add_run, code_of
 
-from lit_metarl.reports.curves import ReportError, read_runs
-from lit_metarl.reports.document import markers, write_block
-from lit_metarl.reports.results import BLOCK, by_group, main, make_rows
+from lit_metarl.reports.command import main
+from lit_metarl.reports.section import markers
+from lit_metarl.reports.tables.curves import read_runs
+from lit_metarl.reports.tables.results import by_group, make_rows
 from lit_metarl.tracking import MLflowLogger, connect
 
 SLOPES = [1.0, 2.0, 4.0, 30.0]  # return of seed i at a step: slope · step / 1000
 
-BEGIN, END = markers(BLOCK)
+BEGIN, END = markers("results")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def report(root: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, str]]:
     """Run the command; returns the lines of the printed table as column → cell."""
-    assert main(["--root", str(root), *arguments]) == 0
+    assert main(["report", "--root", str(root), *arguments]) == 0
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.replace("\\|", "¦").strip("|").split("|")] for line in lines]
@@ -43,7 +44,7 @@ def report(root: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> l
 
 
 def error(root: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(["--root", str(root), *arguments]) == 2
+    assert main(["report", "--root", str(root), *arguments]) == 2
     return capsys.readouterr().err
 
 
@@ -93,7 +94,7 @@ def test_equal_settings_share_a_hash(root: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_at_given_steps(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--root", str(root), "--experiment", "equal", "wide|er", "--at", "5e4", "100000"]) == 0
+    assert main(["report", "--root", str(root), "--experiment", "equal", "wide|er", "--at", "5e4", "100000"]) == 0
     printed = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split(" | ")] for line in printed.splitlines() if line.startswith("| ")]
     assert [row[3] for row in rows[2:]] == ["50,000", "100,000", "50,000"]
@@ -140,16 +141,6 @@ def test_write_replaces_the_block_and_nothing_else(
     assert file.read_text() == first
 
 
-@pytest.mark.parametrize("text", ["", BEGIN, END, f"{END}{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
-def test_write_without_the_markers_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text(text)
-    with pytest.raises(ReportError, match=f"{BEGIN} and {END}"):
-        write_block(tmp_path / "README.md", BLOCK, "table")
-    assert (tmp_path / "README.md").read_text() == text
-    with pytest.raises(ReportError, match=r"Cannot use .*absent\.md: No such file"):
-        write_block(tmp_path / "absent.md", BLOCK, "table")
-
-
 def test_errors_say_what_there_is(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = error(root, capsys, "--experiment", "smal")
     assert "No experiment 'smal'" in message
@@ -157,9 +148,11 @@ def test_errors_say_what_there_is(root: Path, tmp_path: Path, capsys: pytest.Cap
     assert "none at all" in error(root, capsys, "--experiment", "Default")
     assert "There is no store in" in error(tmp_path / "absent", capsys)
     assert not (tmp_path / "absent").exists()
-    assert "Cannot write" in error(root, capsys, "--json", str(tmp_path / "absent" / "rows.json"))
-    with pytest.raises(SystemExit, match="2"):
-        main(["--at", "1.5"])
+    (tmp_path / "file").touch()
+    assert "Cannot write" in error(root, capsys, "--curves", str(tmp_path / "file"))
+    assert code_of(["report", "--json", str(tmp_path / "absent" / "rows.json")]) == 2
+    assert "rows.json cannot be written; name a file in a writable folder" in capsys.readouterr().err
+    assert code_of(["report", "--at", "1.5"]) == 2
 
 
 def test_later_points_count_and_runs_that_trained_nothing_do_not(tmp_path: Path) -> None:

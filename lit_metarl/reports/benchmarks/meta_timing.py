@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
+import argparse
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mujoco.batch import Batch
+from lightning.pytorch import seed_everything
 
+from lit_metarl.algorithms import FOMAML, MAML, SGMRL, ProMP, ProMPTayPO2
+from lit_metarl.data import TrajectoryDataModule
+from lit_metarl.data.trajectories import TaskSimulator
 from lit_metarl.envs.base import one_torch_thread
-from lit_metarl.reports.timing import OTHER, Clock
+from lit_metarl.envs.locomotion_tasks import Direction
+from lit_metarl.nn import GaussianMLP
+from lit_metarl.optim import SGMRLCorrection
+from lit_metarl.reports.arguments import blame
+from lit_metarl.reports.benchmarks.physics import BarePhysics
+from lit_metarl.reports.benchmarks.timing import META_PARTS, OTHER, Clock, resident
+from lit_metarl.reports.benchmarks.training import describe, fit, quiet_threads
 
-PARTS = {  # of a meta-iteration → what they are
-    "physics": "mujoco.batch within the environments",
-    "environments": "resets, observations, rewards, checks",
-    "acting": "the tasks' policies, all at once",
-    "collecting": "what is left of it: recording, scaling of actions, tasks",
-    "adaptation": "between the rounds, baseline and advantages included",
-    "update": "credits, meta-gradient and optimizer; baseline and advantages of all rounds",
-    OTHER: "its loop, and logging",
-}
+COLLECTION_TASKS = (2, 20, 200)  # times --trajectories: the environments whose steps should cost the same
+MEMORY_ITERATIONS = 2  # the second collects while the first one's data is still held
 SMALL = 10  # a collection has at least 1/10 of the largest one's steps, repeated if need be
 
 
-class Spread(NamedTuple):
-    """Of one number over the rounds."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass
+@dataclass(frozen=True)
 class Measured:
     """Seconds of one round.
 
     Attributes:
         env_steps: of the meta-iteration, those after an episode's end not counted.
-        parts: the iteration, by part of :data:`PARTS`.
+        parts: the iteration, by part of :data:`~lit_metarl.reports.benchmarks.timing.META_PARTS`.
         bare: bare physics of as many batch steps.
         own: adaptation and update of each algorithm on the iteration's data.
         collection: a single environment step of collecting, by number of environments.
@@ -56,11 +49,11 @@ class Measured:
 
     @property
     def iteration(self) -> float:
-        """The whole meta-iteration."""
+        """Seconds of the whole meta-iteration."""
         return sum(self.parts.values())
 
     def iteration_of(self, name: str) -> float:
-        """The same with adaptation and update of algorithm ``name``."""
+        """Seconds of the meta-iteration with adaptation and update of algorithm ``name``."""
         return self.iteration - self.parts["adaptation"] - self.parts["update"] + self.own[name]
 
 
@@ -144,23 +137,14 @@ class Memory:
         self.peak = resident("VmHWM")
 
 
-def resident(field: str) -> float:
-    """``VmRSS``, now, or ``VmHWM``, at most so far, of this process in GiB; NaN where there is no ``/proc``."""
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
-    kib = [int(line.split()[1]) for line in lines if line.startswith(f"{field}:")]
-    return kib[0] / 2**20 if kib else float("nan")
-
-
 def wrap_parts(data: Any, module: Any) -> Clock:
     """A clock of every part of an iteration; some hundred readings in seconds, so it costs nothing."""
-    clock = Clock(lambda: None)
-    clock.seconds = dict.fromkeys(PARTS, 0.0)
+    clock = Clock(lambda: None, META_PARTS)
     env = data.simulator.env
     clock.wrap(data, "next_batch", "collecting")
     for name in ("step", "reset"):
         clock.wrap(env, name, "environments")
-    clock.wrap(env._sim, "step", "physics")
+    clock.wrap(env.simulation, "step", "physics")
     clock.wrap(module, "sample_actions", "acting")
     clock.wrap(module, "adapt", "adaptation")
     clock.wrap(module, "training_step", "update")
@@ -170,23 +154,14 @@ def wrap_parts(data: Any, module: Any) -> Clock:
 
 def time_bare(simulator: Any, rounds: Sequence[Any]) -> float:
     """Seconds of ``mujoco.batch`` for the steps and the actions of ``rounds``, from new states of the same kind."""
-    env = simulator.env
-    batch = Batch(env._sim.model, env.num_envs, env._sim.threads)
-    ctrl = batch.bind("ctrl")
-    low, high = env._sim.model.actuator_ctrlrange.T
-    seconds = 0.0
+    bare, seconds = BarePhysics(simulator.env), 0.0
     for trajectories in rounds:
         steps = int(trajectories.mask.amax((0, 1)).sum())
         action = np.clip(simulator.action_scale * trajectories.action.flatten(0, 1)[:, :steps].double().numpy(), -1, 1)
-        native = np.ascontiguousarray(((high + low) / 2 + (high - low) / 2 * action).swapaxes(0, 1))
-        env.reset()
-        batch.state[...] = env._sim.state().numpy()
+        controls = np.ascontiguousarray(bare.native(action).swapaxes(0, 1))
+        bare.begin()
         with one_torch_thread():
-            began = time.perf_counter()
-            for row in native:
-                ctrl[...] = row
-                batch.step(nstep=env.robot.frame_skip)
-            seconds += time.perf_counter() - began
+            seconds += bare.run(controls)
     return seconds
 
 
@@ -212,10 +187,54 @@ def time_collection(simulator: Any, module: Any, generator: torch.Generator, tim
     return (time.perf_counter() - began) / steps
 
 
-def spread(values: Iterable[float]) -> Spread:
-    """Of one number per round; ratios are taken within a round."""
-    listed = list(values)
-    return Spread(median(listed), min(listed), max(listed))
+class Result(NamedTuple):
+    """All that is measured."""
+
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    memory: Memory
+    measured: list[Measured]
+
+
+def measure(args: argparse.Namespace) -> Result:
+    """All that is measured: memory first, on iterations alone, then the rounds.
+
+    Raises:
+        ReportError, ConfigError, EnvError: the tasks cannot be built or trained on.
+        DivergenceError: adaptation left the finite numbers.
+    """
+    with quiet_threads(args.threads):
+        return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> Result:
+    seed_everything(0, verbose=False)
+    with blame("--robot"):
+        family = Direction(args.robot, max_episode_steps=args.horizon, threads=args.threads or 0)
+    described, memory = describe(args), Memory()
+    data = TrajectoryDataModule(family, args.tasks, args.trajectories, epoch_iterations=1)
+    sizes: dict[str, Any] = {"obs_dim": data.obs_dim, "action_dim": data.action_dim, "policy": GaussianMLP(args.hidden)}
+    maml = MAML(**sizes)
+    fit(args, maml, MEMORY_ITERATIONS, memory.hooks(), datamodule=data)
+    simulators = [
+        TaskSimulator(family, tasks, args.trajectories, 0, data.action_scale, False) for tasks in COLLECTION_TASKS
+    ]
+    rounds = Rounds(data, _algorithms(sizes), simulators)
+    fit(args, maml, args.rounds + 1, rounds.hooks(), datamodule=data)
+    return Result(described["settings"], described["machine"], memory, rounds.measured[1:])  # the first one warms up
+
+
+def _algorithms(sizes: dict[str, Any]) -> dict[str, Any]:
+    """Modules to compare, by the names of :data:`~lit_metarl.reports.benchmarks.meta.COMPARISONS`."""
+    return {
+        "MAML": MAML(**sizes),
+        "FO-MAML": FOMAML(**sizes),
+        "SG-MRL, cross_task": SGMRL(**sizes, correction=SGMRLCorrection("cross_task")),
+        "SG-MRL, leave_one_out": SGMRL(**sizes, correction=SGMRLCorrection("leave_one_out")),
+        "SG-MRL, first_order": SGMRL(**sizes, correction=SGMRLCorrection("first_order")),
+        "ProMP": ProMP(**sizes),
+        "ProMP-TayPO-2": ProMPTayPO2(**sizes),
+    }
 
 
 def _log_every_iteration(trainer: Any, module: Any, stage: str) -> None:

@@ -7,17 +7,15 @@ round.
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING
 
-from lit_metarl.reports.benchmark import describe, fit, positive
-from lit_metarl.reports.document import ReportError, markers, write_block
-from lit_metarl.reports.meta_timing import PARTS, Measured, Memory, Rounds, Spread, spread
+from lit_metarl.reports.arguments import positive
+from lit_metarl.reports.benchmarks.timing import META_PARTS, Spread, is_busy, spread
+from lit_metarl.reports.section import Section
 
-BLOCK = "meta-benchmark"  # of the README
-COLLECTION_TASKS = (2, 20, 200)  # times --trajectories: the environments whose steps should cost the same
-MEMORY_ITERATIONS = 2  # the second collects while the first one's data is still held
+if TYPE_CHECKING:
+    from lit_metarl.reports.benchmarks.meta_timing import Measured, Memory, Result
+
 SPEED_GOAL = 0.85  # of bare physics
 MEMORY_GOAL = 1.5  # GiB, the whole process
 COMPARISONS = (  # algorithm, reference, goal of the ratio of their iteration times
@@ -29,20 +27,8 @@ COMPARISONS = (  # algorithm, reference, goal of the ratio of their iteration ti
 )
 
 
-class Result(NamedTuple):
-    """All that is measured."""
-
-    settings: dict[str, Any]
-    machine: dict[str, Any]
-    memory: Memory
-    measured: list[Measured]
-
-
-def parse(arguments: list[str]) -> tuple[argparse.Namespace, Callable[[str], NoReturn]]:
-    """The settings, and how to refuse those that only turn out later not to work (exit code 2)."""
-    parser = argparse.ArgumentParser(
-        "lit-metarl benchmark meta", description="Time meta-iterations on a robot that runs forward or backward."
-    )
+def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Settings of ``lit-metarl benchmark meta``."""
     add = parser.add_argument
     add("--tasks", type=positive, default=40, help="tasks of an iteration")
     add("--trajectories", type=positive, default=20, help="trajectories of a task, before adaptation and after it")
@@ -51,97 +37,27 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Callable[[str], NoR
     add("--threads", type=positive, help="threads of torch and of the simulator; all CPUs if not given")
     add("--robot", default="half_cheetah", help="a robot of the task family Direction")
     add("--hidden", type=positive, nargs="+", default=[64, 64], help="widths of the policy")
-    add("--write", metavar="FILE", help=f"put the text between {' and '.join(markers(BLOCK))} of FILE")
     parser.set_defaults(accelerator="cpu")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(words)
     if args.tasks < 2:
         parser.error("argument --tasks: a credit across tasks needs at least 2")
-    return args, parser.error
+    return args
 
 
-def main(arguments: list[str]) -> int:
-    """Measure, print the text and return 0; bad values exit with code 2 and say which."""
-    args, refuse = parse(arguments)
-    import torch
-
-    from lit_metarl.cli import quieten
-    from lit_metarl.envs.base import EnvError
-    from lit_metarl.types import ConfigError, DivergenceError
-
-    quieten()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads or threads)
-    try:
-        text = report(measure(args))
-    except (ConfigError, DivergenceError, EnvError) as error:
-        refuse(str(error))
-    finally:
-        torch.set_num_threads(threads)
-    sys.stdout.write(text)
-    if args.write:
-        try:
-            write_block(args.write, BLOCK, f"```text\n{text}```")
-        except ReportError as error:
-            refuse(str(error))
-    return 0
-
-
-def measure(args: argparse.Namespace) -> Result:
-    """Everything: memory first, on iterations alone, then the rounds.
+def run(args: argparse.Namespace) -> Section:
+    """Speed and memory of meta-iterations.
 
     Raises:
-        ConfigError, EnvError: the tasks cannot be built or trained on.
+        ReportError, ConfigError, EnvError: the tasks cannot be built or trained on.
         DivergenceError: adaptation left the finite numbers.
     """
-    from lightning.pytorch import seed_everything
+    from lit_metarl.reports.benchmarks.meta_timing import measure  # not for a misspelt option
 
-    from lit_metarl.algorithms import MAML
-    from lit_metarl.data import TrajectoryDataModule
-    from lit_metarl.data.trajectories import TaskSimulator
-    from lit_metarl.nn import GaussianMLP
-
-    seed_everything(0, verbose=False)
-    described, family, memory = describe(args), _family(args), Memory()
-    data = TrajectoryDataModule(family, args.tasks, args.trajectories, epoch_iterations=1)
-    sizes: dict[str, Any] = {"obs_dim": data.obs_dim, "action_dim": data.action_dim, "policy": GaussianMLP(args.hidden)}
-    maml = MAML(**sizes)
-    fit(args, maml, MEMORY_ITERATIONS, memory.hooks(), datamodule=data)
-    simulators = [
-        TaskSimulator(family, tasks, args.trajectories, 0, data.action_scale, False) for tasks in COLLECTION_TASKS
-    ]
-    rounds = Rounds(data, _algorithms(sizes), simulators)
-    fit(args, maml, args.rounds + 1, rounds.hooks(), datamodule=data)
-    return Result(described["settings"], described["machine"], memory, rounds.measured[1:])  # the first one warms up
+    return Section(table_of(measure(args)), preformatted=True)
 
 
-def _family(args: argparse.Namespace) -> Any:
-    from lit_metarl.envs.locomotion_tasks import Direction
-    from lit_metarl.types import ConfigError
-
-    try:
-        return Direction(args.robot, max_episode_steps=args.horizon, threads=args.threads or 0)
-    except ValueError as error:
-        raise ConfigError(f"argument --robot: {error}") from error
-
-
-def _algorithms(sizes: dict[str, Any]) -> dict[str, Any]:
-    """What is compared, by the names of :data:`COMPARISONS`."""
-    from lit_metarl.algorithms import FOMAML, MAML, SGMRL, ProMP, ProMPTayPO2
-    from lit_metarl.optim import SGMRLCorrection
-
-    return {
-        "MAML": MAML(**sizes),
-        "FO-MAML": FOMAML(**sizes),
-        "SG-MRL, cross_task": SGMRL(**sizes, correction=SGMRLCorrection("cross_task")),
-        "SG-MRL, leave_one_out": SGMRL(**sizes, correction=SGMRLCorrection("leave_one_out")),
-        "SG-MRL, first_order": SGMRL(**sizes, correction=SGMRLCorrection("first_order")),
-        "ProMP": ProMP(**sizes),
-        "ProMP-TayPO-2": ProMPTayPO2(**sizes),
-    }
-
-
-def report(result: Result) -> str:
-    """The text for people."""
+def table_of(result: Result) -> str:
+    """Lines of fixed width with everything in ``result``."""
     settings, machine = result.settings, result.machine
     lines = [
         f"{settings['robot']}, direction · {settings['tasks']} tasks × {settings['trajectories']} trajectories × "
@@ -149,12 +65,12 @@ def report(result: Result) -> str:
         f"cpu · {machine['threads']} threads of {machine['cpus']} CPUs · load {machine['load']:.1f} · "
         f"medians of {settings['rounds']} rounds (in brackets: all rounds)",
     ]
-    if machine["load"] + machine["threads"] > machine["cpus"] + 0.5:
+    if is_busy(machine):
         lines.append("others use the CPUs: the times are too long, those with several threads most")
     sections = (_speed(result.measured), _comparison(result.measured), _memory(result.memory))
     for section in (*sections, _collection(result.measured)):
         lines += ["", *section]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _speed(measured: list[Measured]) -> list[str]:
@@ -170,7 +86,7 @@ def _speed(measured: list[Measured]) -> list[str]:
         f"whole to bare         {_row(ratio, 9, 3)} goal ≥ {SPEED_GOAL}: {_verdict(ratio.median >= SPEED_GOAL)}",
         "",
         f"{'part':<14}{'share':>8}{'ms':>10}",
-        *(f"{name:<14}{100 * s / total:>6.1f} %{1e3 * s:>10.1f}   {PARTS[name]}" for name, s in parts.items()),
+        *(f"{name:<14}{100 * s / total:>6.1f} %{1e3 * s:>10.1f}   {META_PARTS[name]}" for name, s in parts.items()),
     ]
 
 

@@ -1,18 +1,21 @@
+"""What the benchmark of SAC measures and what it refuses; never how fast anything is."""
+
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from report_cases import code_of
 
-from lit_metarl.reports.benchmark import BLOCK, main, make_factory
-from lit_metarl.reports.document import markers
-from lit_metarl.reports.timing import OTHER, PARTS, Clock
+from lit_metarl.reports.benchmarks.sac_timing import make_factory
+from lit_metarl.reports.benchmarks.timing import PARTS
+from lit_metarl.reports.command import main
+from lit_metarl.reports.section import markers
 
-TINY = ["--steps", "20", "--rounds", "1", "--hidden", "16", "--batch-size", "8", "--threads", "1"]
+TINY = ["benchmark", "--steps", "20", "--rounds", "1", "--hidden", "16", "--batch-size", "8", "--threads", "1"]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),  # fewer than between two points of a curve
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),  # nothing is evaluated
@@ -64,48 +67,6 @@ def test_updates_only(tmp_path: Path) -> None:
     assert large["updates"]["ms_per_update"] > 2 * small["updates"]["ms_per_update"] > 0
 
 
-class Nested:
-    def outer(self) -> str:
-        time.sleep(0.02)
-        return self.inner()
-
-    def inner(self) -> str:
-        time.sleep(0.06)
-        return "result"
-
-
-def test_clock_counts_a_nested_call_once() -> None:
-    synchronised, nested = [], Nested()
-    began = time.perf_counter()
-    clock = Clock(lambda: synchronised.append(1))
-    clock.wrap(nested, "outer", "collector")
-    clock.wrap(nested, "inner", "simulator")
-    assert nested.outer() == "result"
-    clock.unwrap()
-    elapsed = time.perf_counter() - began
-    assert len(synchronised) == 5  # in and out of both, and the end
-    assert clock.seconds["collector"] >= 0.02
-    assert clock.seconds["simulator"] >= 0.06
-    assert sum(clock.seconds.values()) <= elapsed  # counted twice, the inner call would exceed it
-    assert sum(clock.seconds.values()) == pytest.approx(elapsed, abs=0.01)
-    assert not vars(nested)  # nothing is left on it
-    counted = dict(clock.seconds)
-    nested.outer()
-    assert clock.seconds == counted
-
-
-def test_clock_goes_on_after_an_error() -> None:
-    class Broken:
-        def step(self) -> None:
-            raise ValueError("diverged")
-
-    broken, clock = Broken(), Clock(lambda: None)
-    clock.wrap(broken, "step", "simulator")
-    with pytest.raises(ValueError, match="diverged"):
-        broken.step()
-    assert clock.switch(OTHER) == OTHER
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -122,9 +83,7 @@ def test_clock_goes_on_after_an_error() -> None:
     ],
 )
 def test_bad_values_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([*TINY, *arguments])
-    assert stop.value.code == 2
+    assert code_of([*TINY, *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -133,11 +92,10 @@ def test_threads_reach_the_simulator() -> None:
 
 
 def test_write_puts_the_printed_table_into_a_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    begin, end = markers(BLOCK)
+    begin, end = markers("benchmark")
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     run(tmp_path / "a.json", "--updates-only", "--write", str(readme))
     assert readme.read_text() == f"before\n{begin}\n\n```text\n{capsys.readouterr().out}```\n{end}\nafter\n"
-    with pytest.raises(SystemExit, match="2"):
-        main([*TINY, "--updates-only", "--write", str(tmp_path / "nowhere.md")])
+    assert main([*TINY, "--updates-only", "--write", str(tmp_path / "nowhere.md")]) == 2
     assert "nowhere.md" in capsys.readouterr().err

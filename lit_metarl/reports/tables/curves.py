@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lit_metarl.reports.document import ReportError
-from lit_metarl.reports.statistics import Array
+from lit_metarl.reports.section import ReportError, blank_figure
+from lit_metarl.reports.tables.statistics import Array
 from lit_metarl.tracking import connect
 from lit_metarl.tracking.store import DATABASE
 
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def group(self) -> tuple[str, str, str, str]:
-        """What runs that differ only by their seed have in common."""
+        """Experiment, environment, algorithm and config, which runs that differ only by their seed have in common."""
         return self.experiment, self.environment, self.algorithm, self.config
 
     def reached(self, step: int) -> bool:
@@ -69,7 +69,7 @@ class Run:
         return float(counted.mean()) if len(counted) else math.nan
 
     def mean_return_before(self, after: float, until: float) -> float | None:
-        """The same before adaptation; None if this is no meta-learner's run."""
+        """Mean return before adaptation over ``after < step ≤ until``; None if this is no meta-learner's run."""
         if self.before is None:
             return None
         return float(self.before[(self.steps > after) & (self.steps <= until)].mean())
@@ -193,7 +193,7 @@ def published_scores(environment: str) -> dict[int, Published]:
 @lru_cache(maxsize=1)
 def _published() -> Mapping[str, Mapping[int, Published]]:
     table: dict[str, dict[int, Published]] = {}
-    text = files("lit_metarl.reports").joinpath("published.csv").read_text(encoding="utf-8")
+    text = files("lit_metarl.reports.tables").joinpath("published.csv").read_text(encoding="utf-8")
     for row in csv.DictReader(text.splitlines()):
         score = Published(float(row["mean"]), float(row["minimum"]), float(row["maximum"]), int(row["seeds"]))
         table.setdefault(row["task"], {})[int(row["steps"])] = score
@@ -213,38 +213,32 @@ def common_curve(runs: Sequence[Run]) -> tuple[Array, Array]:
     return steps, np.stack([np.interp(steps, run.steps, run.returns) for run in runs])
 
 
-def draw_curves(groups: Sequence[tuple[str, Sequence[Run]]], folder: Path | str, metric: str = RETURN) -> list[Path]:
-    """Draw one PNG per environment: mean over seeds, band from the lowest to the highest seed, published scores.
+def draw_curves(groups: Sequence[tuple[str, Sequence[Run]]], folder: Path, metric: str = RETURN) -> dict[Path, Any]:
+    """One figure per environment: mean over seeds, band from the lowest to the highest seed, published scores.
 
     Args:
         groups: label and runs of one environment, one a seed; an experiment has the same colour in all pictures.
-        folder: created if need be.
+        folder: of the files.
         metric: what the runs were read with.
 
     Returns:
-        The files, ``<folder>/<environment with _ for />.png``; of another metric than the return with ``_<metric>``.
+        Figures by file, ``<folder>/<environment with _ for />.png``; of another metric than the return with
+        ``_<metric>``.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     experiments = list(dict.fromkeys(runs[0].experiment for _, runs in groups))
-    paths = []
+    figures = {}
     for environment in sorted({runs[0].environment for _, runs in groups}):
         here = [(label, runs) for label, runs in groups if runs[0].environment == environment]
         name = environment if metric == RETURN else f"{environment}_{metric}"
-        paths.append(folder / f"{name.replace('/', '_')}.png")
-        _figure(environment, here, experiments, metric).savefig(paths[-1], dpi=150)
-    return paths
+        figures[folder / f"{name.replace('/', '_')}.png"] = figure_of(environment, here, experiments, metric)
+    return figures
 
 
-def _figure(
+def figure_of(
     environment: str, groups: Sequence[tuple[str, Sequence[Run]]], experiments: Sequence[str], metric: str = RETURN
 ) -> Any:
-    # not pyplot: it would choose a window system, and keep every figure alive
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    """The figure of one environment, with the colours of ``experiments``; see :func:`draw_curves`."""
+    figure = blank_figure(6.4, 4.0)
     axes = figure.add_subplot()
     styles: dict[str, int] = {}
     for label, runs in groups:

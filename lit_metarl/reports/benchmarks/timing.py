@@ -1,0 +1,93 @@
+"""Readings of the benchmarks: time by part of a training loop, its spread over rounds, memory, load."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from functools import wraps
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+OTHER = "Lightning"
+PARTS = ("simulator", "acting", "replay", "collector", "updates", "logging", OTHER)  # of SAC's loop
+META_PARTS = {  # of a meta-iteration → their content
+    "physics": "mujoco.batch within the environments",
+    "environments": "resets, observations, rewards, checks",
+    "acting": "the tasks' policies, all at once",
+    "collecting": "what is left of it: recording, scaling of actions, tasks",
+    "adaptation": "between the rounds, baseline and advantages included",
+    "update": "credits, meta-gradient and optimizer; baseline and advantages of all rounds",
+    OTHER: "its loop, and logging",
+}
+
+
+class Clock:
+    """Wall time by part; a call within another counts for its own part only, so the parts add up to the whole.
+
+    Args:
+        synchronise: wait for the GPU at every switch: what a part launched is its own.
+        parts: their names, :data:`OTHER` among them.
+    """
+
+    def __init__(self, synchronise: Callable[[], None], parts: Iterable[str] = PARTS) -> None:
+        self.seconds = dict.fromkeys(parts, 0.0)
+        self._synchronise = synchronise
+        self._wrapped: list[tuple[Any, str]] = []
+        self._part, self._since = OTHER, time.perf_counter()
+
+    def switch(self, part: str) -> str:
+        """Time from now on is that of ``part``; returns the part before."""
+        self._synchronise()
+        now = time.perf_counter()
+        self.seconds[self._part] += now - self._since
+        previous, self._part, self._since = self._part, part, now
+        return previous
+
+    def wrap(self, owner: Any, name: str, part: str) -> None:
+        """Count the calls of ``owner.name`` for ``part`` until :meth:`unwrap`."""
+        method = getattr(owner, name)
+
+        @wraps(method)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            previous = self.switch(part)
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self.switch(previous)
+
+        setattr(owner, name, timed)
+        self._wrapped.append((owner, name))
+
+    def unwrap(self) -> None:
+        """Leave every object as it was."""
+        self.switch(OTHER)
+        while self._wrapped:
+            delattr(*self._wrapped.pop())
+
+
+class Spread(NamedTuple):
+    """Median, lowest and highest value of one number over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Spread of one number per round; ratios are taken within a round."""
+    listed = list(values)
+    return Spread(median(listed), min(listed), max(listed))
+
+
+def resident(field: str) -> float:
+    """``VmRSS``, now, or ``VmHWM``, at most so far, of this process in GiB; NaN where there is no ``/proc``."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
+    kib = [int(line.split()[1]) for line in lines if line.startswith(f"{field}:")]
+    return kib[0] / 2**20 if kib else float("nan")
+
+
+def is_busy(machine: dict[str, Any]) -> bool:
+    """Whether others used the CPUs of a described machine, so that all times are too long."""
+    return machine["load"] + machine["threads"] > machine["cpus"] + 0.5

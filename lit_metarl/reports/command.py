@@ -1,0 +1,126 @@
+"""``lit-metarl report``, ``compare``, ``study`` and ``benchmark``: from the command line to a section that is shown."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from typing import NamedTuple, Protocol, cast
+
+from lit_metarl.reports.section import ReportError, Section, markers, write_block
+
+
+class Report(Protocol):
+    """Interface of every module that :data:`COMMANDS` names."""
+
+    def parse(self, parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+        """Add the command's own arguments to ``parser`` and read ``words``; bad values exit with code 2."""
+
+    def run(self, args: argparse.Namespace) -> Section:
+        """The section that ``args`` ask for; a ReportError, or another error of bad input, says why there is none."""
+
+
+class Command(NamedTuple):
+    """A command that makes a section.
+
+    Attributes:
+        module: in this package.
+        block: of the README, where the section belongs.
+        description: one line.
+    """
+
+    module: str
+    block: str
+    description: str
+
+
+COMMANDS = {
+    "report": Command("tables.results", "results", "Results table of the runs in the store."),
+    "compare": Command(
+        "tables.comparison", "comparison", "Compare two experiments on the environments that both have runs on."
+    ),
+    "study estimators": Command(
+        "studies.estimators", "estimators", "Exact bias and variance of estimated gradients and Hessians."
+    ),
+    "study meta_gradient": Command(
+        "studies.meta_gradient", "meta-gradient", "Exact bias and variance of estimated meta-gradients."
+    ),
+    "study ntk": Command("studies.ntk", "ntk", "Tangent kernel of the critics over training (needs NTKMonitor)."),
+    "study preconditioning": Command(
+        "studies.preconditioning", "preconditioning", "Meta-updates and the tangent kernel of SAC's critics."
+    ),
+    "study tabular": Command(
+        "studies.tabular", "tabular", "Accuracy of off-policy estimates in random MDPs (Fig. 1 of Tang et al. 2021)."
+    ),
+    "benchmark": Command(
+        "benchmarks.sac",
+        "benchmark",
+        "Time SAC's training loop, part by part. `meta` as first argument: meta-learning.",
+    ),
+    "benchmark meta": Command(
+        "benchmarks.meta", "meta-benchmark", "Time meta-iterations on a robot that runs forward or backward."
+    ),
+}
+
+
+def parse(words: list[str]) -> tuple[Report, argparse.Namespace]:
+    """The module and the settings that ``words`` name; exits with code 2 if they cannot be, 0 after ``--help``."""
+    name = _name(words)
+    command = COMMANDS[name]
+    parser = argparse.ArgumentParser(f"lit-metarl {name}", description=command.description)
+    parser.add_argument(
+        "--write", metavar="FILE", help=f"put the table between {' and '.join(markers('NAME'))} of FILE"
+    )
+    parser.add_argument("--block", default=command.block, metavar="NAME", help="of these markers (%(default)s)")
+    report = cast(Report, import_module(f"lit_metarl.reports.{command.module}"))
+    return report, report.parse(parser, words[len(name.split()) :])
+
+
+def _name(words: list[str]) -> str:
+    """The key of :data:`COMMANDS` that ``words`` begin with."""
+    if words[0] != "study":
+        return "benchmark meta" if words[:2] == ["benchmark", "meta"] else words[0]
+    studies = {key.split()[1]: command for key, command in COMMANDS.items() if key.startswith("study ")}
+    lines = "\n".join(f"  {name:<17}{study.description}" for name, study in studies.items())
+    parser = argparse.ArgumentParser(
+        "lit-metarl study",
+        description=f"Measure a method.\n\nstudies:\n{lines}\n\n`lit-metarl study NAME --help` says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", choices=studies, help="which study")
+    return f"study {parser.parse_args(words[1:2]).name}"
+
+
+def main(words: list[str]) -> int:
+    """Run the command that ``words`` begin with; returns the exit code (2 for bad input)."""
+    report, args = parse(words)
+    from lit_metarl.envs.base import EnvError
+    from lit_metarl.tracking import TrackingError
+    from lit_metarl.types import ConfigError, DivergenceError
+
+    try:
+        show(report.run(args), args)
+    except (ReportError, ConfigError, DivergenceError, EnvError, TrackingError) as error:
+        sys.stderr.write(f"lit-metarl: error: {error}\n")
+        return 2
+    return 0
+
+
+def show(section: Section, args: argparse.Namespace) -> None:
+    """Print ``section``, save its figures, and write it into the files that ``args`` name.
+
+    Raises:
+        ReportError: a file cannot be written.
+    """
+    sys.stdout.write(section.text)
+    try:
+        for path, figure in section.figures.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=150)
+            sys.stderr.write(f"{path}\n")
+        if section.data is not None and args.json:
+            args.json.write_text(section.json, encoding="utf-8")
+    except OSError as error:
+        raise ReportError(f"Cannot write {error.filename}: {error.strerror}.") from error
+    if args.write:
+        write_block(args.write, args.block, section.markdown)

@@ -1,0 +1,46 @@
+"""From the command line to a section: commands that there are, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+from report_cases import code_of
+
+from lit_metarl.reports.command import COMMANDS, main
+
+SHORT = ["tabular", "--mdps", "1", "--states", "2", "--trajectories", "5", "--sizes", "5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["unknown"], "NAME"),
+        ([], "NAME"),
+        (["estimators", "--gamma", "2"], "--gamma"),
+        (["estimators", "--actions", "1"], "--actions"),
+        (["estimators", "--horizon", "9"], "fewer steps"),
+        (["estimators", "--seed", "-1"], "--seed"),
+        (["estimators", "--horizon", "2", "--write", "missing.md"], "missing.md"),
+        (["meta_gradient", "--gamma", "1"], "--gamma"),
+        (["tabular", "--epsilons", "0", "1"], "--epsilons"),
+        (["tabular", "--epsilons", "x"], "--epsilons"),
+        (["tabular", "--gamma", "1"], "--gamma"),
+        (["tabular", "--concentration", "0"], "--concentration"),
+        (["tabular", "--concentration", "nan"], "--concentration"),
+        (["tabular", "--mdps", "0"], "--mdps"),
+        ([*SHORT, "--write", "missing.md"], "missing.md"),
+        ([*SHORT, "--figure", "/dev/null/figures"], "/dev/null"),
+    ],
+)
+def test_bad_options_exit_with_code_two_and_one_line(arguments, message, capsys):
+    assert code_of(["study", *arguments]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_help_names_every_study(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    studies = {name.split()[1]: command for name, command in COMMANDS.items() if name.startswith("study ")}
+    assert len(studies) == 5
+    assert all(name in text and study.description in text for name, study in studies.items())
