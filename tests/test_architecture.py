@@ -39,6 +39,16 @@ MAY_ALSO_IMPORT = {
     "diagnostics/enumeration.py": {"envs", "estimators"},
 }
 PURE = {"estimators", "losses", "nn", "diagnostics"}  # torch and types only
+# Private names of third parties that have no public reading, by owner.
+PRIVATE_OF_OTHERS = {
+    "named tuples": {"_asdict", "_replace"},  # public in all but name
+    "argparse": {"_actions", "_action_groups", "_group_actions"},
+    "dm_control": {"_step_limit", "_step_count", "_reset_next_step"},
+    "Gymnasium": {"_np_random"},
+    "jsonargparse": {"_option_string_actions", "_prepare_subcommand_parser"},
+    "Lightning": {"_accelerator_connector", "_train_progress_bar", "_trainer"},
+    "torch": {"_foreach_lerp_"},
+}
 
 
 def part_of(path: Path) -> str:
@@ -94,6 +104,37 @@ def test_files_can_be_read_in_one_sitting(path: Path) -> None:
             assert lines <= (70 if node.name == "__init__" else 45), f"{path.name}:{node.lineno} {node.name}"
             calls = [n for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
             assert path.name == "__main__.py" or all(call.func.id != "print" for call in calls)
+
+
+def private_of_others(tree: ast.Module) -> set[str]:
+    """Names with a leading underscore that a module imports, or reads of something it does not define itself."""
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    nodes = list(ast.walk(tree))
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    for node in nodes:
+        if isinstance(node, ast.Attribute):
+            of_self = ast.unparse(node.value) in ("self", "cls")
+            names |= set() if of_self and node.attr in own else {node.attr}
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            names |= {part for module in modules for part in module.split(".")}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr", "delattr"):
+            names |= {str(word.value) for word in node.args[1:2] if isinstance(word, ast.Constant)}
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_private_names_stay_in_their_module(path: Path) -> None:
+    assert private_of_others(ast.parse(path.read_text())) <= set().union(*PRIVATE_OF_OTHERS.values())
+
+
+@pytest.mark.parametrize(
+    "code", ["from a import _b", "from a._b import c", "import a._b", "a._b", "self._b", "a.c._b()", "getattr(a, '_b')"]
+)
+def test_private_names_of_others_are_found(code: str) -> None:
+    assert private_of_others(ast.parse(code)) == {"_b"}
+    assert not private_of_others(ast.parse("class A:\n  def _b(self):\n    self._c = self._b(); self.d.__dict__"))
 
 
 MUTABLE = {"Problem"}  # one iteration's work, not a setting
