@@ -10,22 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_metarl.reports.arguments import positive_steps
 from lit_metarl.reports.section import Section, markdown_table
 from lit_metarl.reports.tables.curves import Run, common_curve, draw_curves, read_runs
-from lit_metarl.reports.tables.results import by_group, labelled
+from lit_metarl.reports.tables.results import add_store, by_group, labelled
 
 METRICS = ("ratio", "diagonal", "effective_rank", "eq7_margin", "eq8_margin")
 
 
 def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """Settings of ``lit-metarl study ntk``."""
+    add_store(parser)
     add = parser.add_argument
-    add("--root", default="mlruns", help="folder of the store (default: %(default)s)")
-    add("--experiment", nargs="+", default=[], metavar="NAME", help="experiments (default: all)")
     add("--metric", choices=METRICS, default="ratio", help="(default: %(default)s)")
-    add("--at", nargs="+", type=positive_steps, default=[], metavar="STEPS", help="environment steps of the table")
-    add("--all", action="store_true", help="also runs that are running or failed")
     add("--figure", metavar="DIR", default="mlruns/figures", help="folder of the pictures (default: %(default)s)")
     return parser.parse_args(words)
 

@@ -160,15 +160,20 @@ def _cells(row: Row) -> dict[str, str]:
     }
 
 
-def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
-    """Settings of ``lit-metarl report``."""
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that choose runs of a store and steps of their curves."""
     add = parser.add_argument
     add("--root", default="mlruns", help="folder of the store (default: %(default)s)")
     add("--experiment", nargs="+", default=[], metavar="NAME", help="experiments (default: all)")
     add("--at", nargs="+", type=positive_steps, default=[], metavar="STEPS", help="env steps (default: last common)")
     add("--all", action="store_true", help="also runs that are running or failed")
-    add("--json", type=writable_file, metavar="FILE", help="write the rows, with every seed, as JSON")
-    add("--curves", metavar="DIR", help="draw the learning curves, one PNG per environment")
+
+
+def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Settings of ``lit-metarl report``."""
+    add_store(parser)
+    parser.add_argument("--json", type=writable_file, metavar="FILE", help="write the rows, with every seed, as JSON")
+    parser.add_argument("--curves", metavar="DIR", help="draw the learning curves, one PNG per environment")
     return parser.parse_args(words)
 
 
