@@ -29,7 +29,7 @@ from lit_metarl.data.collector import Collector
 from lit_metarl.data.experience import ExperienceDataModule, Loader
 from lit_metarl.data.replay import Replay
 from lit_metarl.data.streams import Stream, derive_seed, global_state, load_global_state, seed_global
-from lit_metarl.data.trajectories import TaskSimulator, uniform_actions
+from lit_metarl.data.trajectories import TaskSimulator
 from lit_metarl.envs.gym import GymEnv, Gymnasium
 from lit_metarl.envs.locomotion import Locomotion, MuJoCo
 from lit_metarl.envs.locomotion_tasks import Direction, Direction2D, Goal, RandomParameters, Velocity
@@ -73,8 +73,7 @@ def replay_after(replay: Replay) -> Trace:
 
 
 def run_tasks(simulator: TaskSimulator, seed: int) -> Trace:
-    shape, generator = (simulator.num_tasks, simulator.trajectories), torch.Generator().manual_seed(seed)
-    choose = uniform_actions(shape, simulator.env.spec.action_dim, None, 0.1, generator)
+    choose = simulator.random_policy(torch.Generator().manual_seed(seed))
     simulator.set_tasks(simulator.family.sample(simulator.num_tasks, np.random.default_rng(seed)))
     return list(simulator.run(choose))
 

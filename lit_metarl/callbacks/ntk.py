@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_metarl.algorithms.base import Algorithm
-from lit_metarl.data.collector import as_float
+from lit_metarl.data.stepping import Stepper
 from lit_metarl.diagnostics.kernels import exact_kernel
 from lit_metarl.diagnostics.ntk import contraction_margins, effective_rank, ntk_ratio
 from lit_metarl.envs.base import EnvFactory
@@ -81,13 +81,13 @@ class NTKMonitor(Callback):
 def random_inputs(factory: EnvFactory, samples: int, spacing: int, seed: int) -> tuple[Tensor, Tensor]:
     """Observations ``[M, O]`` and actions ``[M, A]`` of a uniformly random policy, every ``spacing``-th step."""
     env, generator = factory.make(1, seed), np.random.default_rng(seed)
-    obs, rows = env.reset(), []
+    stepper, rows = Stepper(env, lambda index: "of the kernel's batch"), []
+    obs = stepper.reset()
     for step in range(samples * spacing):
         action = generator.uniform(-1.0, 1.0, (1, env.spec.action_dim))
         if step % spacing == 0:
-            rows.append((as_float(obs[0]), as_float(action[0])))
-        result = env.step(action)
-        ended = result.terminated | result.truncated
-        obs = env.reset(ended) if ended.any() else result.obs
+            rows.append((obs, torch.tensor(action, dtype=torch.float32)))
+        stepper.step(action)
+        obs = stepper.observe()
     env.close()
-    return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+    return torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])

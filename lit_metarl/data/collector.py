@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,37 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_metarl.envs.base import BatchedEnv, EnvError, StepResult
+from lit_metarl.data.stepping import Stepper
+from lit_metarl.envs.base import BatchedEnv, EnvError
 from lit_metarl.types import Episodes, Transition
-
-
-def as_float(array: np.ndarray) -> Tensor:
-    """Float32 copy: simulators hand out views of live memory."""
-    return torch.tensor(array, dtype=torch.float32)
-
-
-def checked(name: str, where: Callable[[int], str], what: str, array: np.ndarray) -> Tensor:
-    """Float32 copy of what a simulator returned, ``[E, ...]``.
-
-    Args:
-        name: the simulator.
-        where: environment's index → which environment it is, and at what step.
-        what: ``observation`` or ``reward``.
-        array: its values.
-
-    Raises:
-        EnvError: a value is not finite, or not as float32.
-    """
-    values = as_float(array)
-    if not math.isfinite(float(values.sum())):
-        bad = ~torch.isfinite(values.view(len(values), -1)).all(dim=1)
-        if bad.any():  # a sum of huge finite numbers may overflow: that is not the environment's fault
-            index = int(torch.nonzero(bad)[0])
-            value = np.asarray(array)[index]
-            problem = "does not fit into float32" if np.isfinite(value).all() else "is not finite"
-            raise EnvError(f"{name}: {where(index)}: the {what} {problem}: {value.tolist()}.")
-    return values
-
 
 EPISODE_CAP = 10_000  # agent steps of an evaluation episode where the environment has no time limit
 NOTHING = torch.zeros(0), torch.zeros(0, dtype=torch.long)
@@ -56,8 +27,7 @@ class Collector:
     def __init__(self, env: BatchedEnv) -> None:
         self.env = env
         self.obs: Tensor | None = None  # [E, O]; None until the first reset
-        self.running_return = torch.zeros(env.num_envs, dtype=torch.float64)
-        self.running_length = torch.zeros(env.num_envs, dtype=torch.long)
+        self.stepper = Stepper(env, lambda index: f"environment {index}")
         self.finished: list[tuple[float, int]] = []
 
     def step(self, choose_action: Callable[[Tensor], Tensor]) -> Transition:
@@ -72,15 +42,14 @@ class Collector:
         Raises:
             EnvError: an observation or a reward is not finite as float32; names the environment and its step.
         """
-        obs = self._checked("observation", self.env.reset(), 0) if self.obs is None else self.obs
+        obs = self.stepper.reset() if self.obs is None else self.obs
         action = choose_action(obs)
-        result = self.env.step(action.numpy())
-        next_obs = self._checked("observation", result.obs, 1)
-        reward = self._checked("reward", result.reward, 1)
-        self.obs = self._count_and_reset(result, next_obs)
-        # The flags are copied by whoever stores the transition; observations outlive the simulator's next step.
-        ends = torch.from_numpy(result.terminated), torch.from_numpy(result.truncated)
-        return Transition(obs, action, reward, next_obs, *ends)
+        step, stepper = self.stepper.step(action.numpy()), self.stepper
+        if stepper.ended.any():
+            returns, lengths = stepper.returns[stepper.ended], stepper.lengths[stepper.ended]
+            self.finished += zip(returns.tolist(), lengths.tolist(), strict=True)
+        self.obs = stepper.observe()
+        return Transition(obs, action, step.reward, step.next_obs, step.terminated, step.truncated)
 
     def pop_finished(self) -> tuple[Tensor, Tensor]:
         """Returns ``[n]`` and lengths ``[n]`` of the episodes that ended since the last call."""
@@ -91,31 +60,13 @@ class Collector:
         self.finished.clear()
         return returns, lengths
 
-    def _count_and_reset(self, result: StepResult, next_obs: Tensor) -> Tensor:
-        self.running_return += torch.from_numpy(np.asarray(result.reward, dtype=np.float64))
-        self.running_length += 1
-        ended = result.terminated | result.truncated
-        if not ended.any():
-            return next_obs
-        mask = torch.from_numpy(ended)
-        self.finished += zip(self.running_return[mask].tolist(), self.running_length[mask].tolist(), strict=True)
-        self.running_return[mask] = 0.0
-        self.running_length[mask] = 0
-        return self._checked("observation", self.env.reset(ended), 0)
-
-    def _checked(self, what: str, array: np.ndarray, ahead: int) -> Tensor:
-        def where(index: int) -> str:
-            return f"environment {index}, step {int(self.running_length[index]) + ahead} of its episode"
-
-        return checked(self.env.spec.name, where, what, array)
-
     def state_dict(self) -> dict[str, Any]:
         """Environment states and the counts of the running episodes."""
         return {
             "env": self.env.state_dict(),
             "obs": self.obs,
-            "running_return": self.running_return.clone(),
-            "running_length": self.running_length.clone(),
+            "running_return": torch.from_numpy(self.stepper.returns.copy()),
+            "running_length": torch.from_numpy(self.stepper.lengths.copy()),
             "finished": list(self.finished),
         }
 
@@ -125,8 +76,8 @@ class Collector:
         self.finished = [tuple(episode) for episode in state["finished"]]
         if self.env.resumes_exactly:
             self.obs = state["obs"]
-            self.running_return.copy_(state["running_return"])
-            self.running_length.copy_(state["running_length"])
+            self.stepper.returns[:] = state["running_return"].numpy()
+            self.stepper.lengths[:] = state["running_length"].numpy()
 
 
 @torch.no_grad()
@@ -144,30 +95,22 @@ def run_episodes(
     Raises:
         EnvError: an episode runs beyond the environment's own time limit, or an observation or a reward is not finite.
     """
-    returns = torch.zeros(env.num_envs, dtype=torch.float64)
-    lengths = torch.zeros(env.num_envs, dtype=torch.long)
+    stepper = Stepper(env, lambda index: f"evaluation environment {index}")
+    returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
     alive = np.ones(env.num_envs, dtype=bool)
     frames: list[Tensor] = []
-
-    def read(what: str, array: np.ndarray, step: int) -> Tensor:
-        return checked(env.spec.name, lambda index: f"evaluation environment {index}, step {step}", what, array)
-
-    obs = read("observation", env.reset(), 0)
+    obs = stepper.reset()
     limit = env.spec.max_episode_steps or EPISODE_CAP
     for step in range(limit):
         if frame_period and alive[0] and step % frame_period == 0:
             frames.append(torch.from_numpy(env.render(0, *frame_size).copy()))
-        result = env.step(act(obs).numpy())
-        next_obs = read("observation", result.obs, step + 1)
-        read("reward", result.reward, step + 1)
-        running = torch.from_numpy(alive)
-        returns += torch.from_numpy(np.asarray(result.reward, dtype=np.float64)) * running
-        lengths += running
-        ended = result.terminated | result.truncated
-        alive &= ~ended
+        stepper.step(act(obs).numpy())
+        returns[alive], lengths[alive] = stepper.returns[alive], stepper.lengths[alive]
+        alive &= ~stepper.ended
         capped = env.spec.max_episode_steps is None and step + 1 == limit
         if not alive.any() or capped:
             fps = 1.0 / (env.spec.frame_dt * frame_period) if frame_period else 0.0
-            return Episodes(returns.float(), lengths, torch.stack(frames) if frames else None, fps)
-        obs = read("observation", env.reset(ended), 0) if ended.any() else next_obs
+            film = torch.stack(frames) if frames else None
+            return Episodes(torch.from_numpy(returns).float(), torch.from_numpy(lengths), film, fps)
+        obs = stepper.observe()
     raise EnvError(f"{env.spec.name}: an evaluation episode did not end within its {limit} steps.")

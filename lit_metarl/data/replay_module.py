@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_metarl.data.collector import EPISODE_CAP, Collector, run_episodes
 from lit_metarl.data.experience import ExperienceDataModule, cpu_generator
 from lit_metarl.data.replay import Replay
+from lit_metarl.data.stepping import uniform_actions
 from lit_metarl.data.streams import Stream
 from lit_metarl.envs.base import BatchedEnv, EnvFactory
 from lit_metarl.types import Episodes, Policy, ReplayBlock, State, require
@@ -135,8 +136,7 @@ class ReplayDataModule(ExperienceDataModule):
     def collect(self, steps: int, uniform: bool) -> None:
         """Store ``steps`` steps of every environment, acting uniformly in [-1, 1] or with the policy."""
         if uniform:
-            shape = (self.num_envs, self.action_dim)
-            choose = lambda obs: 2.0 * torch.rand(shape, generator=self.generator) - 1.0  # noqa: E731
+            choose = partial(uniform_actions, spec=self.spec, generator=self.generator)
         else:
             choose = partial(self._explore, device=self.trainer.lightning_module.device)
         with torch.no_grad():

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_metarl.data.collector import checked
+from lit_metarl.data.stepping import Stepper, uniform_actions
 from lit_metarl.envs.base import BatchedEnv, EnvSpec, Tasks, one_torch_thread
 from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.types import Trajectories, require
@@ -44,6 +44,7 @@ class TaskSimulator:
         self.num_tasks = num_tasks
         self.trajectories = trajectories
         self.env: BatchedEnv = family.make(num_tasks * trajectories, seed)
+        self.stepper = Stepper(self.env, self._name)
         self.action_scale = action_scale
         self.oracle_context = oracle_context
         self.horizon = horizon_of(self.env.spec)
@@ -55,6 +56,16 @@ class TaskSimulator:
         if self.oracle_context:
             context = torch.from_numpy(np.asarray(self.family.context(tasks), dtype=np.float32))
             self._context = context.unsqueeze(1).expand(-1, self.trajectories, -1)
+
+    def random_policy(self, generator: torch.Generator) -> ChooseActions:
+        """The random reference policy: uniform in the simulator's bounds, or over discrete actions."""
+
+        def choose(obs: Tensor) -> tuple[Tensor, Tensor]:
+            action = uniform_actions(obs, self.env.spec, generator)
+            continuous = self.env.spec.num_actions is None
+            return action / self.action_scale if continuous else action, torch.zeros(obs.shape[:-1])
+
+        return choose
 
     @torch.no_grad()
     def run(self, choose: ChooseActions, after_step: Callable[[int], None] | None = None) -> Trajectories:
@@ -72,14 +83,12 @@ class TaskSimulator:
 
     def _run(self, choose: ChooseActions, after_step: Callable[[int], None] | None) -> Trajectories:
         B, N, T = self.num_tasks, self.trajectories, self.horizon
-        obs = self._observe(self._checked("observation", self.env.reset(), 0))
+        obs = self._observe(self.stepper.reset())
         record: dict[str, Tensor] = {}  # time first: every step writes one piece of memory
         alive = torch.ones(B, N)
         for t in range(T):
             action, log_prob = choose(obs)
-            result = self.env.step(self._to_env(action))
-            next_obs = self._checked("observation", result.obs, t + 1)
-            reward = self._checked("reward", result.reward, t + 1).view(B, N)
+            reward = self.stepper.step(self._to_env(action)).reward.view(B, N)
             now = {"obs": obs, "action": action, "reward": reward, "log_prob": log_prob, "mask": alive}
             if t == 0:
                 record = {name: torch.zeros(T, *value.shape, dtype=value.dtype) for name, value in now.items()}
@@ -88,11 +97,11 @@ class TaskSimulator:
                 record[name][t] = value if all_alive else value * _like(alive, value)
             if after_step is not None and alive[0, 0]:
                 after_step(t)
-            ended = result.terminated | result.truncated
-            alive = alive * torch.from_numpy(~ended).view(B, N)
-            if not alive.any():
-                break
-            obs = self._observe(self._checked("observation", self.env.reset(ended), 0) if ended.any() else next_obs)
+            if self.stepper.ended.any():
+                alive = alive * torch.from_numpy(~self.stepper.ended).view(B, N)
+                if not alive.any():
+                    break
+            obs = self._observe(self.stepper.observe())
         return Trajectories(**{name: values.movedim(0, 2).contiguous() for name, values in record.items()})
 
     def _observe(self, obs: Tensor) -> Tensor:
@@ -103,12 +112,9 @@ class TaskSimulator:
         flat = action.flatten(0, 1).numpy()
         return flat if self.env.spec.num_actions is not None else np.clip(self.action_scale * flat, -1.0, 1.0)
 
-    def _checked(self, what: str, array: np.ndarray, step: int) -> Tensor:
-        def where(index: int) -> str:
-            task, trajectory = divmod(index, self.trajectories)
-            return f"task {task}, trajectory {trajectory}, step {step}"
-
-        return checked(self.env.spec.name, where, what, array)
+    def _name(self, index: int) -> str:
+        task, trajectory = divmod(index, self.trajectories)
+        return f"task {task}, trajectory {trajectory}"
 
     def state_dict(self) -> dict[str, Any]:
         """The environments; between two rounds only their streams matter."""
@@ -137,16 +143,3 @@ def horizon_of(spec: EnvSpec) -> int:
 def _like(alive: Tensor, value: Tensor) -> Tensor:
     """``alive [B, N]`` broadcast and cast to multiply ``value [B, N, ...]``."""
     return alive.view(*alive.shape, *([1] * (value.ndim - 2))).to(value.dtype)
-
-
-def uniform_actions(
-    shape: tuple[int, int], action_dim: int, num_actions: int | None, scale: float, generator: torch.Generator
-) -> ChooseActions:
-    """The random reference policy: uniform in the simulator's bounds, or over discrete actions."""
-
-    def choose(obs: Tensor) -> tuple[Tensor, Tensor]:
-        if num_actions is not None:
-            return torch.randint(num_actions, shape, generator=generator), torch.zeros(shape)
-        return (2.0 * torch.rand(*shape, action_dim, generator=generator) - 1.0) / scale, torch.zeros(shape)
-
-    return choose

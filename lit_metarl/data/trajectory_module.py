@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_metarl.data.experience import ExperienceDataModule, cpu_generator
 from lit_metarl.data.streams import Stream
-from lit_metarl.data.trajectories import ChooseActions, TaskSimulator, horizon_of, uniform_actions
+from lit_metarl.data.trajectories import ChooseActions, TaskSimulator, horizon_of
 from lit_metarl.envs.base import Tasks, load_streams, streams_state
 from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.types import MetaBatch, MetaEpisodes, MetaPolicy, Params, State, Trajectories, require
@@ -211,9 +211,7 @@ class TrajectoryDataModule(ExperienceDataModule):
     def _random_returns(self, num_tasks: int, env: Stream, tasks: Stream, collect: Stream) -> dict[str, Tensor]:
         """Of uniformly random actions on the same tasks, by split ``[B, N]``: the same in every evaluation."""
         simulator, generator = self._make(num_tasks, env), cpu_generator(self.stream_seed(collect))
-        shape = (num_tasks, self.trajectories)
-        choose = uniform_actions(shape, self.action_dim, self.num_actions, self.action_scale, generator)
-        returns = {}
+        choose, returns = simulator.random_policy(generator), {}
         for split in self.env_factory.splits:
             simulator.set_tasks(self._held_out(num_tasks, tasks, split))
             returns[split] = simulator.run(choose).returns
