@@ -59,7 +59,8 @@ class BatchedEnv(ABC):
     """``E`` environments stepped together.
 
     Continuous actions lie in [-1, 1] and are mapped affinely to the simulator's own bounds; discrete ones are
-    integers ``[E]``. Nothing resets by itself: after a step the caller resets the environments that ended.
+    integers ``[E]``. Nothing resets by itself: after a step the caller resets the environments that ended. Arrays that
+    are returned belong to the caller: neither side sees what the other does to them later.
     Environment ``i`` draws from its own stream, child ``i`` of ``SeedSequence(seed)``, so its episodes do not
     depend on how many others run beside it.
     """
@@ -161,6 +162,19 @@ class ActionMap:
             np.copyto(native, self._high, where=action >= 1.0)
             np.copyto(native, self._low, where=action <= -1.0)
         return native
+
+
+def selected(mask: Array | None, spec: EnvSpec, num_envs: int) -> Array:
+    """Indices ``[n]`` of the environments that a reset is for: where ``mask`` ``[E]`` is True, all if None.
+
+    Raises ``EnvError`` on a mask of another shape or type.
+    """
+    if mask is None:
+        return np.arange(num_envs)
+    mask = np.asarray(mask)
+    if mask.shape != (num_envs,) or mask.dtype != bool:
+        raise EnvError(f"{spec.name}: a reset mask is bool [{num_envs}], got {mask.dtype} {mask.shape}.")
+    return np.flatnonzero(mask)
 
 
 def check_action(action: Array, spec: EnvSpec, num_envs: int) -> None:

@@ -10,7 +10,7 @@ import copy
 import difflib
 import importlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,11 +28,13 @@ from lit_metarl.envs.base import (
     check_action,
     load_streams,
     make_streams,
+    selected,
     streams_state,
 )
 from lit_metarl.envs.gym_state import env_state, load_env, obstacles, shown
 from lit_metarl.envs.rendering import choose_backend, fit_frame, picture_kwargs
 from lit_metarl.envs.saved_state import pack, packable, unpack
+from lit_metarl.envs.task_table import PendingTasks
 
 _WARNED_OUTSIDE: set[str] = set()  # environments, by name, whose observations were reported
 
@@ -111,8 +113,7 @@ class GymEnv(BatchedEnv):
         self._seeded = np.zeros(len(envs), dtype=bool)
         self._elapsed = np.zeros(len(envs), dtype=np.int64)
         self._tasks: list[dict[str, Any]] = [{} for _ in envs]  # in force
-        self._next_tasks: dict[str, Array] = {}
-        self._task_changed = np.zeros(len(envs), dtype=bool)
+        self._pending = PendingTasks(len(envs))
         self.num_envs = len(envs)
         self.needs_reset = np.ones(len(envs), dtype=bool)
         first = envs[0]
@@ -135,15 +136,14 @@ class GymEnv(BatchedEnv):
 
     def reset(self, mask: Array | None = None) -> Array:
         """See the base class. Raises ``EnvError`` if an environment returns something else than its space says."""
-        ids = list(range(self.num_envs)) if mask is None else np.flatnonzero(mask).tolist()
+        ids = selected(mask, self.spec, self.num_envs)
+        self._elapsed[ids] = 0
+        for i in self._pending.begin(ids).tolist():
+            self._give_task(i, {name: rows[i] for name, rows in self._pending.rows.items()})
         raw = np.empty((len(ids), self.spec.obs_dim))
-        for row, i in enumerate(ids):
+        for row, i in enumerate(ids.tolist()):
             # Gymnasium's protocol: one seed at the first reset, the environment's own generator afterwards.
             seed = None if self._seeded[i] else int(self._streams[i].integers(2**31))
-            self._elapsed[i] = 0
-            if self._task_changed[i]:
-                self._give_task(i, {name: rows[i] for name, rows in self._next_tasks.items()})
-                self._task_changed[i] = False
             result = self._guarded(i, "reset", seed=seed)
             if not (isinstance(result, tuple) and len(result) == 2):
                 raise self._broken(i, f"reset returned {shown(result)} instead of (observation, info)")
@@ -185,7 +185,7 @@ class GymEnv(BatchedEnv):
             if self._elapsed[i] == limit and not ends[:, i].any():
                 missed = f"but did not end its episode at step {limit}: return truncated = True there"
                 raise self._broken(i, f"it declares max_episode_steps = {limit} {missed}")
-        self._obs = self._as_float32(raw, range(self.num_envs))
+        self._obs = self._as_float32(raw, np.arange(self.num_envs))
         terminated, truncated = ends
         truncated &= ~terminated  # an episode that ends in its last step has ended: nothing follows it
         self.needs_reset = terminated | truncated
@@ -207,8 +207,7 @@ class GymEnv(BatchedEnv):
         for name, value in rows.items():
             if value.shape[:1] != (self.num_envs,) or not packable(value):
                 raise EnvError(f"{self.spec.name}: task {name!r} has to be {self.num_envs} rows, got {shown(value)}.")
-        self._next_tasks = rows
-        self._task_changed[:] = True
+        self._pending.give(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """See the base class; without the environments' own state where it cannot be saved."""
@@ -221,8 +220,8 @@ class GymEnv(BatchedEnv):
             "elapsed": self._elapsed.tolist(),
             "needs_reset": self.needs_reset.tolist(),
             "tasks": pack(self._tasks),
-            "next_tasks": pack(self._next_tasks),
-            "task_changed": self._task_changed.tolist(),
+            "next_tasks": pack(self._pending.rows),
+            "task_changed": self._pending.waiting.tolist(),
             "obs": pack(self._obs),
             "num_envs": self.num_envs,
         }
@@ -241,9 +240,9 @@ class GymEnv(BatchedEnv):
         self._seeded[:] = state["seeded"] if exact else False
         self._elapsed[:] = state["elapsed"] if exact else 0
         self.needs_reset[:] = state["needs_reset"] if exact else True
-        self._next_tasks = unpack(state["next_tasks"])
+        self._pending.rows = unpack(state["next_tasks"])
         # A fresh environment has to be told its task again: now, or before its next episode if that comes first.
-        self._task_changed[:] = state["task_changed"] if exact else bool(self._next_tasks)
+        self._pending.waiting[:] = state["task_changed"] if exact else bool(self._pending.rows)
         self._obs[:] = unpack(state["obs"])
         for i, saved in enumerate(state["envs"] or []):
             if task := unpack(state["tasks"][i]):
@@ -291,7 +290,7 @@ class GymEnv(BatchedEnv):
         except ValueError as error:
             raise self._broken(index, str(error)) from error
 
-    def _as_float32(self, raw: Array, ids: Sequence[int]) -> Array:
+    def _as_float32(self, raw: Array, ids: Array) -> Array:
         """Observations ``[n, O]`` of the environments ``ids`` as float32, all finite."""
         with np.errstate(over="ignore"):  # what does not fit is named instead
             obs = raw.astype(np.float32)

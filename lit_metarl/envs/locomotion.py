@@ -28,10 +28,12 @@ from lit_metarl.envs.base import (
     check_action,
     load_streams,
     make_streams,
+    selected,
     streams_state,
 )
-from lit_metarl.envs.mujoco_batch import BatchSimulation, SimulationError, settable_model_fields
+from lit_metarl.envs.mujoco_batch import BatchSimulation, SimulationError, model_value, settable_model_fields
 from lit_metarl.envs.robots import ROBOTS, Robot
+from lit_metarl.envs.task_table import TaskTable
 
 
 class Locomotion(BatchedEnv):
@@ -73,9 +75,9 @@ class Locomotion(BatchedEnv):
         self._max_steps = max_episode_steps
         self._steps = np.full(num_envs, -1)  # -1: never reset
         self._streams = make_streams(seed, num_envs)
-        self._tasks = {key: self._default_task(key) for key in self._motion_parameters()}
-        self._next_tasks = {key: value.copy() for key, value in self._tasks.items()}
-        self._task_changed = np.zeros(num_envs, dtype=bool)
+        paid = () if robot.position is None else (robot.motion.parameter,)
+        known = (*paid, *(f"model.{field}" for field in settable_model_fields(model)))
+        self._tasks = TaskTable(self.spec.name, num_envs, known, self._default_task, paid)
 
     @property
     def simulation(self) -> BatchSimulation:
@@ -84,14 +86,12 @@ class Locomotion(BatchedEnv):
 
     def reset(self, mask: Array | None = None) -> Array:
         """Start a new episode where ``mask`` ``[E]`` is True (everywhere if None); returns observations ``[E, O]``."""
-        selected = np.ones(self.num_envs, dtype=bool) if mask is None else np.asarray(mask)
-        if selected.shape != (self.num_envs,) or selected.dtype != bool:
-            raise EnvError(
-                f"{self.spec.name}: a reset mask is bool [{self.num_envs}], got {selected.dtype} {selected.shape}."
-            )
-        ids = np.flatnonzero(selected)
+        ids = selected(mask, self.spec, self.num_envs)
         if ids.size:
-            self._begin_tasks(np.flatnonzero(selected & self._task_changed))
+            changed = self._tasks.begin(ids)
+            if changed.size:
+                fields = _model_fields(self._tasks.in_force)
+                self._sim.set_model_fields({key: rows[changed] for key, rows in fields.items()}, changed)
             self._sim.reset(*self._initial_state(ids), ids)
             self._steps[ids] = 0
             self._position[ids] = self._measure_position()[ids]
@@ -113,19 +113,7 @@ class Locomotion(BatchedEnv):
 
     def set_tasks(self, tasks: Tasks) -> None:
         """Give every environment its own task (see the class); ``EnvError`` on an unknown or ill-shaped parameter."""
-        checked = {}
-        for key, value in tasks.items():
-            default = self._default_task(key)
-            rows = np.asarray(value, dtype=np.float64)
-            if rows.shape != default.shape or not np.isfinite(rows).all():
-                raise EnvError(
-                    f"{self.spec.name}: task {key!r} has to be finite and of shape {default.shape}, got {rows.shape}."
-                )
-            checked[key] = (rows.copy(), default)
-        for key, (rows, default) in checked.items():
-            self._tasks.setdefault(key, default)
-            self._next_tasks[key] = rows
-        self._task_changed |= bool(checked)
+        self._tasks.give(self._tasks.checked(tasks))
 
     def state_dict(self) -> dict[str, Any]:
         """Physics, streams, tasks, episode steps and what the next step needs of the last one."""
@@ -136,9 +124,7 @@ class Locomotion(BatchedEnv):
             "position": torch.from_numpy(self._position.copy()),
             "steps": torch.from_numpy(self._steps.copy()),
             "streams": streams_state(self._streams),
-            "tasks": {key: torch.from_numpy(value.copy()) for key, value in self._tasks.items()},
-            "next_tasks": {key: torch.from_numpy(value.copy()) for key, value in self._next_tasks.items()},
-            "task_changed": torch.from_numpy(self._task_changed.copy()),
+            **self._tasks.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -147,13 +133,8 @@ class Locomotion(BatchedEnv):
         if state["name"] != self.spec.name:
             raise EnvError(f"The saved state is of {state['name']} and cannot be loaded into {self.spec.name}.")
         self._sim.load_state(state["physics"])
-        # A parameter that only this environment has goes back to its default.
-        for key in {*self._tasks, *state["tasks"]}:
-            default = self._default_task(key)
-            for name, table in (("tasks", self._tasks), ("next_tasks", self._next_tasks)):
-                table[key] = state[name][key].numpy().copy() if key in state[name] else default.copy()
-        self._sim.set_model_fields(_model_fields(self._tasks))
-        self._task_changed[...] = state["task_changed"].numpy()
+        self._tasks.load(state)
+        self._sim.set_model_fields(_model_fields(self._tasks.in_force))
         self._obs[...] = state["obs"].numpy()
         self._position[...] = state["position"].numpy()
         self._steps[...] = state["steps"].numpy()
@@ -226,35 +207,18 @@ class Locomotion(BatchedEnv):
         if robot.position is not None:
             position, motion = robot.position(self._sim), robot.motion
             velocity = (position - self._position) / self.spec.frame_dt
-            reward += robot.forward_weight * motion.reward(position, velocity, self._tasks[motion.parameter])
+            reward += robot.forward_weight * motion.reward(position, velocity, self._tasks.in_force[motion.parameter])
             self._position[...] = position
         if robot.contact_cost is not None:
             reward -= robot.contact_cost(self._sim)
         return reward
 
-    def _motion_parameters(self) -> list[str]:
-        return [] if self.robot.position is None else [self.robot.motion.parameter]
-
     def _default_task(self, key: str) -> Array:
-        """Value of a task parameter in every environment if nobody sets it, ``[E, ...]``; ``EnvError`` if unknown."""
-        if key in self._motion_parameters():
-            value = np.asarray(self.robot.motion.default, dtype=np.float64)
-            return np.broadcast_to(value, (self.num_envs, *value.shape)).copy()
-        model, field = self._sim.model, key.removeprefix("model.")
-        if field == key or field not in settable_model_fields(model):
-            known = self._motion_parameters() + [f"model.{name}" for name in settable_model_fields(model)]
-            raise EnvError(f"{self.spec.name} has no task parameter {key!r}; known: {', '.join(known)}.")
-        value = np.asarray(getattr(model.opt if field.startswith("opt.") else model, field.removeprefix("opt.")))
-        return np.broadcast_to(value, (self.num_envs, *value.shape)).astype(np.float64)
-
-    def _begin_tasks(self, ids: Array) -> None:
-        """Put the next tasks in force in environments ``ids`` ``[n]``."""
-        if not ids.size:
-            return
-        for key, value in self._tasks.items():
-            value[ids] = self._next_tasks[key][ids]
-        self._sim.set_model_fields({key: rows[ids] for key, rows in _model_fields(self._tasks).items()}, ids)
-        self._task_changed[ids] = False
+        """Value of a known task parameter in every environment if nobody sets it, ``[E, ...]``."""
+        field = key.removeprefix("model.")
+        value = self.robot.motion.default if field == key else model_value(self._sim.model, field)
+        value = np.asarray(value, dtype=np.float64)
+        return np.broadcast_to(value, (self.num_envs, *value.shape)).copy()
 
 
 @dataclass(frozen=True)

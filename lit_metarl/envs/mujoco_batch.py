@@ -87,8 +87,7 @@ class BatchSimulation:
         """Values in force of a model field: ``[E, ...]`` if simulations may differ, else the model's ``[...]``."""
         if name in self._model_fields:
             return self._model_fields[name]
-        owner, _, attribute = name.rpartition(".")
-        return np.asarray(getattr(self.model.opt if owner else self.model, attribute))
+        return model_value(self.model, name)
 
     def set_model_fields(self, fields: Mapping[str, Array], ids: Array | None = None) -> None:
         """Give simulations ``ids`` ``[n]`` (sorted; all if None) their own values, rows ``[n, ...]`` per field.
@@ -223,6 +222,11 @@ class _Renderer:
         self._gl.free()
 
 
+def model_value(model: Any, name: str) -> Array:
+    """The model's own value ``[...]`` of a field; ``opt.<name>`` is one of its options."""
+    return np.asarray(getattr(model.opt if name.startswith("opt.") else model, name.removeprefix("opt.")))
+
+
 def settable_model_fields(model: Any) -> list[str]:
     """Model fields that simulations may differ in: the float ones that the model has and MuJoCo does not derive.
 
@@ -234,7 +238,7 @@ def settable_model_fields(model: Any) -> list[str]:
     for name in sorted(MODEL_FIELDS - {"opt.timestep", "body_subtreemass"}):
         if name.endswith("0"):
             continue
-        value = np.asarray(getattr(model.opt if name.startswith("opt.") else model, name.removeprefix("opt.")))
+        value = model_value(model, name)
         if value.dtype.kind == "f" and value.size:
             names.append(name)
     return names
@@ -268,4 +272,4 @@ def _gl_context(width: int, height: int) -> Any:
     )
 
 
-__all__ = ["BatchSimulation", "SimulationError", "settable_model_fields"]
+__all__ = ["BatchSimulation", "SimulationError", "model_value", "settable_model_fields"]

@@ -23,8 +23,10 @@ from lit_metarl.envs.base import (
     check_action,
     load_streams,
     make_streams,
+    selected,
     streams_state,
 )
+from lit_metarl.envs.task_table import TaskTable
 from lit_metarl.envs.tasks import TaskFamily
 
 FRAME_DT = 0.05  # a point has no clock; this is the pace of its film
@@ -91,15 +93,16 @@ class PointEnv(BatchedEnv):
         self.spec = EnvSpec(f"points/{world.name}", world.obs_dim, dim, world.max_episode_steps, frame_dt=FRAME_DT)
         self._state = np.zeros((num_envs, world.obs_dim))
         self._steps = np.full(num_envs, -1)  # -1: no running episode
-        self._goal = np.tile(np.asarray(world.default_goal), (num_envs, 1))
-        self._next_goal = self._goal.copy()
+        goal = {"goal": np.tile(np.asarray(world.default_goal), (num_envs, 1))}
+        self._tasks = TaskTable(self.spec.name, num_envs, ("goal",), goal.__getitem__, ("goal",))
         self._streams = make_streams(seed, num_envs)
 
     def reset(self, mask: Array | None = None) -> Array:
-        for i in range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist():
+        ids = selected(mask, self.spec, self.num_envs)
+        self._tasks.begin(ids)
+        for i in ids.tolist():
             self._state[i] = self.world.start(self._streams[i])
-            self._goal[i] = self._next_goal[i]
-            self._steps[i] = 0
+        self._steps[ids] = 0
         return self._state.copy()
 
     def step(self, action: Array) -> StepResult:
@@ -110,8 +113,9 @@ class PointEnv(BatchedEnv):
             ended = np.flatnonzero(self._steps < 0).tolist()
             raise EnvError(f"{self.spec.name}: environments {ended} have no running episode; reset them first.")
         before, self._state = self._state, self.world.move(self._state, action)
-        reward = self.world.reward(before, self._state, self._goal)
-        terminated = self.world.reached(self._state, self._goal)
+        goal = self._tasks.in_force["goal"]
+        reward = self.world.reward(before, self._state, goal)
+        terminated = self.world.reached(self._state, goal)
         self._steps += 1
         truncated = (self._steps >= self.world.max_episode_steps) & ~terminated
         self._steps[terminated | truncated] = -1
@@ -119,26 +123,19 @@ class PointEnv(BatchedEnv):
 
     def set_tasks(self, tasks: Tasks) -> None:
         """Goals ``{"goal": [E, A]}``, in force from the next reset; ``EnvError`` on anything else."""
-        unknown = sorted(set(tasks) - {"goal"})
-        if unknown:
-            raise EnvError(f"{self.spec.name} has the task parameter 'goal', but was given {unknown}.")
-        if "goal" in tasks:
-            goal = np.asarray(tasks["goal"], dtype=np.float64)
-            if goal.shape != self._goal.shape or not np.isfinite(goal).all():
-                raise EnvError(f"{self.spec.name}: goals are finite and {self._goal.shape}, but got {goal.shape}.")
-            self._next_goal = goal.copy()
+        self._tasks.give(self._tasks.checked(tasks))
 
     def state_dict(self) -> dict[str, Any]:
-        arrays = {key: torch.from_numpy(value.copy()) for key, value in self._arrays().items()}
-        return {"name": self.spec.name, "arrays": arrays, "streams": streams_state(self._streams)}
+        arrays = {"state": torch.from_numpy(self._state.copy()), "steps": torch.from_numpy(self._steps.copy())}
+        return {"name": self.spec.name, **arrays, "streams": streams_state(self._streams), **self._tasks.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`. Raises ``EnvError`` if the state is of another world or number."""
         found = f"{len(state['streams'])} x {state['name']}"
         if found != (own := f"{self.num_envs} x {self.spec.name}"):
             raise EnvError(f"The saved state is of {found}, but this is {own}.")
-        for key, array in self._arrays().items():
-            array[...] = state["arrays"][key].numpy()
+        self._state[...], self._steps[...] = state["state"].numpy(), state["steps"].numpy()
+        self._tasks.load(state)
         load_streams(self._streams, state["streams"])
 
     def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
@@ -152,10 +149,7 @@ class PointEnv(BatchedEnv):
         if self.world.room is not None:
             picture[np.abs(np.maximum(np.abs(x), np.abs(y)) - self.world.room) < pixel] = GREY
         dim = self.spec.action_dim
-        for colour, centre in ((GREEN, self._goal[index]), (BLUE, self._state[index, :dim])):
+        for colour, centre in ((GREEN, self._tasks.in_force["goal"][index]), (BLUE, self._state[index, :dim])):
             at = (*centre, 0.0)  # on a line the height is 0
             picture[np.hypot(x - at[0], y - at[1]) < self.world.view / 25] = colour
         return picture
-
-    def _arrays(self) -> dict[str, Array]:
-        return {"state": self._state, "steps": self._steps, "goal": self._goal, "next_goal": self._next_goal}

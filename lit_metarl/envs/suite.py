@@ -15,7 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from lit_metarl.envs.base import ActionMap, Array, BatchedEnv, EnvError, EnvFactory, EnvSpec, StepResult, check_action
+from lit_metarl.envs.base import (
+    ActionMap,
+    Array,
+    BatchedEnv,
+    EnvError,
+    EnvFactory,
+    EnvSpec,
+    StepResult,
+    check_action,
+    selected,
+)
 from lit_metarl.envs.rendering import choose_backend
 from lit_metarl.envs.saved_state import load_physics, pack, packable, save_physics, unpack
 
@@ -89,10 +99,11 @@ class SuiteEnv(BatchedEnv):
         self.resume_note = f"{task} keeps state that cannot be saved: {problems}." if problems else ""
 
     def reset(self, mask: Array | None = None) -> Array:
-        for i in range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist():
+        ids = selected(mask, self.spec, self.num_envs)
+        for i in ids.tolist():
             _flatten(self._envs[i].reset().observation, self._obs[i])
-            self.needs_reset[i] = False
-            self._elapsed[i] = 0
+        self.needs_reset[ids] = False
+        self._elapsed[ids] = 0
         return self._obs.copy()
 
     def step(self, action: Array) -> StepResult:

@@ -23,9 +23,11 @@ from lit_metarl.envs.base import (
     check_action,
     load_streams,
     make_streams,
+    selected,
     streams_state,
 )
 from lit_metarl.envs.sampling import check_split
+from lit_metarl.envs.task_table import TaskTable
 from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.types import require
 
@@ -125,25 +127,16 @@ class TabularEnv(BatchedEnv):
         self._steps = np.full(num_envs, -1)  # -1: never reset
         # All randomness of an episode is drawn at its reset, one number per state, so that a step is array operations.
         self._uniform = np.zeros((num_envs, horizon + 1))
-        self._tasks = {
-            "reward": np.repeat(mdp.reward[None], num_envs, 0),
-            "start": np.repeat(mdp.start[None], num_envs, 0),
-        }
-        self._next_tasks = {key: value.copy() for key, value in self._tasks.items()}
+        default = {key: np.repeat(getattr(mdp, key)[None], num_envs, 0) for key in ("reward", "start")}
+        self._tasks = TaskTable(self.spec.name, num_envs, tuple(default), default.__getitem__, tuple(default))
 
     def reset(self, mask: Array | None = None) -> Array:
         """Start a new episode where ``mask`` ``[E]`` is True (everywhere if None); returns observations ``[E, S]``."""
-        selected = np.ones(self.num_envs, dtype=bool) if mask is None else np.asarray(mask)
-        if selected.shape != (self.num_envs,) or selected.dtype != bool:
-            raise EnvError(
-                f"{self.spec.name}: a reset mask is bool [{self.num_envs}], got {selected.dtype} {selected.shape}."
-            )
-        ids = np.flatnonzero(selected)
-        for key, value in self._tasks.items():
-            value[ids] = self._next_tasks[key][ids]
+        ids = selected(mask, self.spec, self.num_envs)
+        self._tasks.begin(ids)
         for i in ids.tolist():
             self._uniform[i] = self._streams[i].random(self._horizon + 1)
-        self._state[ids] = _draw(self._tasks["start"][ids].cumsum(-1), self._uniform[ids, 0])
+        self._state[ids] = _draw(self._tasks.in_force["start"][ids].cumsum(-1), self._uniform[ids, 0])
         self._steps[ids] = 0
         return self._observe()
 
@@ -156,7 +149,7 @@ class TabularEnv(BatchedEnv):
         late = (self._steps < 0) | (self._steps >= self._horizon) | self._ends[self._state]
         if late.any():
             raise EnvError(f"{self.spec.name}: reset environment {int(np.flatnonzero(late)[0])} before its next step.")
-        reward = self._tasks["reward"][np.arange(self.num_envs), self._state, action]
+        reward = self._tasks.in_force["reward"][np.arange(self.num_envs), self._state, action]
         self._steps += 1
         uniform = self._uniform[np.arange(self.num_envs), self._steps]
         self._state = _draw(self._cumulative[self._state, action], uniform)
@@ -164,17 +157,11 @@ class TabularEnv(BatchedEnv):
 
     def set_tasks(self, tasks: Tasks) -> None:
         """Give every environment its own task (see the class); ``EnvError`` on an unknown or ill-shaped parameter."""
-        checked = {}
-        for key, value in tasks.items():
-            if key not in self._next_tasks:
-                raise EnvError(f"{self.spec.name} has no task parameter {key!r}; known: reward, start.")
-            rows, shape = np.asarray(value, dtype=np.float64), self._next_tasks[key].shape
-            if rows.shape != shape or not np.isfinite(rows).all():
-                raise EnvError(f"{self.spec.name}: task {key!r} has to be finite and of shape {shape}.")
-            if key == "start" and ((rows < 0).any() or not np.allclose(rows.sum(-1), 1) or rows[:, self._ends].any()):
-                raise EnvError(f"{self.spec.name}: task 'start' has to be probabilities of states that do not end.")
-            checked[key] = rows.copy()
-        self._next_tasks.update(checked)
+        rows = self._tasks.checked(tasks)
+        start = rows.get("start", self.mdp.start)
+        if (start < 0).any() or not np.allclose(start.sum(-1), 1) or start[..., self._ends].any():
+            raise EnvError(f"{self.spec.name}: task 'start' has to be probabilities of states that do not end.")
+        self._tasks.give(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """States, steps, what is left of the episodes' random numbers, streams and tasks."""
@@ -183,8 +170,7 @@ class TabularEnv(BatchedEnv):
             "name": self.spec.name,
             **{key: torch.from_numpy(value.copy()) for key, value in arrays.items()},
             "streams": streams_state(self._streams),
-            "tasks": {key: torch.from_numpy(value.copy()) for key, value in self._tasks.items()},
-            "next_tasks": {key: torch.from_numpy(value.copy()) for key, value in self._next_tasks.items()},
+            **self._tasks.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -195,8 +181,7 @@ class TabularEnv(BatchedEnv):
                 f"{self.spec.name} {self._uniform.shape} (environments, horizon + 1)."
             )
         self._state, self._steps, self._uniform = (state[key].numpy().copy() for key in ("state", "steps", "uniform"))
-        self._tasks = {key: value.numpy().copy() for key, value in state["tasks"].items()}
-        self._next_tasks = {key: value.numpy().copy() for key, value in state["next_tasks"].items()}
+        self._tasks.load(state)
         load_streams(self._streams, state["streams"])
 
     def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:

@@ -308,8 +308,8 @@ def test_results_are_not_overwritten_by_later_steps():
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ({"corner": np.zeros((2, 2))}, r"'goal', but was given \['corner'\]"),
-        ({"goal": np.zeros((3, 2))}, r"\(2, 2\), but got \(3, 2\)"),
+        ({"corner": np.zeros((2, 2))}, "no task parameter 'corner'; known: goal"),
+        ({"goal": np.zeros((3, 2))}, r"shape \(2, 2\), got \(3, 2\)"),
         ({"goal": np.full((2, 2), np.nan)}, "finite"),
     ],
 )
