@@ -7,10 +7,8 @@ of threads. Axes: ``E`` simulations, ``n`` selected simulations.
 from __future__ import annotations
 
 import atexit
-import importlib
 import logging
 import os
-import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,14 +18,12 @@ import torch
 from mujoco.batch import DATA_FIELDS, MODEL_FIELDS, Batch, SimulationError
 
 from lit_metarl.envs.base import Array, EnvError
+from lit_metarl.envs.rendering import gl_context
 
 log = logging.getLogger(__name__)
 if mujoco.get_mju_user_warning() is None:
     # Otherwise MuJoCo appends its warnings to MUJOCO_LOG.TXT in the working directory. Divergence is reported by us.
     mujoco.set_mju_user_warning(log.debug)
-
-GL_BACKENDS = ("egl", "osmesa", "glfw")
-GL_DISABLED = ("off", "disable", "disabled", "false", "0")
 
 
 class BatchSimulation:
@@ -183,13 +179,13 @@ _NONE: Array = np.zeros(0, dtype=np.int64)
 
 
 class _Renderer:
-    """Off-screen OpenGL renderer on the first backend that works, whatever ``MUJOCO_GL`` was at import."""
+    """Off-screen OpenGL renderer (:func:`~lit_metarl.envs.rendering.gl_context`)."""
 
     def __init__(self, model: Any, width: int, height: int) -> None:
         self.size = (width, height)
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
         model.vis.global_.offheight = max(model.vis.global_.offheight, height)
-        self._gl = _gl_context(width, height)
+        self._gl = gl_context(width, height)
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
         # EGL shuts itself down at exit; contexts freed later fail noisily. Exit handlers run last in, first out.
@@ -247,29 +243,6 @@ def settable_model_fields(model: Any) -> list[str]:
 def _available_cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _gl_context(width: int, height: int) -> Any:
-    """First OpenGL context that can be made: the one ``MUJOCO_GL`` asks for, else EGL, OSMesa, GLFW in turn."""
-    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
-    if wanted in GL_DISABLED:
-        raise EnvError(f"Rendering is switched off by MUJOCO_GL={wanted}; start with MUJOCO_GL=egl to have pictures.")
-    backends = (wanted,) if wanted in GL_BACKENDS else GL_BACKENDS
-    if platform.system() != "Linux":
-        backends = ("gl_context",)  # MuJoCo's own choice, which needs no display there
-    failures = []
-    for backend in backends:
-        if backend == "glfw" and platform.system() == "Linux" and not os.environ.get("DISPLAY"):
-            failures.append("glfw: there is no display")
-            continue
-        try:
-            return importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
-        except Exception as error:  # each backend fails in its own way: ImportError, AttributeError, GLError ...
-            failures.append(f"{backend}: {type(error).__name__}: {error}")
-    raise EnvError(
-        "No OpenGL backend works, so nothing can be rendered. Install EGL (libegl1) or OSMesa (libosmesa6) and start "
-        f"with MUJOCO_GL=egl or MUJOCO_GL=osmesa, or switch videos off. Tried {'; '.join(failures)}."
-    )
 
 
 __all__ = ["BatchSimulation", "SimulationError", "model_value", "settable_model_fields"]

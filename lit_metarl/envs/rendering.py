@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import inspect
 import os
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 
 Array = np.ndarray
 BACKEND_VARIABLE = "MUJOCO_GL"
+BACKENDS = ("egl", "osmesa", "glfw")
 DISABLED = ("off", "disable", "disabled", "false", "0")
 REMEDY = (
     "On Debian or Ubuntu: `apt install libegl1 libgl1-mesa-dri` (EGL in software, needs no GPU) "
@@ -44,6 +46,30 @@ def choose_backend() -> str:
     backend = "egl" if _egl_works() else "osmesa" if _loads("libOSMesa.so.8", "libOSMesa.so") else "disabled"
     os.environ[BACKEND_VARIABLE] = backend
     return backend
+
+
+def gl_context(width: int, height: int) -> Any:
+    """Off-screen OpenGL context of MuJoCo, on the backend that was chosen or, where there is a display, any that works.
+
+    Unlike what MuJoCo offers under ``mujoco.GLContext`` it does not depend on ``MUJOCO_GL`` at the time of the import.
+    Raises ``EnvError`` with the remedy if there is none.
+    """
+    from lit_metarl.envs.base import EnvError  # brings torch, which a choice of backend does not need
+
+    chosen = choose_backend()
+    if chosen in DISABLED:
+        raise EnvError(f"Rendering is switched off by {BACKEND_VARIABLE}={chosen}. {REMEDY}")
+    backends = (chosen,) if chosen in BACKENDS else BACKENDS if sys.platform == "linux" else ("gl_context",)
+    failures = []
+    for backend in backends:
+        if backend == "glfw" and sys.platform == "linux" and not os.environ.get("DISPLAY"):
+            failures.append("glfw: there is no display")
+            continue
+        try:
+            return importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
+        except Exception as error:  # each backend fails in its own way: ImportError, AttributeError, GLError ...
+            failures.append(f"{backend}: {type(error).__name__}: {error}")
+    raise EnvError(f"No OpenGL backend works, so nothing can be rendered. {REMEDY} Tried {'; '.join(failures)}.")
 
 
 @functools.cache

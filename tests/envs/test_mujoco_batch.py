@@ -238,7 +238,7 @@ def test_render():
 def test_render_without_gl_names_the_remedy(monkeypatch, backend):
     monkeypatch.setenv("MUJOCO_GL", backend)
     monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("sys.platform", "linux")
     model = make_model()
     sim = BatchSimulation(model, 1)
     with pytest.raises(EnvError, match="MUJOCO_GL=egl"):
