@@ -112,6 +112,8 @@ class CLI(LightningCLI):
         parser.link_arguments("data.obs_dim", "model.init_args.obs_dim", apply_on="instantiate")
         parser.link_arguments("data.action_dim", "model.init_args.action_dim", apply_on="instantiate")
         parser.link_arguments("data.num_actions", "model.init_args.num_actions", apply_on="instantiate")
+        parser.link_arguments("data.context_dim", "model.init_args.context_dim", apply_on="instantiate")
+        parser.link_arguments("data.action_scale", "model.init_args.action_scale", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def _parse_ckpt_path(self) -> None:

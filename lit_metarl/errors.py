@@ -19,6 +19,15 @@ OTHER_WORDS = {"train": "fit", "run": "fit", "resume": "fit", "eval": "validate"
 LISTED = 30  # names that are still read
 ENVS = "lit_metarl.envs"
 MOVED = {"lit_metarl.losses.tangent_kernel": "lit_metarl.diagnostics.kernels"}  # modules and classes, old → new
+REPLACED = {
+    "SGMRLCorrection": "SGMRLCorrection is four classes of lit_metarl.optim now: write LeaveOneOut, "
+    "LinearisedLeaveOneOut (credit: first_order), CrossTask or Plain (credit: none).",
+}
+RENAMED = {
+    "preconditioning_updates": "data.warmup_updates",
+    "keep_random_transitions": "data.keep_warmup",
+    "adapted": "model.adapted_parameters",
+}
 _ROOTS = {"model": "Algorithm", "data": "ExperienceDataModule", "callbacks": "Callback"}
 
 
@@ -62,6 +71,8 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         return f"{plain} = {match[1]} names no class.{_instead(match[1], _choices(key))}"
     if match := re.search(r"Option '([^']+)' is not accepted", reason):
         taker = key.rpartition("(")[2].rstrip(")")
+        if match[1] in RENAMED:
+            return f"{plain}.{match[1]} is called {RENAMED[match[1]]} now."
         return f"{plain}.{match[1]}: {taker} takes no {match[1]}.{_instead(match[1], _arguments(taker))}"
     if match := re.search(r"unrecognized arguments: (.*)", line):
         return f"{match[1]} is not understood.{_instead(match[1].partition('=')[0], list(options))}"
@@ -82,7 +93,7 @@ def _moved(message: str) -> str:
     for old, new in MOVED.items():
         if match := re.search(rf"{re.escape(old)}\b[\w.]*", message):
             return f"{match[0]} has moved: write {new}{match[0].removeprefix(old)}."
-    return ""
+    return next((sentence for old, sentence in REPLACED.items() if re.search(rf"\b{old}\b", message)), "")
 
 
 def unknown_command(word: str) -> str:
@@ -136,7 +147,7 @@ def _subclasses(base: type) -> set[type]:
 
 def _arguments(name: str) -> list[str]:
     """Arguments of the constructor of class ``name``, those that it passes on to its bases included."""
-    skipped = {"self", "obs_dim", "action_dim", "num_actions"}
+    skipped = {"self", "obs_dim", "action_dim", "num_actions", "context_dim", "action_scale"}
     names: list[str] = []
     for cls in getattr(_classes().get(name), "__mro__", ()):
         if "__init__" in vars(cls):

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from lit_metarl.nn.conditioning import condition
 from lit_metarl.nn.recipe import from_recipe
-from lit_metarl.types import ConfigError
+from lit_metarl.types import ConfigError, Sizes
 
 
 class TrainedPolicy:
@@ -21,28 +22,42 @@ class TrainedPolicy:
     Args:
         actor: network whose distribution has a ``mode_action``, as those of :class:`~lit_metarl.nn.ActorFactory` and
             :class:`~lit_metarl.nn.PolicyFactory`.
-        obs_dim: O.
+        sizes: of observations, actions and context.
         action_scale: a continuous action is ``clip(action_scale · action, −1, 1)``, as in training.
+        built_by: the factory that built ``actor``, for the representation.
     """
 
-    def __init__(self, actor: nn.Module, obs_dim: int, action_scale: float = 1.0) -> None:
+    def __init__(self, actor: nn.Module, sizes: Sizes, action_scale: float = 1.0, built_by: object = None) -> None:
         self.actor = actor.eval()
-        self.obs_dim = obs_dim
+        self.sizes = sizes
         self.action_scale = action_scale
+        self.built_by = built_by
+
+    def __repr__(self) -> str:
+        sizes = self.sizes
+        context = f" and a context of {sizes.context}" if sizes.context else ""
+        actions = f"{sizes.action} actions in [-1, 1]" if sizes.num_actions is None else f"one of {sizes.num_actions}"
+        return f"TrainedPolicy({self.built_by or self.actor}: {sizes.obs} observations{context} → {actions})"
 
     @torch.no_grad()
-    def __call__(self, obs: np.ndarray) -> np.ndarray:
+    def __call__(self, obs: np.ndarray, context: np.ndarray | None = None) -> np.ndarray:
         """Deterministic action ``[A]`` or ``[E, A]`` float32 (int64 ``[]`` or ``[E]``) for ``[O]`` or ``[E, O]``.
 
+        Args:
+            obs: observations.
+            context: ``[C]`` of the task, for a policy that was trained with one.
+
         Raises:
-            ValueError: the last axis of ``obs`` is not O.
+            ValueError: the last axis of ``obs`` is not O, or ``context`` is not ``[C]``.
         """
         batch = torch.as_tensor(np.asarray(obs), dtype=torch.float32)
-        if batch.ndim not in (1, 2) or batch.shape[-1] != self.obs_dim:
-            raise ValueError(
-                f"this policy takes observations [{self.obs_dim}] or [E, {self.obs_dim}], not {batch.shape}."
-            )
-        action = self.actor(batch).mode_action
+        size = self.sizes.obs
+        if batch.ndim not in (1, 2) or batch.shape[-1] != size:
+            raise ValueError(f"this policy takes observations [{size}] or [E, {size}], not {list(batch.shape)}.")
+        task = torch.as_tensor(np.asarray([] if context is None else context), dtype=torch.float32)
+        if task.shape != (self.sizes.context,):
+            raise ValueError(f"this policy takes a context [{self.sizes.context}], not {list(task.shape)}.")
+        action = self.actor(batch, *condition(self.actor, dict(self.actor.named_parameters()), task)).mode_action
         return (action.mul(self.action_scale).clamp(-1.0, 1.0) if action.is_floating_point() else action).numpy()
 
 
@@ -67,11 +82,13 @@ def load_policy(path_or_run: str | Path, root: str | Path = "mlruns", checkpoint
     if not path.is_file():
         raise CheckpointError(f"{path_or_run}: neither a checkpoint file nor the id of a run in {root}.")
     recipe = read_checkpoint(path)["algorithm"]["policy"]
+    if "sizes" not in recipe:
+        raise CheckpointError(f"{path} was written by another version of lit_metarl: load it with that one.")
     try:
         factory = from_recipe(recipe)
     except ConfigError as error:
         raise ConfigError(f"the policy of {path} cannot be built: {error}") from error
-    sizes = [recipe[key] for key in ("obs_dim", "action_dim", "num_actions") if key in recipe]
-    actor = factory.build(*sizes)
+    sizes = Sizes(**recipe["sizes"])
+    actor = factory.build(sizes)
     actor.load_state_dict(recipe["state_dict"])
-    return TrainedPolicy(actor, recipe["obs_dim"], recipe.get("action_scale", 1.0))
+    return TrainedPolicy(actor, sizes, recipe["action_scale"], factory)

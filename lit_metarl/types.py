@@ -51,6 +51,15 @@ def require(condition: bool, key: str, value: object, remedy: str) -> None:
         raise ConfigError(f"{key} = {value!r} cannot be used: {remedy}.")
 
 
+class Sizes(NamedTuple):
+    """What every network is built for."""
+
+    obs: int  # O
+    action: int  # A of a continuous action space; not read for a discrete one
+    num_actions: int | None = None  # of a discrete action space, None for a continuous one
+    context: int = 0  # C, entries that describe the task; 0 where the networks are not told
+
+
 class Transition(NamedTuple):
     """One environment step; every field shares the leading axes."""
 
@@ -96,11 +105,12 @@ class Trajectories(NamedTuple):
     Padded entries hold observation, action, reward and log-probability 0 and are marked by ``mask``.
     """
 
-    obs: Tensor  # [B, N, T, O] what the policy saw, the oracle context included if asked for
+    obs: Tensor  # [B, N, T, O]
     action: Tensor  # [B, N, T, A] as sampled, before the map to the simulator's bounds; [B, N, T] int if discrete
     reward: Tensor  # [B, N, T] raw
     log_prob: Tensor  # [B, N, T] of the behaviour policy at ``action``, summed over A
     mask: Tensor  # [B, N, T] 1 while the episode ran, 0 after its end
+    context: Tensor  # [B, C] what the policy was told of the task; C = 0 for nothing
 
     @property
     def returns(self) -> Tensor:
@@ -111,7 +121,8 @@ class Trajectories(NamedTuple):
 class MetaBatch(NamedTuple):
     """One meta-iteration: ``B`` tasks, before and after each of ``K`` adaptation steps."""
 
-    rounds: tuple[Trajectories, ...]  # K + 1 of them; round k was sampled with the parameters after k steps
+    rounds: tuple[Trajectories, ...]  # K + 1 of them
+    adaptations: tuple[Adaptation, ...]  # K + 1 of them; round k was sampled after k steps, with adaptation k
     env_steps: int  # environment steps so far, all processes together
 
 
@@ -125,8 +136,8 @@ class MetaEpisodes(NamedTuple):
     frames_per_second: float = 0.0
 
 
-class Round(NamedTuple):
-    """A round as estimators see it: data without a graph, every field ``[..., N, T]``, padded entries 0."""
+class Signals(NamedTuple):
+    """What estimators read of a round: data without a graph, every field ``[..., N, T]``, padded entries 0."""
 
     behaviour_log_prob: Tensor
     reward: Tensor
@@ -138,27 +149,33 @@ class Round(NamedTuple):
 Params = dict[str, Tensor]
 """Parameters by name, as ``torch.func.functional_call`` takes them; adapted ones have a leading task axis ``B``."""
 
+Adaptation = dict[str, Tensor]
+"""What a meta-learner knows of ``B`` tasks and acts with, ``[B, ...]``: adapted parameters, a posterior, a context."""
+
 
 @runtime_checkable
 class MetaPolicy(Protocol):
-    """The back edge from a module to the collector of trajectories: how to act and how to adapt."""
+    """The back edge from a module to the collector of trajectories: how to act and how to adapt.
 
-    def initial_params(self, num_tasks: int) -> Params:
-        """Parameters before adaptation, expanded to ``[B, ...]``, without a graph."""
+    The collector looks into no :data:`Adaptation`; it keeps it from one call to the next.
+    """
+
+    def before_adaptation(self, context: Tensor) -> Adaptation:
+        """What is known of ``B`` tasks before any data, without a graph; ``context [B, C]``, C = 0 for nothing."""
         ...
 
-    def adapt(self, params: Params, trajectories: Trajectories) -> Params:
-        """One adaptation step of every task on its own round; ``[B, ...]`` in and out, without a graph."""
+    def adapt(self, adaptation: Adaptation, trajectories: Trajectories) -> Adaptation:
+        """What is known after one more round of every task, without a graph."""
         ...
 
-    def sample_actions(self, params: Params, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample_actions(self, adaptation: Adaptation, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Action and log-probability for ``obs [B, N, O]``: ``[B, N, A]`` (int ``[B, N]`` if discrete), ``[B, N]``.
 
         All randomness comes from ``generator``, which is on the CPU.
         """
         ...
 
-    def mode_actions(self, params: Params, obs: Tensor) -> Tensor:
+    def mode_actions(self, adaptation: Adaptation, obs: Tensor) -> Tensor:
         """Deterministic action for ``obs [B, N, O]``: ``[B, N, A]`` (int ``[B, N]`` if discrete)."""
         ...
 

@@ -12,9 +12,33 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
 
 from lit_metarl.algorithms import MetaPolicyGradient
-from lit_metarl.types import Trajectories
+from lit_metarl.algorithms.meta_policy_gradient import POLICY, below
+from lit_metarl.types import Adaptation, MetaBatch, Params, Trajectories
 
 Module = TypeVar("Module", bound=MetaPolicyGradient)
+
+
+def unadapted(module: MetaPolicyGradient, tasks: int = 3) -> Adaptation:
+    """What is known of ``tasks`` tasks without a context before any data."""
+    return module.before_adaptation(torch.zeros(tasks, 0))
+
+
+def initial_params(module: MetaPolicyGradient, tasks: int = 3) -> Params:
+    """Parameters before adaptation, ``[B, ...]``."""
+    return below(POLICY, unadapted(module, tasks))
+
+
+def adapted_params(module: MetaPolicyGradient, trajectories: Trajectories) -> Params:
+    """Parameters after adaptation to one round, ``[B, ...]``."""
+    return below(POLICY, module.adapt(unadapted(module, len(trajectories.reward)), trajectories))
+
+
+def batch_of(module: MetaPolicyGradient, rounds: list[Trajectories], env_steps: int = 0) -> MetaBatch:
+    """The batch that a DataModule would make of ``rounds``."""
+    adaptations = [unadapted(module, len(rounds[0].reward))]
+    for trajectories in rounds[:-1]:
+        adaptations.append(module.adapt(adaptations[-1], trajectories))
+    return MetaBatch(tuple(rounds), tuple(adaptations), env_steps)
 
 
 def random_rounds(
@@ -23,17 +47,17 @@ def random_rounds(
     """``steps + 1`` rounds of 4 random trajectories of 2 to 5 steps (5 if ``full``), sampled as the collector does."""
     generator = torch.Generator().manual_seed(seed)
     dtype = next(module.parameters()).dtype
-    params, rounds = module.initial_params(tasks), []
+    adaptation, rounds = unadapted(module, tasks), []
     for step in range(steps + 1):
         lengths = torch.randint(2, 6, (tasks, 4, 1), generator=generator)
         mask = torch.ones(tasks, 4, 5, dtype=dtype) if full else (torch.arange(5) < lengths).to(dtype)
-        obs = torch.randn(tasks, 4, 5, module.sizes[0], generator=generator, dtype=dtype) * mask[..., None]
+        obs = torch.randn(tasks, 4, 5, module.sizes.obs, generator=generator, dtype=dtype) * mask[..., None]
         reward = torch.randn(tasks, 4, 5, generator=generator, dtype=dtype) * mask
-        action, log_prob = module.sample_actions(params, obs, generator)
+        action, log_prob = module.sample_actions(adaptation, obs, generator)
         alive = mask.view(*mask.shape, *[1] * (action.ndim - mask.ndim)).to(action.dtype)
-        rounds.append(Trajectories(obs, action * alive, reward, log_prob * mask, mask))
+        rounds.append(Trajectories(obs, action * alive, reward, log_prob * mask, mask, torch.zeros(tasks, 0)))
         if step < steps:
-            params = module.adapt(params, rounds[-1])
+            adaptation = module.adapt(adaptation, rounds[-1])
     return rounds
 
 

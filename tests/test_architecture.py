@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "losses": {"types", "diagnostics"},  # objectives are made of tangent kernels, which have one home
     "estimators": {"types"},
     "diagnostics": {"types"},
-    "optim": {"types", "estimators"},
+    "optim": {"types", "estimators", "nn"},
     "data": {"types", "envs", "processes"},
     "algorithms": {"types", "nn", "losses", "estimators", "optim", "diagnostics", "processes", "settings"},
     "tracking": {"types"},

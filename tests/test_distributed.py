@@ -65,9 +65,9 @@ def meta_update(outer: str, tasks: slice) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     module = attach(MAML(O, A, policy=GaussianMLP((4,)), outer=META[outer], inner_lr=0.5, learn_inner_lr=True).double())
     rounds = random_rounds(module, tasks=4, full=True)
-    module.outer.update(module.problem([Trajectories(*(x[tasks] for x in round)) for round in rounds]))
+    module.outer.update(module.iteration([Trajectories(*(x[tasks] for x in trajectories)) for trajectories in rounds]))
     parameters = {name: value.detach().clone() for name, value in module.meta_parameters().items()}
-    return parameters | {"penalties": torch.tensor(module.penalties)}
+    return parameters | {"penalties": torch.tensor(module.outer.state().get("penalties", []))}
 
 
 def worker(rank: int, folder: str) -> None:

@@ -21,7 +21,7 @@ from lit_metarl.envs.navigation import Navigation2D
 from lit_metarl.losses.preconditioning import LogCosine
 from lit_metarl.nn import CriticFactory
 from lit_metarl.optim import PPO, VPG
-from lit_metarl.types import ConfigError, DivergenceError
+from lit_metarl.types import ConfigError, DivergenceError, Sizes
 
 PENDULUM = Gymnasium("Pendulum-v1")
 
@@ -128,8 +128,8 @@ class TwiceUsed(nn.Module):
 
 
 class TwiceUsedCritic(CriticFactory):
-    def build(self, obs_dim: int, action_dim: int) -> nn.Module:
-        return TwiceUsed(obs_dim, action_dim)
+    def build(self, sizes: Sizes) -> nn.Module:
+        return TwiceUsed(sizes.obs, sizes.action)
 
 
 def test_a_critic_that_the_kernel_cannot_treat_is_refused_before_the_first_step() -> None:

@@ -121,8 +121,8 @@ def test_bad_input_is_one_clear_error(flags: list[str], message: str, capsys: py
         (["fit"], "there is no model and no data: --config configs/experiment/quickstart.yaml, or another experiment."),
         (["fit", "--config"], "--config needs a file: --config configs/experiment/quickstart.yaml"),
         (
-            ["fit", *PROMP, "--model.correction.credit=leave_one_out"],
-            "model.correction has no class yet. Name it first, --model.correction CLASS. Choose from EMAMLCorrection,",
+            ["fit", *PROMP, "--model.correction.doubly_robust=true"],
+            "model.correction has no class yet. Name it first, --model.correction CLASS. Choose from CrossTask,",
         ),
         (["fit", *PROMP, "--model.outer=PPPO"], "model.outer = PPPO names no class. Did you mean PPO? Choose from PPO"),
         (
@@ -132,6 +132,12 @@ def test_bad_input_is_one_clear_error(flags: list[str], message: str, capsys: py
         (
             ["fit", *PRECONDITIONED, "--config=moved.yaml"],
             "lit_metarl.losses.tangent_kernel.Exact has moved: write lit_metarl.diagnostics.kernels.Exact.",
+        ),
+        (["fit", *PROMP, "--model.correction=lit_metarl.optim.SGMRLCorrection"], "SGMRLCorrection is four classes of"),
+        (["fit", *PROMP, "--model.adapted=trunk"], "model.adapted is called model.adapted_parameters now."),
+        (
+            ["fit", *PRECONDITIONED, "--model.preconditioning_updates=3"],
+            "model.preconditioning_updates is called data.warmup_updates now.",
         ),
         (["completion", "ksh"], "completion = 'ksh' cannot be used: choose one of bash, zsh, tcsh, fish, powershell."),
     ],
@@ -205,8 +211,8 @@ def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     (run,) = (tmp_path / "home" / "runs" / "runs").iterdir()
     assert main(["report", "--root=~/runs", "--json=~/table.json"]) == 0
     assert (tmp_path / "home" / "table.json").is_file()
-    assert lit_metarl.load_policy(f"~/runs/runs/{run.name}/last.ckpt").obs_dim == 3
-    assert lit_metarl.load_policy(run.name, root="~/runs").obs_dim == 3
+    assert lit_metarl.load_policy(f"~/runs/runs/{run.name}/last.ckpt").sizes.obs == 3
+    assert lit_metarl.load_policy(run.name, root="~/runs").sizes.obs == 3
     assert main(["test", *flags, "--trainer.logger.root=~/runs", f"--ckpt_path=~/runs/runs/{run.name}/last.ckpt"]) == 0
     assert not (tmp_path / "~").exists()
 

@@ -27,6 +27,7 @@ from lit_metarl.callbacks.adaptation import AdaptationResults
 from lit_metarl.data import ReplayDataModule, TrajectoryDataModule
 from lit_metarl.data.collector import Collector
 from lit_metarl.data.experience import ExperienceDataModule, Loader
+from lit_metarl.data.meta_evaluation import TaskDataModule
 from lit_metarl.data.replay import Replay
 from lit_metarl.data.streams import Stream, derive_seed, global_state, load_global_state, seed_global
 from lit_metarl.data.trajectories import TaskSimulator
@@ -219,6 +220,7 @@ def resumable_classes() -> set[type]:
 
 
 def test_every_resumable_class_is_here() -> None:
-    bases = {ExperienceDataModule}  # a DataModule of Lightning's is not an abc, but this one is not to be made either
+    # DataModules of Lightning's are not abcs, but these are not to be made either
+    bases = {ExperienceDataModule, TaskDataModule}
     found = {cls for cls in resumable_classes() if not issubclass(cls, BatchedEnv)}
     assert found - bases == set(CASES) - {GlobalStreams}

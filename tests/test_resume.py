@@ -36,7 +36,7 @@ from lit_metarl.envs.navigation import Navigation2D
 from lit_metarl.envs.suite import DMControl
 from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, TanhGaussianMLP
-from lit_metarl.optim import PPO, SGMRLCorrection
+from lit_metarl.optim import PPO, LeaveOneOut
 from lit_metarl.tracking import MLflowLogger, connect
 from lit_metarl.types import Interrupted
 
@@ -74,7 +74,9 @@ def make_meta(
     datamodule = TrajectoryDataModule(env, **settings | (data or {}))
     seed_everything(0)
     policy = GaussianMLP((8,))
-    return cls(datamodule.obs_dim, datamodule.action_dim, datamodule.num_actions, policy, **kwargs), datamodule
+    sizes = datamodule.obs_dim, datamodule.action_dim, datamodule.num_actions
+    told = {"context_dim": datamodule.context_dim, "action_scale": datamodule.action_scale}
+    return cls(*sizes, policy, **kwargs | told), datamodule
 
 
 NAVIGATION = Navigation2D(max_episode_steps=8)
@@ -97,7 +99,7 @@ CASES: dict[str, Callable[[], tuple[Algorithm, ExperienceDataModule]]] = {
         {"warmup_updates": 22, "keep_warmup": False},
     ),
     "MAML": partial(make_meta, MAML, NAVIGATION),
-    "SGMRL": partial(make_meta, SGMRL, NAVIGATION, correction=SGMRLCorrection("leave_one_out")),
+    "SGMRL": partial(make_meta, SGMRL, NAVIGATION, correction=LeaveOneOut()),
     "ProMP": partial(make_meta, ProMP, NAVIGATION, outer=PPO(epochs=2, adaptive_kl=True)),
     "TRPOMAML": partial(make_meta, TRPOMAML, NAVIGATION, {"adaptation_steps": 2}, learn_inner_lr=True),
     "TMAML": partial(make_meta, TMAML, NAVIGATION, {"train_tasks": 3, "oracle_context": True}),
@@ -194,7 +196,7 @@ def test_resumed_run_equals_straight_run(
 
 
 def test_the_runs_have_what_resume_could_lose(straight: Callable[[str], Straight]) -> None:
-    assert straight("ProMP").checkpoint["algorithm"]["counters"]["penalties"] != [PPO().kl_penalty]
+    assert straight("ProMP").checkpoint["algorithm"]["counters"]["outer"]["penalties"] != [PPO().kl_penalty]
     assert not (straight("TRPOMAML").checkpoint["state_dict"]["learned_step_sizes.log_std"] == 0.1).any()
     assert min(length for _, length in straight("LVC-mujoco_terminating").metrics["train/episode_length"]) < 60
 

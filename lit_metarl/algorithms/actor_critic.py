@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from typing import cast
+from abc import ABC, abstractmethod
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from lit_metarl.algorithms.base import Algorithm, policy_state_of
 from lit_metarl.losses.sac import critic_loss
 from lit_metarl.nn import ActorFactory, CriticFactory
 from lit_metarl.nn.recipe import recipe_of
-from lit_metarl.types import Episodes, ReplayBlock, State, Transition, require
+from lit_metarl.types import Episodes, ReplayBlock, Sizes, State, Transition, require
 
 
-class ActorCritic(Algorithm):
+class ActorCritic(Algorithm, ABC):
     """A policy and an ensemble of critics that learn from replayed transitions, with slowly moving targets.
 
     One update: the critics regress on :meth:`target`, then :meth:`update_actor`, then the Polyak step of the targets.
@@ -56,11 +54,11 @@ class ActorCritic(Algorithm):
         require(0.0 <= gamma <= 1.0, "model.gamma", gamma, "a discount lies in [0, 1]")
         require(0.0 < polyak <= 1.0, "model.polyak", polyak, "it must lie in (0, 1]")
         require(target_update_every >= 1, "model.target_update_every", target_update_every, "it must be at least 1")
-        self.obs_dim, self.action_dim = obs_dim, action_dim
+        self.sizes = Sizes(obs_dim, action_dim)
         self.recipe = recipe_of(actor)
-        self.actor = actor.build(obs_dim, action_dim)
-        self.critic = critic.build(obs_dim, action_dim)
-        self.target_critic = critic.build(obs_dim, action_dim)
+        self.actor = actor.build(self.sizes)
+        self.critic = critic.build(self.sizes)
+        self.target_critic = critic.build(self.sizes)
         self.actor_lr, self.critic_lr = actor_lr, critic_lr
         self.gamma = gamma
         self.polyak = polyak
@@ -104,10 +102,6 @@ class ActorCritic(Algorithm):
     def step_sizes(self) -> dict[str, float]:
         """Step sizes by their configuration key."""
         return {"model.actor_lr": self.actor_lr, "model.critic_lr": self.critic_lr}
-
-    def optimizer(self, number: int) -> LightningOptimizer:
-        """Optimizer ``number`` of :meth:`configure_optimizers`."""
-        return cast(list[LightningOptimizer], self.optimizers())[number]
 
     def training_step(self, batch: ReplayBlock, batch_idx: int) -> None:
         """``U`` updates, one for each minibatch of the block."""
@@ -166,7 +160,7 @@ class ActorCritic(Algorithm):
 
     def policy_state(self) -> State:
         """Recipe and weights of the actor."""
-        return policy_state_of(self.recipe, self.actor, self.obs_dim, self.action_dim)
+        return policy_state_of(self.recipe, self.actor, self.sizes)
 
     def counters(self) -> State:
         """Adds the number of updates, on which schedules depend."""

@@ -1,11 +1,11 @@
-"""What every LightningModule of the package shares: manual optimization, metrics, evaluation, resume."""
+"""The base of all LightningModules: manual optimization, metrics, evaluation, resume."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lit_metarl.algorithms.metrics import MeanMetrics
 from lit_metarl.processes import average_gradients, gather_states, world_size
 from lit_metarl.settings import check_precision
-from lit_metarl.types import ConfigError, DivergenceError, State, require
+from lit_metarl.types import ConfigError, DivergenceError, Sizes, State, require
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,11 @@ class Algorithm(LightningModule):
             parameter.grad = gradient
         average_gradients(parameters)
         optimizer.step()
+
+    def optimizer(self, number: int) -> LightningOptimizer:
+        """Optimizer ``number`` of :meth:`configure_optimizers`, of which there is one at least; -1 for the last."""
+        found = self.optimizers()
+        return cast(LightningOptimizer, found[number] if isinstance(found, list) else found)
 
     @property
     def step_sizes(self) -> dict[str, float]:
@@ -222,14 +227,14 @@ class Algorithm(LightningModule):
         )
 
 
-def policy_state_of(recipe: State, module: nn.Module, obs_dim: int, action_dim: int) -> State:
+def policy_state_of(recipe: State, module: nn.Module, sizes: Sizes, action_scale: float = 1.0) -> State:
     """Recipe and weights of a policy network, as :func:`lit_metarl.load_policy` reads them.
 
     Args:
         recipe: of the factory that built ``module`` (:func:`lit_metarl.nn.recipe.recipe_of`).
         module: the network.
-        obs_dim: O.
-        action_dim: A.
+        sizes: that it was built for.
+        action_scale: factor between its continuous actions and the simulator's range.
     """
     weights = {name: value.detach().cpu() for name, value in module.state_dict().items()}
-    return recipe | {"obs_dim": obs_dim, "action_dim": action_dim, "state_dict": weights}
+    return recipe | {"sizes": sizes._asdict(), "action_scale": action_scale, "state_dict": weights}

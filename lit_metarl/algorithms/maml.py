@@ -8,7 +8,7 @@ from __future__ import annotations
 from lit_metarl.algorithms.meta_policy_gradient import MetaPolicyGradient
 from lit_metarl.estimators import TMAML as TMAMLSurrogate
 from lit_metarl.estimators import DiCE, LikelihoodRatio, LoadedDiCE, TayPO
-from lit_metarl.optim.corrections import EMAMLCorrection, SGMRLCorrection
+from lit_metarl.optim.corrections import EMAMLCorrection, LeaveOneOut
 from lit_metarl.optim.outer_updates import PPO, TRPO
 
 
@@ -41,7 +41,7 @@ class SGMRL(MetaPolicyGradient):
     on θ. A surrogate with the policy Hessian of Eq. 8 (:class:`~lit_metarl.estimators.DiCE`) counts that twice.
     """
 
-    default_correction = SGMRLCorrection()
+    default_correction = LeaveOneOut()
 
 
 class DiCEMAML(MetaPolicyGradient):

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from lit_metarl.algorithms.base import Algorithm, policy_state_of
 from lit_metarl.estimators import InnerSurrogate, LogLikelihood, gae, normalise, reward_to_go
-from lit_metarl.nn import Baseline, CategoricalMLP, GaussianMLP, LinearFeature, PolicyFactory
+from lit_metarl.nn import BaselineFactory, CategoricalMLP, GaussianMLP, LinearFeature, PolicyFactory
+from lit_metarl.nn.conditioning import HYPERNETWORK, condition
 from lit_metarl.nn.recipe import recipe_of
-from lit_metarl.optim.corrections import MetaData, NoCorrection, SamplingCorrection, adapt
-from lit_metarl.optim.inner_loop import InnerLoop, StepSizes, Unrolled
-from lit_metarl.optim.outer_updates import VPG, OuterSurrogate, OuterUpdate
+from lit_metarl.optim.corrections import NoCorrection, SamplingCorrection
+from lit_metarl.optim.inner_loop import InnerLoop, StepSizes
+from lit_metarl.optim.iteration import Iteration
+from lit_metarl.optim.outer_updates import VPG, OuterUpdate, likelihood
 from lit_metarl.processes import mean_over_processes
 from lit_metarl.types import (
+    Adaptation,
     ConfigError,
     MetaBatch,
     MetaEpisodes,
     Params,
-    Round,
+    Signals,
+    Sizes,
     State,
     Trajectories,
     require,
 )
 
-POLICY, STEP_SIZE = "policy.", "step_size."
+POLICY, STEP_SIZE, TOLD, SIGNALS = "policy.", "step_size.", "told.", "signals."
 
 
 class MetaPolicyGradient(Algorithm):
@@ -50,13 +53,13 @@ class MetaPolicyGradient(Algorithm):
         num_actions: number of discrete actions, None if continuous; likewise.
         policy: network; :class:`~lit_metarl.nn.GaussianMLP` (:class:`~lit_metarl.nn.CategoricalMLP` for discrete
             actions) with its defaults if None.
-        baseline: b(s_t), fitted anew to every task's every round; linear in features if None.
+        baseline: b(s_t); linear in features and fitted anew to every task's every round if None.
         inner: surrogate that an adaptation step ascends.
         correction: what the meta-gradient owes to the sampling of the inner data.
         outer: how the initial parameters move.
         inner_lr: α of every adapted parameter.
         learn_inner_lr: learn a step size for every single adapted parameter, from α on (Li et al. 2017, Meta-SGD).
-        adapted: regular expression; parameters whose name it finds adapt, the others are shared by all tasks.
+        adapted_parameters: regular expression; parameters whose name it finds adapt, the others are shared.
         first_order: ignore how the inner gradient depends on the initial parameters.
         gamma: discount γ per agent step.
         gae_lambda: λ of generalised advantage estimation; values beyond the horizon are 0.
@@ -64,6 +67,8 @@ class MetaPolicyGradient(Algorithm):
             divided by the same standard deviation, so that all terms of an objective keep one unit.
         discounted: weight advantages at step t by γ^t, as the gradient of J has it and practice has not.
         time_average: divide surrogates by the horizon, inner and outer.
+        context_dim: C, entries of the context that the policy is told; linked from the DataModule by the command line.
+        action_scale: factor between the policy's actions and the simulator's range; likewise.
 
     Raises:
         ConfigError: a value outside its range, or a policy that is for another kind of action space or could not be
@@ -81,103 +86,125 @@ class MetaPolicyGradient(Algorithm):
         action_dim: int,
         num_actions: int | None = None,
         policy: PolicyFactory | None = None,
-        baseline: Baseline | None = None,
+        baseline: BaselineFactory | None = None,
         inner: InnerSurrogate | None = None,
         correction: SamplingCorrection | None = None,
         outer: OuterUpdate | None = None,
         inner_lr: float = 0.1,
         learn_inner_lr: bool = False,
-        adapted: str = "",
+        adapted_parameters: str = "",
         first_order: bool | None = None,
         gamma: float = 0.99,
         gae_lambda: float = 1.0,
         normalise_advantages: bool = True,
         discounted: bool = False,
         time_average: bool = True,
+        context_dim: int = 0,
+        action_scale: float = 1.0,
     ) -> None:
         super().__init__()
         require(inner_lr > 0 and math.isfinite(inner_lr), "model.inner_lr", inner_lr, "it must be a positive number")
         for key, value in {"gamma": gamma, "gae_lambda": gae_lambda}.items():
             require(0.0 <= value <= 1.0, f"model.{key}", value, "it lies in [0, 1]")
-        self.sizes = (obs_dim, action_dim, num_actions)
+        self.sizes, self.action_scale = Sizes(obs_dim, action_dim, num_actions, context_dim), action_scale
         policy = policy or (GaussianMLP() if num_actions is None else CategoricalMLP())
         self.recipe = recipe_of(policy)
-        self.policy = policy.build(*self.sizes)
-        self.baseline = baseline or LinearFeature()
+        self.policy = policy.build(self.sizes)
+        self.baseline = (baseline or LinearFeature()).build(self.sizes)
         self.correction = correction or self.default_correction
-        self.outer = outer or self.default_outer
+        self.outer = copy.deepcopy(outer or self.default_outer)  # it may have state of its own
         self.gae_lambda, self.normalise_advantages = gae_lambda, normalise_advantages
         first_order = self.default_first_order if first_order is None else first_order
         surrogate = inner or self.default_inner
         self.inner = InnerLoop(self.policy, surrogate, gamma, discounted, time_average, first_order)
         names = [name for name, _ in self.policy.named_parameters()]
         try:
-            self.adapted = [name for name in names if re.search(adapted, name)]
+            self.adapted_parameters = [name for name in names if re.search(adapted_parameters, name)]
         except re.error as error:
-            raise ConfigError(f"model.adapted = {adapted!r} cannot be used: {error}.") from error
-        require(bool(self.adapted), "model.adapted", adapted, f"it finds none of the parameters {', '.join(names)}")
+            raise ConfigError(f"model.adapted_parameters = {adapted_parameters!r} cannot be used: {error}.") from error
+        remedy = f"it finds none of the parameters {', '.join(names)}"
+        require(bool(self.adapted_parameters), "model.adapted_parameters", adapted_parameters, remedy)
         self.inner_lr = inner_lr
-        learned = self.adapted if learn_inner_lr else []
+        learned = self.adapted_parameters if learn_inner_lr else []
         parameters = dict(self.policy.named_parameters())
         self.learned_step_sizes = nn.ParameterDict(
             {_key(name): nn.Parameter(torch.full_like(parameters[name], inner_lr)) for name in learned}
         )
-        self.penalties: list[float] = []
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """The outer update's, if it has one."""
-        optimizer = self.outer.optimizer(list(self.meta_parameters().values()))
-        return [] if optimizer is None else [optimizer]
+        """The outer update's and then the baseline's, where they have one."""
+        outer = self.outer.optimizer(list(self.meta_parameters().values()))
+        return [optimizer for optimizer in (outer, self.baseline.optimizer()) if optimizer is not None]
 
     # Parameters as values ------------------------------------------------------------------------------------------
 
     def meta_parameters(self) -> Params:
         """What is learned: the policy's initial parameters, and step sizes if they are learned."""
-        policy = {POLICY + name: value for name, value in self.policy.named_parameters()}
-        return policy | {STEP_SIZE + name: value for name, value in self.learned_step_sizes.items()}
+        return above(POLICY, dict(self.policy.named_parameters())) | above(STEP_SIZE, dict(self.learned_step_sizes))
 
     def split(self, meta: Params) -> tuple[Params, StepSizes]:
         """Meta-parameters → initial parameters θ_0 and step sizes α by the policy's parameter names."""
-        params = {name.removeprefix(POLICY): v for name, v in meta.items() if name.startswith(POLICY)}
+        params = below(POLICY, meta)
         sizes = {
-            name: meta.get(STEP_SIZE + _key(name), self.inner_lr) if name in self.adapted else 0.0 for name in params
+            name: meta.get(STEP_SIZE + _key(name), self.inner_lr) if name in self.adapted_parameters else 0.0
+            for name in params
         }
         return params, sizes
 
     # MetaPolicy ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def initial_params(self, num_tasks: int) -> Params:
-        """θ_0 for every task, ``[B, ...]`` views without a graph."""
-        return {n: p.detach().expand(num_tasks, *p.shape) for n, p in self.policy.named_parameters()}
+    def before_adaptation(self, context: Tensor) -> Adaptation:
+        """θ_0 for every task, ``[B, ...]`` views without a graph, and what the policy makes of ``context [B, C]``."""
+        tasks = len(context)
+        params = {name: p.detach().expand(tasks, *p.shape) for name, p in self.policy.named_parameters()}
+        return self._to_act_with(params, context.to(self.device))
 
-    def adapt(self, params: Params, trajectories: Trajectories) -> Params:
-        """One adaptation step of every task on its own round, ``[B, ...]`` in and out, without a graph.
+    def adapt(self, adaptation: Adaptation, trajectories: Trajectories) -> Adaptation:
+        """One adaptation step of every task on its own round, and that round as estimators saw it.
 
         Raises:
             DivergenceError: the adapted parameters are not finite.
         """
         with self._precision():
             sizes = self.split({name: p.detach() for name, p in self.meta_parameters().items()})[1]
-            adapted = adapt(self.inner, params, sizes, trajectories, self.process(trajectories))
-        self._check_finite(sum(value.sum() for value in adapted.values()), "an adaptation step")
-        return adapted
+            signals = self.process(trajectories)
+            params = self.inner.adapt(below(POLICY, adaptation), sizes, trajectories, signals)
+        self._check_finite(sum(value.sum() for value in params.values()), "an adaptation step")
+        return self._to_act_with(params, trajectories.context) | above(SIGNALS, signals._asdict())
 
     @torch.no_grad()
-    def sample_actions(self, params: Params, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _to_act_with(self, params: Params, context: Tensor) -> Adaptation:
+        """Parameters, and the policy's other arguments: most of a hypernetwork's work is done here, once per task."""
+        with self._precision():
+            told = vmap(lambda p, c: condition(self.policy, p, c))(params, context) if context.shape[-1] else ()
+        weights_or_context = told[0] if told else {}
+        if not isinstance(weights_or_context, dict):
+            weights_or_context = {"context": weights_or_context}
+        return above(POLICY, params) | above(TOLD, weights_or_context)
+
+    @torch.no_grad()
+    def sample_actions(self, adaptation: Adaptation, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A draw of every task's own policy for ``obs [B, N, O]`` and its log-probability ``[B, N]``."""
-        distribution = self._distributions(params, obs)
+        distribution = self._distributions(adaptation, obs)
         action = distribution.sample(generator)
         return action, distribution.log_prob(action)
 
     @torch.no_grad()
-    def mode_actions(self, params: Params, obs: Tensor) -> Tensor:
+    def mode_actions(self, adaptation: Adaptation, obs: Tensor) -> Tensor:
         """The most likely action of every task's own policy for ``obs [B, N, O]``."""
-        return self._distributions(params, obs).mode_action
+        return self._distributions(adaptation, obs).mode_action
 
-    def _distributions(self, params: Params, obs: Tensor) -> Any:
+    def _distributions(self, adaptation: Adaptation, obs: Tensor) -> Any:
+        params, told = below(POLICY, adaptation), below(TOLD, adaptation)
+        if not told:
+            arguments: tuple[Any, ...] = ()
+        elif hasattr(self.policy, HYPERNETWORK):
+            arguments = (told,)
+        else:
+            arguments = (told["context"],)
         with self._precision():
-            return vmap(lambda p, x: functional_call(self.policy, p, (x,)))(params, obs)
+            return vmap(lambda p, x, *rest: functional_call(self.policy, p, (x, *rest)))(params, obs, *arguments)
 
     def _precision(self) -> AbstractContextManager[Any]:
         """That of the training step: a ratio is 1 only if data is collected in the precision it is trained in."""
@@ -186,27 +213,37 @@ class MetaPolicyGradient(Algorithm):
     # Training ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def process(self, trajectories: Trajectories) -> Round:
-        """A round as estimators see it: baseline fitted, advantages estimated and normalised; ``[B, N, T]``."""
+    def process(self, trajectories: Trajectories) -> Signals:
+        """A round as estimators see it: baseline predicted, advantages estimated and normalised; ``[B, N, T]``."""
         reward, mask, gamma = trajectories.reward, trajectories.mask, self.inner.gamma
-        value = self.baseline.predict(trajectories.obs, reward_to_go(reward, mask, gamma), mask)
+        value = self.baseline.predict(trajectories, reward_to_go(reward, mask, gamma))
         advantage = gae(reward, value, mask, gamma, self.gae_lambda)
         if self.normalise_advantages:
             advantage, scale = normalise(advantage, mask)
             reward, value = reward / scale[..., None, None], value / scale[..., None, None]
-        return Round(trajectories.log_prob, reward, value, advantage, mask)
+        return Signals(trajectories.log_prob, reward, value, advantage, mask)
 
     def training_step(self, batch: MetaBatch, batch_idx: int) -> None:
-        """One outer update on one meta-batch."""
+        """One outer update on one meta-batch, then one step of a baseline that learns."""
         if torch.is_autocast_enabled(self.device.type):
             torch.set_autocast_cache_enabled(False)  # cached copies would carry one graph into the next
-        problem = self.problem(batch.rounds)
-        metrics = self.outer.update(problem)
-        self._check_finite(problem.reduce(metrics["objective"]), "the meta-objective")  # all processes stop, or none
         first, last = batch.rounds[0], batch.rounds[-1]
+        iteration = self.iteration(batch.rounds, batch.adaptations)
+        metrics = self.outer.update(iteration)
+        self._check_finite(iteration.reduce(metrics["objective"]), "the meta-objective")  # all processes stop, or none
         metrics |= {"return_before": first.returns.mean(), "entropy": -_mean(last.log_prob, last.mask)}
-        self.metrics.add(metrics)
+        self.metrics.add(metrics | self._update_baseline(batch.rounds))
         self.finish_step(batch.env_steps, last.returns.flatten(), last.mask.sum(-1).flatten())
+
+    def _update_baseline(self, rounds: Sequence[Trajectories]) -> dict[str, Tensor]:
+        returns = [reward_to_go(data.reward, data.mask, self.inner.gamma) for data in rounds]
+        losses = [self.baseline.loss(data, target) for data, target in zip(rounds, returns, strict=True)]
+        learned = [loss for loss in losses if loss is not None]
+        if not learned:
+            return {}
+        loss = torch.stack(learned).mean()
+        self.minimise(loss, self.optimizer(-1))
+        return {"baseline_loss": loss.detach()}
 
     def _check_finite(self, value: Tensor | float, what: str) -> None:
         if not math.isfinite(float(value)):
@@ -218,13 +255,33 @@ class MetaPolicyGradient(Algorithm):
         outer = {f"model.outer.{key}": getattr(self.outer, key) for key in ("lr", "max_kl") if hasattr(self.outer, key)}
         return {"model.inner_lr": self.inner_lr} | outer
 
-    def problem(self, trajectories: Sequence[Trajectories]) -> Problem:
-        """What the outer update works on: ``trajectories`` are K + 1 rounds, fields ``[B, N, T, ...]``."""
-        rounds = [self.process(trajectory) for trajectory in trajectories]
-        params, sizes = self.split({name: p.detach() for name, p in self.meta_parameters().items()})
-        with torch.no_grad():
-            credits = self.correction.credits(MetaData(self.inner, params, sizes, trajectories, rounds))
-        return Problem(self, tuple(trajectories), tuple(rounds), credits, self.penalties)
+    def iteration(self, trajectories: Sequence[Trajectories], adaptations: Sequence[Adaptation] = ()) -> Iteration:
+        """The iteration of K + 1 rounds as an outer update sees it.
+
+        Args:
+            trajectories: fields ``[B, N, T, ...]``.
+            adaptations: what each round was collected with; signals that they hold are not computed again.
+        """
+        signals = [Signals(**below(SIGNALS, adaptation)) for adaptation in adaptations[1:]]
+        signals += [self.process(trajectory) for trajectory in trajectories[len(signals) :]]
+        return Iteration(
+            self.inner,
+            self.meta_parameters(),
+            self.split,
+            trajectories,
+            signals,
+            self.correction.credits,
+            lambda value: self.minimise(-value, self.optimizer(0)),
+            mean_over_processes,
+        )
+
+    def meta_gradient(self, trajectories: Sequence[Trajectories]) -> Params:
+        """Estimate of the meta-gradient on K + 1 rounds, fields ``[B, N, T, ...]``, by meta-parameter; to be ascended.
+
+        That of the score-function surrogate with the module's correction, which every outer surrogate has at the
+        parameters that collected.
+        """
+        return self.iteration(trajectories).gradient(likelihood)
 
     # Evaluation ----------------------------------------------------------------------------------------------------
 
@@ -245,79 +302,26 @@ class MetaPolicyGradient(Algorithm):
 
     def policy_state(self) -> State:
         """Recipe and weights of the policy before adaptation."""
-        obs_dim, action_dim, num_actions = self.sizes
-        state = policy_state_of(self.recipe, self.policy, obs_dim, action_dim)
-        scale = getattr(getattr(self.trainer, "datamodule", None), "action_scale", 1.0)
-        return state | {"num_actions": num_actions, "action_scale": scale}
+        return policy_state_of(self.recipe, self.policy, self.sizes, self.action_scale)
 
     def counters(self) -> State:
-        """Adds the coefficients of an adaptive KL penalty."""
-        return super().counters() | {"penalties": list(self.penalties)}
+        """Adds the state of the outer update."""
+        return super().counters() | {"outer": self.outer.state()}
 
     def load_counters(self, state: State) -> None:
         """Inverse of :meth:`counters`."""
         super().load_counters(state)
-        self.penalties = list(state["penalties"])
+        self.outer.load_state(state["outer"])
 
 
-@dataclass
-class Problem:
-    """One iteration of a :class:`MetaPolicyGradient` as its outer update sees it (``optim.outer_updates.MetaProblem``).
+def above(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``values`` under names that begin with ``prefix``."""
+    return {prefix + name: value for name, value in values.items()}
 
-    Attributes:
-        module: whose parameters move.
-        trajectories: K + 1 rounds, fields ``[B, N, T, ...]``.
-        rounds: the same as estimators see them.
-        credits: K credits ``[B, N]`` of the inner trajectories, or none.
-        penalties: KL coefficients of the inner rounds, owned by the module.
-    """
 
-    module: MetaPolicyGradient
-    trajectories: tuple[Trajectories, ...]
-    rounds: tuple[Round, ...]
-    credits: list[Tensor]
-    penalties: list[float]
-
-    @property
-    def params(self) -> Params:
-        """The module's meta-parameters."""
-        return self.module.meta_parameters()
-
-    @property
-    def masks(self) -> tuple[Tensor, ...]:
-        """Validity of every round, ``[B, N, T]``."""
-        return tuple(round.mask for round in self.rounds)
-
-    def unroll(self, params: Params | None = None) -> Unrolled:
-        """Adaptation on the data, from ``params`` (the current ones if None), with the graph."""
-        initial, sizes = self.module.split(self.params if params is None else params)
-        return self.module.inner.unroll(initial, sizes, self.trajectories, self.rounds)
-
-    def objective(self, unrolled: Unrolled, surrogate: OuterSurrogate) -> Tensor:
-        """Mean of :meth:`task_objectives` over tasks, a scalar to maximise."""
-        return self.task_objectives(unrolled, surrogate).mean()
-
-    def task_objectives(self, unrolled: Unrolled, surrogate: OuterSurrogate) -> Tensor:
-        """(1/N) Σ_n surrogate_n + Σ_k Σ_n credit_kn Σ_t log π(a_t|s_t; θ_k) of every task, ``[B]``."""
-        inner, last = self.module.inner, self.rounds[-1]
-        total = surrogate(unrolled.log_probs[-1], last, inner.gamma if inner.discounted else 1.0).mean(-1)
-        for credit, log_prob, round in zip(self.credits, unrolled.log_probs, self.rounds, strict=False):
-            total = total + (credit * (log_prob * round.mask).sum(-1)).sum(-1)
-        return inner.scale(last) * total
-
-    def ascend(self, value: Tensor) -> None:
-        """One optimizer step towards larger ``value``, its gradient averaged over processes."""
-        self.module.minimise(-value, cast(LightningOptimizer, self.module.optimizers()))
-
-    @torch.no_grad()
-    def assign(self, params: Params) -> None:
-        """Set the module's parameters."""
-        for name, parameter in self.params.items():
-            parameter.copy_(params[name])
-
-    def reduce(self, tensor: Tensor) -> Tensor:
-        """Mean over processes."""
-        return mean_over_processes(tensor)
+def below(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of ``values`` whose name begins with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
 def _key(name: str) -> str:

@@ -64,8 +64,8 @@ class PreconditionedSAC(SAC):
         Otherwise it would fail after the warm-up. The global streams are not touched.
         """
         generator = torch.Generator().manual_seed(0)
-        obs, next_obs = torch.randn(2, 2, self.obs_dim, generator=generator)
-        action, next_action = torch.randn(2, 2, self.action_dim, generator=generator)
+        obs, next_obs = torch.randn(2, 2, self.sizes.obs, generator=generator)
+        action, next_action = torch.randn(2, 2, self.sizes.action, generator=generator)
         batch = SarsaBatch(obs, action, torch.zeros(2), torch.ones(2), next_obs, next_action)
         params = {name: value.detach() for name, value in self.critic.named_parameters()}
         rest = self.gamma, self.bellman_lr, self.second_order

@@ -1,4 +1,4 @@
-"""What every DataModule of the package shares: simulators, streams, evaluation episodes, exact resume."""
+"""The base of all DataModules: simulators, streams, evaluation episodes, exact resume."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ExperienceDataModule(LightningDataModule):
     Args:
         env: the simulator.
         seed: root of every random stream; each process and use gets its own child.
-        shares: settings that count something of which every process does an equal share, by name.
+        split_counts: counts of which every process takes an equal part, by the setting's name.
         video_size: width and height in pixels of the episode that ``predict`` films.
 
     Raises:
@@ -66,16 +66,16 @@ class ExperienceDataModule(LightningDataModule):
         self,
         env: EnvFactory,
         seed: int,
-        shares: Mapping[str, int],
+        split_counts: Mapping[str, int],
         video_size: tuple[int, int],
     ) -> None:
         super().__init__()
         require(seed >= 0, "data.seed", seed, "seeds are non-negative integers")
-        for key, number in shares.items():
+        for key, number in split_counts.items():
             require(number >= 1, f"data.{key}", number, "it must be at least 1")
         self.env_factory = env
         self.seed = seed
-        self.shares = shares
+        self.split_counts = split_counts
         self.video_size = video_size
         self.spec = self._read_spec()
         self._restored: State | None = None
@@ -111,9 +111,19 @@ class ExperienceDataModule(LightningDataModule):
         """Number of discrete actions; None if continuous."""
         return self.spec.num_actions
 
+    @property
+    def context_dim(self) -> int:
+        """C, entries of the context that the policy is told."""
+        return 0
+
+    @property
+    def action_scale(self) -> float:
+        """Factor between the policy's actions and the simulator's range [-1, 1]."""
+        return 1.0
+
     # What a kind of experience adds -----------------------------------------------------------------------------
 
-    feeds: ClassVar[tuple[type, str]]
+    expected_policy: ClassVar[tuple[type, str]]
     """The protocol that the module must follow, and which algorithms do."""
 
     @abstractmethod
@@ -164,6 +174,12 @@ class ExperienceDataModule(LightningDataModule):
         assert self.trainer is not None
         return self.trainer.lightning_module
 
+    @property
+    def policy_device(self) -> torch.device:
+        """Where the module in training is."""
+        assert self.trainer is not None
+        return self.trainer.lightning_module.device
+
     def finite_action(self, action: Tensor) -> Tensor:
         """``action`` of the policy, of its shape, on the CPU; raises :class:`DivergenceError` if it is not finite."""
         action = action.cpu()
@@ -188,10 +204,10 @@ class ExperienceDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Build the simulators that ``stage`` needs; ``ConfigError`` for a module that this data is not for."""
         if self.trainer is not None:
-            protocol, described = self.feeds
+            protocol, described = self.expected_policy
             remedy = f"{type(self).__name__} feeds {described}; choose a model or data of the other kind"
             require(isinstance(self.policy, protocol), "model", type(self.policy).__name__, remedy)
-        for key, number in self.shares.items():
+        for key, number in self.split_counts.items():
             remedy = f"each of the {self.world_size} processes runs an equal share; use a multiple"
             require(number % self.world_size == 0, f"data.{key}", number, remedy)
         if stage == "fit":
@@ -243,7 +259,7 @@ class ExperienceDataModule(LightningDataModule):
         return {
             "schema": SCHEMA,
             "env": self.spec.name,
-            "shares": dict(self.shares),
+            "split_counts": dict(self.split_counts),
             "ranks": gather_states(local),
         }
 
@@ -262,7 +278,7 @@ class ExperienceDataModule(LightningDataModule):
         except ValueError as error:
             raise ConfigError(f"the checkpoint cannot be resumed with this config: {error}") from error
         # With other numbers evaluation starts afresh; the change is reported with the other settings.
-        if local["evaluation"] is not None and state["shares"] == self.shares:
+        if local["evaluation"] is not None and state["split_counts"] == self.split_counts:
             self.load_evaluation_state(local["evaluation"])
         self._restored = local
 

@@ -88,8 +88,8 @@ class ReplayDataModule(ExperienceDataModule):
             epoch_steps,
             f"an epoch is a whole number of blocks of steps_per_block · num_envs = {block} environment steps",
         )
-        shares = {"eval_episodes": eval_episodes, "test_episodes": test_episodes}
-        super().__init__(env, seed, shares, video_size)
+        split_counts = {"eval_episodes": eval_episodes, "test_episodes": test_episodes}
+        super().__init__(env, seed, split_counts, video_size)
         self._eval_env: BatchedEnv | None = None
         self.num_envs = num_envs
         self.batch_size = batch_size
@@ -101,7 +101,7 @@ class ReplayDataModule(ExperienceDataModule):
         self.steps_per_block = steps_per_block
         self.epoch_steps = epoch_steps
 
-    feeds = (Policy, "algorithms of single tasks, such as SAC")
+    expected_policy = (Policy, "algorithms of single tasks, such as SAC")
 
     @property
     def policy(self) -> Policy:
@@ -138,7 +138,7 @@ class ReplayDataModule(ExperienceDataModule):
         if uniform:
             choose = partial(uniform_actions, spec=self.spec, generator=self.generator)
         else:
-            choose = partial(self._explore, device=self.trainer.lightning_module.device)
+            choose = partial(self._explore, device=self.policy_device)
         with torch.no_grad():
             for _ in range(steps):
                 self.replay.insert(self.collector.step(choose))
@@ -197,12 +197,12 @@ class ReplayDataModule(ExperienceDataModule):
     def evaluate(self) -> Episodes:
         """The evaluation episodes of this process, each with its own environment."""
         if self._eval_env is None:
-            self._eval_env = self._make_eval_env(self.shares["eval_episodes"], Stream.EVAL_ENV)
+            self._eval_env = self._make_eval_env(self.split_counts["eval_episodes"], Stream.EVAL_ENV)
         return run_episodes(self._eval_env, self._act)
 
     def test(self) -> Episodes:
         """The test episodes of this process."""
-        self._eval_env = self._make_eval_env(self.shares["test_episodes"], Stream.TEST_ENV)
+        self._eval_env = self._make_eval_env(self.split_counts["test_episodes"], Stream.TEST_ENV)
         return run_episodes(self._eval_env, self._act)
 
     def film(self) -> Episodes:
@@ -215,7 +215,7 @@ class ReplayDataModule(ExperienceDataModule):
         return self.env_factory.make(episodes // self.world_size, self.stream_seed(stream))
 
     def _act(self, obs: Tensor) -> Tensor:
-        return self.finite_action(self.policy.act(obs.to(self.trainer.lightning_module.device)))
+        return self.finite_action(self.policy.act(obs.to(self.policy_device)))
 
     def evaluation_state(self) -> State | None:
         """The evaluation environments; their streams only matter, but the protocol saves an environment whole."""
@@ -223,7 +223,7 @@ class ReplayDataModule(ExperienceDataModule):
 
     def load_evaluation_state(self, state: State) -> None:
         """Inverse of :meth:`evaluation_state`."""
-        self._eval_env = self._make_eval_env(self.shares["eval_episodes"], Stream.EVAL_ENV)
+        self._eval_env = self._make_eval_env(self.split_counts["eval_episodes"], Stream.EVAL_ENV)
         self._eval_env.load_state_dict(state)
 
     def teardown(self, stage: str) -> None:

@@ -28,7 +28,7 @@ class TaskSimulator:
         seed: root of the environments' streams.
         action_scale: the simulator gets ``clip(action_scale · action, −1, 1)``; with 0.1 policy actions in [-10, 10]
             span its bounds, so a policy of standard deviation 1 explores a tenth of the half-range.
-        oracle_context: append the task's context to every observation.
+        oracle_context: tell the policy the task's context.
     """
 
     def __init__(
@@ -48,14 +48,13 @@ class TaskSimulator:
         self.action_scale = action_scale
         self.oracle_context = oracle_context
         self.horizon = horizon_of(self.env.spec)
-        self._context = torch.zeros(num_tasks, trajectories, 0)
+        self.context = torch.zeros(num_tasks, 0)  # [B, C] of the tasks in force
 
     def set_tasks(self, tasks: Tasks) -> None:
         """Give task ``i`` ``[B, ...]`` to all its N environments, from their next reset."""
         self.env.set_tasks({name: np.repeat(rows, self.trajectories, axis=0) for name, rows in tasks.items()})
         if self.oracle_context:
-            context = torch.from_numpy(np.asarray(self.family.context(tasks), dtype=np.float32))
-            self._context = context.unsqueeze(1).expand(-1, self.trajectories, -1)
+            self.context = torch.from_numpy(np.asarray(self.family.context(tasks), dtype=np.float32))
 
     def random_policy(self, generator: torch.Generator) -> ChooseActions:
         """The random reference policy: uniform in the simulator's bounds, or over discrete actions."""
@@ -102,11 +101,11 @@ class TaskSimulator:
                 if not alive.any():
                     break
             obs = self._observe(self.stepper.observe())
-        return Trajectories(**{name: values.movedim(0, 2).contiguous() for name, values in record.items()})
+        fields = {name: values.movedim(0, 2).contiguous() for name, values in record.items()}
+        return Trajectories(**fields, context=self.context)
 
     def _observe(self, obs: Tensor) -> Tensor:
-        seen = obs.view(self.num_tasks, self.trajectories, -1)
-        return torch.cat([seen, self._context], dim=-1) if self.oracle_context else seen
+        return obs.view(self.num_tasks, self.trajectories, -1)
 
     def _to_env(self, action: Tensor) -> np.ndarray:
         flat = action.flatten(0, 1).numpy()

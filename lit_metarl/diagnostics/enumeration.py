@@ -20,7 +20,7 @@ from torch.func import jacrev, vmap
 from lit_metarl.envs.tabular import TabularMDP
 from lit_metarl.envs.tabular_exact import Derivatives, all_trajectories, exact_derivatives, state_values
 from lit_metarl.estimators import InnerSurrogate, gae
-from lit_metarl.types import Round
+from lit_metarl.types import Signals
 
 CHUNK = 500  # trajectories differentiated together; more only need more memory
 
@@ -56,7 +56,7 @@ class EnumeratedRound(NamedTuple):
 
     state: Tensor  # [M, T] int
     action: Tensor  # [M, T] int
-    round: Round  # fields [M, T]
+    signals: Signals  # fields [M, T]
     probability: Tensor  # [M]
     theta: Tensor  # [S, A] of the target policy
     exact: Derivatives
@@ -66,11 +66,11 @@ class EnumeratedRound(NamedTuple):
 
         def surrogate(theta: Tensor, state: Tensor, action: Tensor, *data: Tensor) -> Tensor:
             log_prob = theta.log_softmax(-1)[state, action]
-            round = Round(*(part[None] for part in data))
-            return inner.per_trajectory(log_prob[None], round, gamma, discounted=True)[0]
+            signals = Signals(*(part[None] for part in data))
+            return inner.per_trajectory(log_prob[None], signals, gamma, discounted=True)[0]
 
         def errors(derivative: Callable[..., Tensor], truth: Tensor) -> Quality:
-            each = vmap(derivative, (None, *[0] * 7))(self.theta, self.state, self.action, *self.round)
+            each = vmap(derivative, (None, *[0] * 7))(self.theta, self.state, self.action, *self.signals)
             return quality_of(each, self.probability, truth)
 
         gradient = jacrev(surrogate)
@@ -86,7 +86,7 @@ def enumerate_round(mdp: TabularMDP, theta: Tensor, behaviour: Tensor, horizon: 
     state, action, reward, mask, probability = all_trajectories(mdp, behaviour.softmax(-1).numpy(), horizon)
     value = mask * state_values(mdp, behaviour, gamma, horizon)[torch.arange(horizon), state]
     log_prob = mask * behaviour.log_softmax(-1)[state, action]
-    data = Round(log_prob, reward, value, gae(reward, value, mask, gamma, gae_lambda=1.0), mask)
+    data = Signals(log_prob, reward, value, gae(reward, value, mask, gamma, gae_lambda=1.0), mask)
     return EnumeratedRound(state, action, data, probability, theta, exact_derivatives(mdp, theta, gamma, horizon))
 
 

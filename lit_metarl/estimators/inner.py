@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lit_metarl.estimators import off_policy, surrogates
-from lit_metarl.types import Round, require
+from lit_metarl.types import Signals, require
 
 
 class InnerSurrogate(ABC):
     """A differentiable value per trajectory, ``[..., N, T]`` → ``[..., N]``; adaptation ascends its mean over N."""
 
     @abstractmethod
-    def per_trajectory(self, log_prob: Tensor, round: Round, gamma: float, discounted: bool) -> Tensor:
+    def per_trajectory(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
         """The surrogate, ``[..., N]``, summed over T.
 
         Args:
@@ -38,8 +38,8 @@ def _weight(gamma: float, discounted: bool) -> float:
     return gamma if discounted else 1.0
 
 
-def _log_ratio(log_prob: Tensor, round: Round) -> Tensor:
-    return off_policy.log_importance_ratio(log_prob, round.behaviour_log_prob, round.mask)
+def _log_ratio(log_prob: Tensor, signals: Signals) -> Tensor:
+    return off_policy.log_importance_ratio(log_prob, signals.behaviour_log_prob, signals.mask)
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class LogLikelihood(InnerSurrogate):
     Right for SG-MRL, whose score term accounts for the data; no ratios, so for data of the current policy only.
     """
 
-    def per_trajectory(self, log_prob: Tensor, round: Round, gamma: float, discounted: bool) -> Tensor:
+    def per_trajectory(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
         """Σ_t γ^t log π_t A_t, ``[..., N]``: :func:`~lit_metarl.estimators.surrogates.log_likelihood`."""
-        return surrogates.log_likelihood(log_prob, round.advantage, round.mask, _weight(gamma, discounted))
+        return surrogates.log_likelihood(log_prob, signals.advantage, signals.mask, _weight(gamma, discounted))
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,19 @@ class LikelihoodRatio(InnerSurrogate):
     the products of scores of different steps, at low variance.
     """
 
-    def per_trajectory(self, log_prob: Tensor, round: Round, gamma: float, discounted: bool) -> Tensor:
+    def per_trajectory(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
         """Σ_t γ^t ρ_t A_t, ``[..., N]``: :func:`~lit_metarl.estimators.surrogates.likelihood_ratio`."""
-        log_ratio = _log_ratio(log_prob, round)
-        return surrogates.likelihood_ratio(log_ratio, round.advantage, round.mask, _weight(gamma, discounted))
+        log_ratio = _log_ratio(log_prob, signals)
+        return surrogates.likelihood_ratio(log_ratio, signals.advantage, signals.mask, _weight(gamma, discounted))
 
 
 @dataclass(frozen=True)
 class DiCE(InnerSurrogate):
     """Unbiased at every order without a critic (Foerster et al. 2018), ``[..., N]``; high variance."""
 
-    def per_trajectory(self, log_prob: Tensor, round: Round, gamma: float, discounted: bool) -> Tensor:
+    def per_trajectory(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
         """Σ_t γ^t (Π_{s≤t} ρ_s) r_t, ``[..., N]``: :func:`~lit_metarl.estimators.surrogates.dice`."""
-        return surrogates.dice(_log_ratio(log_prob, round), round.reward, round.mask, gamma)
+        return surrogates.dice(_log_ratio(log_prob, signals), signals.reward, signals.mask, gamma)
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,21 @@ class LoadedDiCE(InnerSurrogate):
     def __post_init__(self) -> None:
         require(0 <= self.decay <= 1, "decay", self.decay, "it must be in [0, 1]")
 
-    def per_trajectory(self, log_prob: Tensor, round: Round, gamma: float, discounted: bool) -> Tensor:
+    def per_trajectory(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
         """Σ_t γ^t (e^{w_t} − e^{v_t}) A_t, ``[..., N]``: :func:`~lit_metarl.estimators.surrogates.loaded_dice`."""
-        weight, log_ratio = _weight(gamma, discounted), _log_ratio(log_prob, round)
-        return surrogates.loaded_dice(log_ratio, round.advantage, round.mask, weight, self.decay)
+        weight, log_ratio = _weight(gamma, discounted), _log_ratio(log_prob, signals)
+        return surrogates.loaded_dice(log_ratio, signals.advantage, signals.mask, weight, self.decay)
 
 
 @dataclass(frozen=True)
 class DoublyRobust(InnerSurrogate):
     """Unbiased at every order with the state-value critic ``round.value`` (Tang et al. 2021, Eq. 3), ``[..., N]``."""
 
-    def per_trajectory(self, log_prob: Tensor, round: Round, gamma: float, discounted: bool) -> Tensor:
+    def per_trajectory(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
         """V_0 + Σ_t γ^t (Π_{s≤t} ρ_s) δ_t, ``[..., N]``: :func:`~lit_metarl.estimators.off_policy.doubly_robust`."""
-        return off_policy.doubly_robust(_log_ratio(log_prob, round), round.reward, round.value, round.mask, gamma)
+        return off_policy.doubly_robust(
+            _log_ratio(log_prob, signals), signals.reward, signals.value, signals.mask, gamma
+        )
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,10 @@ class TruncatedDR(InnerSurrogate):
         require(self.rho_max > 0, "rho_max", self.rho_max, "it must be above 0")
         require(self.c_max > 0, "c_max", self.c_max, "it must be above 0")
 
-    def per_trajectory(self, log_prob: Tensor, round: Round, gamma: float, discounted: bool) -> Tensor:
+    def per_trajectory(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
         """``[..., N]``: :func:`~lit_metarl.estimators.off_policy.truncated_doubly_robust`."""
         return off_policy.truncated_doubly_robust(
-            _log_ratio(log_prob, round), round.reward, round.value, round.mask, gamma, self.rho_max, self.c_max
+            _log_ratio(log_prob, signals), signals.reward, signals.value, signals.mask, gamma, self.rho_max, self.c_max
         )
 
 
@@ -139,10 +141,10 @@ class TayPO(InnerSurrogate):
     def __post_init__(self) -> None:
         require(self.order >= 1, "order", self.order, "an expansion has at least order 1")
 
-    def per_trajectory(self, log_prob: Tensor, round: Round, gamma: float, discounted: bool) -> Tensor:
+    def per_trajectory(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
         """Σ_{k≤K} U_k, ``[..., N]``: :func:`~lit_metarl.estimators.off_policy.taypo`."""
-        weight, log_ratio = _weight(gamma, discounted), _log_ratio(log_prob, round)
-        return off_policy.taypo(log_ratio, round.advantage, round.mask, weight, self.order)
+        weight, log_ratio = _weight(gamma, discounted), _log_ratio(log_prob, signals)
+        return off_policy.taypo(log_ratio, signals.advantage, signals.mask, weight, self.order)
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class TMAML(InnerSurrogate):
 
     eq7_printed: bool = False
 
-    def per_trajectory(self, log_prob: Tensor, round: Round, gamma: float, discounted: bool) -> Tensor:
+    def per_trajectory(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
         """DiCE + Σ_t γ^t (Π_{s<t} ρ_s)(1 − ρ_t) b_t, ``[..., N]``: :func:`~lit_metarl.estimators.surrogates.tmaml`."""
-        log_ratio = _log_ratio(log_prob, round)
-        return surrogates.tmaml(log_ratio, round.reward, round.value, round.mask, gamma, self.eq7_printed)
+        log_ratio = _log_ratio(log_prob, signals)
+        return surrogates.tmaml(log_ratio, signals.reward, signals.value, signals.mask, gamma, self.eq7_printed)

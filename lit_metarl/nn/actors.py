@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lit_metarl.nn.conditioning import with_context
 from lit_metarl.nn.distributions import TanhGaussian
 from lit_metarl.nn.mlp import mlp
+from lit_metarl.types import Sizes
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
@@ -19,8 +21,11 @@ class ActorFactory(ABC):
     """A policy network as it is written in a config: a frozen dataclass with this one method."""
 
     @abstractmethod
-    def build(self, obs_dim: int, action_dim: int) -> nn.Module:
-        """Module from observations ``[..., O]`` to a distribution with ``sample(noise)`` and ``mode_action``."""
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Module from observations ``[..., O]`` to a distribution with ``sample(noise)`` and ``mode_action``.
+
+        Where ``sizes.context`` is not 0 it is called with a context ``[C]`` or ``[..., C]`` besides.
+        """
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,8 @@ class TanhGaussianMLP(ActorFactory):
 
     hidden: Sequence[int] = (256, 256)
 
-    def build(self, obs_dim: int, action_dim: int) -> nn.Module:
-        return TanhGaussianActor(obs_dim, action_dim, self.hidden)
+    def build(self, sizes: Sizes) -> nn.Module:
+        return TanhGaussianActor(sizes, self.hidden)
 
 
 class TanhGaussianActor(nn.Module):
@@ -43,12 +48,12 @@ class TanhGaussianActor(nn.Module):
     The raw log-std passes a tanh and an affine map onto [-5, 2], so it never saturates at a clamp with zero gradient.
     """
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int]) -> None:
+    def __init__(self, sizes: Sizes, hidden: Sequence[int]) -> None:
         super().__init__()
-        self.trunk = mlp([obs_dim, *hidden, 2 * action_dim])
+        self.trunk = mlp([sizes.obs + sizes.context, *hidden, 2 * sizes.action])
 
-    def forward(self, obs: Tensor) -> TanhGaussian:
+    def forward(self, obs: Tensor, context: Tensor | None = None) -> TanhGaussian:
         # float(): under bf16-mixed only the matrix products are bf16, densities need float32.
-        mean, raw = self.trunk(obs).float().chunk(2, dim=-1)
+        mean, raw = self.trunk(with_context(obs, context)).float().chunk(2, dim=-1)
         log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(raw) + 1.0)
         return TanhGaussian(mean, log_std)

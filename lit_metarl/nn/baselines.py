@@ -1,4 +1,4 @@
-"""State-value baselines fitted per task in closed form, all tasks at once, anew on every round of trajectories.
+"""State-value baselines; those here are fitted per task in closed form, all tasks at once, anew on every round.
 
 A baseline leaves a policy gradient unbiased if it does not depend on the actions whose log-probabilities it multiplies.
 Fitted on the very trajectories that it is applied to, it depends on them, by O(features / samples). ``held_out`` fits
@@ -11,35 +11,82 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_metarl.types import require
+from lit_metarl.types import Sizes, Trajectories, require
 
 OBS_LIMIT = 10.0  # observations are clipped to ± this, so that one outlier's square does not own the fit
 TIME_SCALE = 100.0
 RIDGE_ATTEMPTS = 6  # the given ridge, then five times ten times more
 
 
-class Baseline(ABC):
+class Baseline(nn.Module):
+    """b(s_t) of the policies that collected a round, which an estimator subtracts; the training module owns it."""
+
+    def predict(self, trajectories: Trajectories, returns: Tensor) -> Tensor:
+        """b(s_t) ``[B, N, T]`` without a graph, in the dtype of ``returns``; 0 where the mask is 0.
+
+        Args:
+            trajectories: one round, fields ``[B, N, T, ...]``. Entries with mask 0 have no influence, if finite.
+            returns: the discounted reward-to-go, ``[B, N, T]``.
+        """
+        raise NotImplementedError
+
+    def loss(self, trajectories: Trajectories, returns: Tensor) -> Tensor | None:
+        """Scalar to minimise on a round, after the outer update that used its predictions; None if nothing is learned.
+
+        Learned before, the baseline would depend on the very actions whose log-probabilities it multiplies.
+        """
+        return None
+
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """Optimizer of the parameters; None if nothing is learned."""
+        return None
+
+
+class BaselineFactory(ABC):
     """A baseline as it is written in a config: a frozen dataclass with this one method."""
 
     @abstractmethod
-    def predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-        """Fit every task's baseline on its own trajectories and evaluate it on them.
+    def build(self, sizes: Sizes) -> Baseline:
+        """Module for observations, actions and contexts of these sizes."""
+
+
+class ClosedForm(BaselineFactory):
+    """A baseline that is fitted to every task's every round anew and learns nothing from one to the next."""
+
+    def build(self, sizes: Sizes) -> Baseline:
+        return Fitted(self)
+
+    @abstractmethod
+    def fit_predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+        """b(s_t) ``[B, N, T]``: every task's baseline, fitted on its own trajectories and evaluated on them.
 
         Args:
             obs: ``[B, N, T, O]``.
             returns: regression target ``[B, N, T]``, the discounted reward-to-go.
             mask: ``[B, N, T]``, 1 where a step was taken.
-
-        Returns:
-            b(s_t) ``[B, N, T]`` without a graph, in the dtype of ``returns``; 0 where ``mask`` is 0. Entries with
-            mask 0 have no influence, as long as they are finite.
         """
 
 
+class Fitted(Baseline):
+    """The module of a :class:`ClosedForm` baseline.
+
+    Args:
+        formula: what fits and evaluates.
+    """
+
+    def __init__(self, formula: ClosedForm) -> None:
+        super().__init__()
+        self.formula = formula
+
+    def predict(self, trajectories: Trajectories, returns: Tensor) -> Tensor:
+        """See :meth:`Baseline.predict`."""
+        return self.formula.fit_predict(trajectories.obs, returns, trajectories.mask)
+
+
 @dataclass(frozen=True)
-class LinearFeature(Baseline):
+class LinearFeature(ClosedForm):
     """Ridge regression on [obs, obs², t, t², t³, 1], t = step/100 (Duan et al. 2016, "Benchmarking Deep RL …").
 
     Attributes:
@@ -54,15 +101,15 @@ class LinearFeature(Baseline):
         _check_ridge(self.ridge)
 
     @torch.no_grad()
-    def predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-        """See :meth:`Baseline.predict`."""
+    def fit_predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+        """See :meth:`ClosedForm.fit_predict`."""
         clipped = obs.double().clamp(-OBS_LIMIT, OBS_LIMIT)
         features = torch.cat([clipped, clipped.square(), _time_features(returns)], dim=-1)
         return _ridge_regression(features, returns, mask, self.ridge, self.held_out)
 
 
 @dataclass(frozen=True)
-class LinearTime(Baseline):
+class LinearTime(ClosedForm):
     """Ridge regression on [t, t², t³, 1], t = step/100: a smooth function of time alone.
 
     Attributes:
@@ -77,13 +124,13 @@ class LinearTime(Baseline):
         _check_ridge(self.ridge)
 
     @torch.no_grad()
-    def predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-        """See :meth:`Baseline.predict`; ``obs`` is not read."""
+    def fit_predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+        """See :meth:`ClosedForm.fit_predict`; ``obs`` is not read."""
         return _ridge_regression(_time_features(returns), returns, mask, self.ridge, self.held_out)
 
 
 @dataclass(frozen=True)
-class TimeMean(Baseline):
+class TimeMean(ClosedForm):
     """Mean of the returns over the trajectories that are still running at step t.
 
     Attributes:
@@ -93,8 +140,8 @@ class TimeMean(Baseline):
     held_out: bool = False
 
     @torch.no_grad()
-    def predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-        """See :meth:`Baseline.predict`; ``obs`` is not read."""
+    def fit_predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+        """See :meth:`ClosedForm.fit_predict`; ``obs`` is not read."""
         count = mask.double()
         total = returns.double() * count
         sums, counts = total.sum(1, keepdim=True), count.sum(1, keepdim=True)
@@ -104,10 +151,10 @@ class TimeMean(Baseline):
 
 
 @dataclass(frozen=True)
-class NoBaseline(Baseline):
+class NoBaseline(ClosedForm):
     """b = 0."""
 
-    def predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    def fit_predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
         """Zeros ``[B, N, T]``."""
         return torch.zeros_like(returns)
 

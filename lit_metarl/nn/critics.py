@@ -9,15 +9,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lit_metarl.nn.conditioning import with_context
 from lit_metarl.nn.mlp import ensemble_mlp
+from lit_metarl.types import Sizes
 
 
 class CriticFactory(ABC):
     """A critic as it is written in a config: a frozen dataclass with this one method."""
 
     @abstractmethod
-    def build(self, obs_dim: int, action_dim: int) -> nn.Module:
-        """Module from ``(obs [M, O], action [M, A])`` to action values ``[E, M]`` of ``E`` independent members."""
+    def build(self, sizes: Sizes) -> nn.Module:
+        """Module from ``(obs [M, O], action [M, A])`` to action values ``[E, M]`` of ``E`` independent members.
+
+        Where ``sizes.context`` is not 0 it is called with a context ``[C]`` or ``[M, C]`` besides.
+        """
 
 
 @dataclass(frozen=True)
@@ -32,20 +37,20 @@ class EnsembleCriticMLP(CriticFactory):
     hidden: Sequence[int] = (256, 256)
     members: int = 2
 
-    def build(self, obs_dim: int, action_dim: int) -> nn.Module:
-        return EnsembleCritic(obs_dim, action_dim, self.hidden, self.members)
+    def build(self, sizes: Sizes) -> nn.Module:
+        return EnsembleCritic(sizes, self.hidden, self.members)
 
 
 class EnsembleCritic(nn.Module):
     """Q_e(obs, action) for ``e = 1 … E``: ``[M, O], [M, A] → [E, M]``."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden: Sequence[int], members: int) -> None:
+    def __init__(self, sizes: Sizes, hidden: Sequence[int], members: int) -> None:
         super().__init__()
         self.members = members
-        self.trunk = ensemble_mlp(members, [obs_dim + action_dim, *hidden, 1])
+        self.trunk = ensemble_mlp(members, [sizes.obs + sizes.context + sizes.action, *hidden, 1])
 
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        x = torch.cat([obs, action], dim=-1).expand(self.members, -1, -1)
+    def forward(self, obs: Tensor, action: Tensor, context: Tensor | None = None) -> Tensor:
+        x = torch.cat([with_context(obs, context), action], dim=-1).expand(self.members, -1, -1)
         value = self.trunk(x)
         # bf16 products under autocast, float32 values; float64 parameters keep their precision.
         return value.to(torch.promote_types(value.dtype, torch.float32)).squeeze(-1)

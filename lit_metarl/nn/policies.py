@@ -12,8 +12,9 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from lit_metarl.nn.conditioning import with_context
 from lit_metarl.nn.distributions import Categorical, DiagonalGaussian
-from lit_metarl.types import require
+from lit_metarl.types import Sizes, require
 
 
 class Tanh(nn.Module):
@@ -38,13 +39,11 @@ class PolicyFactory(ABC):
     """A policy network as it is written in a config: a frozen dataclass with this one method."""
 
     @abstractmethod
-    def build(self, obs_dim: int, action_dim: int, num_actions: int | None = None) -> nn.Module:
+    def build(self, sizes: Sizes) -> nn.Module:
         """Module from observations ``[..., O]`` to a distribution with ``log_prob``, ``sample`` and ``mode_action``.
 
-        Args:
-            obs_dim: O.
-            action_dim: A of a continuous action space; not read for a discrete one.
-            num_actions: C of a discrete action space, None for a continuous one.
+        Where ``sizes.context`` is not 0 it is called with what :func:`~lit_metarl.nn.conditioning.condition` makes of
+        the task's context besides.
 
         Raises:
             ConfigError: the policy is for the other kind of action space.
@@ -67,15 +66,16 @@ class GaussianMLP(PolicyFactory):
     initial_log_std: float = 0.0
     min_log_std: float = math.log(1e-6)
 
-    def build(self, obs_dim: int, action_dim: int, num_actions: int | None = None) -> nn.Module:
+    def build(self, sizes: Sizes) -> nn.Module:
         require(
-            num_actions is None,
+            sizes.num_actions is None,
             "policy",
             "GaussianMLP",
-            f"it draws continuous actions and this environment has {num_actions} discrete ones; use CategoricalMLP",
+            f"it draws continuous actions and this environment has {sizes.num_actions} discrete ones; use "
+            "CategoricalMLP",
         )
-        trunk = glorot_mlp([obs_dim, *self.hidden, action_dim], self.activation)
-        return GaussianPolicy(trunk, action_dim, self.initial_log_std, self.min_log_std)
+        trunk = glorot_mlp([sizes.obs + sizes.context, *self.hidden, sizes.action], self.activation)
+        return GaussianPolicy(trunk, sizes.action, self.initial_log_std, self.min_log_std)
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,15 @@ class CategoricalMLP(PolicyFactory):
     bias: bool = True
     zero_output: bool = False
 
-    def build(self, obs_dim: int, action_dim: int, num_actions: int | None = None) -> nn.Module:
+    def build(self, sizes: Sizes) -> nn.Module:
         require(
-            num_actions is not None,
+            sizes.num_actions is not None,
             "policy",
             "CategoricalMLP",
             "it draws one of finitely many actions and this environment's are continuous; use GaussianMLP",
         )
-        trunk = glorot_mlp([obs_dim, *self.hidden, num_actions or 0], self.activation, self.bias)
+        widths = [sizes.obs + sizes.context, *self.hidden, sizes.num_actions or 0]
+        trunk = glorot_mlp(widths, self.activation, self.bias)
         if self.zero_output:
             nn.init.zeros_(cast(nn.Linear, trunk[-1]).weight)
         return CategoricalPolicy(trunk)
@@ -139,9 +140,9 @@ class GaussianPolicy(nn.Module):
         self.min_log_std = min_log_std
         self.log_std = nn.Parameter(torch.full((action_dim,), float(initial_log_std)))
 
-    def forward(self, obs: Tensor) -> DiagonalGaussian:
+    def forward(self, obs: Tensor, context: Tensor | None = None) -> DiagonalGaussian:
         # The parameters' dtype: under bf16-mixed only the matrix products are bf16, densities need float32.
-        mean = self.trunk(obs).to(self.log_std.dtype)
+        mean = self.trunk(with_context(obs, context)).to(self.log_std.dtype)
         log_std = self.log_std + (self.log_std.clamp(min=self.min_log_std) - self.log_std).detach()
         return DiagonalGaussian(mean, log_std.expand_as(mean))
 
@@ -153,5 +154,5 @@ class CategoricalPolicy(nn.Module):
         super().__init__()
         self.trunk = trunk
 
-    def forward(self, obs: Tensor) -> Categorical:
-        return Categorical(self.trunk(obs).to(self.trunk[-1].weight.dtype))
+    def forward(self, obs: Tensor, context: Tensor | None = None) -> Categorical:
+        return Categorical(self.trunk(with_context(obs, context)).to(self.trunk[-1].weight.dtype))

@@ -1,8 +1,17 @@
 """Optimization of parameters that are values: adaptation, its corrections, outer updates, trust regions."""
 
 from lit_metarl.optim.conjugate_gradient import conjugate_gradient
-from lit_metarl.optim.corrections import EMAMLCorrection, NoCorrection, SamplingCorrection, SGMRLCorrection
+from lit_metarl.optim.corrections import (
+    CrossTask,
+    EMAMLCorrection,
+    LeaveOneOut,
+    LinearisedLeaveOneOut,
+    NoCorrection,
+    Plain,
+    SamplingCorrection,
+)
 from lit_metarl.optim.inner_loop import InnerLoop, Unrolled
+from lit_metarl.optim.iteration import Iteration
 from lit_metarl.optim.outer_updates import PPO, TRPO, VPG, OuterUpdate
 from lit_metarl.optim.trust_region import TrustRegionStep, hessian_vector_product, trust_region_step
 
@@ -10,11 +19,15 @@ __all__ = [
     "PPO",
     "TRPO",
     "VPG",
+    "CrossTask",
     "EMAMLCorrection",
     "InnerLoop",
+    "Iteration",
+    "LeaveOneOut",
+    "LinearisedLeaveOneOut",
     "NoCorrection",
     "OuterUpdate",
-    "SGMRLCorrection",
+    "Plain",
     "SamplingCorrection",
     "TrustRegionStep",
     "Unrolled",

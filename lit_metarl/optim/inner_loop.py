@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from lit_metarl.estimators import InnerSurrogate
-from lit_metarl.types import Params, Round, Trajectories
+from lit_metarl.nn.conditioning import condition
+from lit_metarl.types import Params, Signals, Trajectories
 
 StepSizes = Mapping[str, float | Tensor]
 """α by parameter name: a number, or a tensor of the parameter's shape."""
@@ -24,7 +25,7 @@ SAMPLES_AT_ONCE = 16_000
 
 
 class Unrolled(NamedTuple):
-    """Round k's data under the parameters θ_k that adaptation reaches; all with the graph to θ_0."""
+    """Signals k's data under the parameters θ_k that adaptation reaches; all with the graph to θ_0."""
 
     distributions: tuple[Any, ...]  # K + 1 of them, fields [B, N, T, ...]
     log_probs: tuple[Tensor, ...]  # K + 1 of them, [B, N, T]
@@ -51,23 +52,28 @@ class InnerLoop:
     time_average: bool = True
     first_order: bool = False
 
+    def distribution(self, params: Params, trajectories: Trajectories) -> Any:
+        """π at one task's observations, fields ``[N, T, ...]``."""
+        told = condition(self.policy, params, trajectories.context)
+        return functional_call(self.policy, params, (trajectories.obs, *told))
+
     def log_prob(self, params: Params, trajectories: Trajectories) -> Tensor:
         """log π of one task's actions, ``[N, T]``."""
-        return functional_call(self.policy, params, (trajectories.obs,)).log_prob(trajectories.action)
+        return self.distribution(params, trajectories).log_prob(trajectories.action)
 
-    def scale(self, round: Round) -> float:
+    def scale(self, signals: Signals) -> float:
         """1/T, or 1 without ``time_average``; T is the padded horizon, so trajectories stay independent."""
-        return 1.0 / round.mask.shape[-1] if self.time_average else 1.0
+        return 1.0 / signals.mask.shape[-1] if self.time_average else 1.0
 
-    def values(self, params: Params, trajectories: Trajectories, round: Round) -> Tensor:
+    def values(self, params: Params, trajectories: Trajectories, signals: Signals) -> Tensor:
         """The surrogate of each of one task's trajectories, ``[N]``."""
-        return self._values(self.log_prob(params, trajectories), round)
+        return self._values(self.log_prob(params, trajectories), signals)
 
-    def _values(self, log_prob: Tensor, round: Round) -> Tensor:
-        return self.scale(round) * self.surrogate.per_trajectory(log_prob, round, self.gamma, self.discounted)
+    def _values(self, log_prob: Tensor, signals: Signals) -> Tensor:
+        return self.scale(signals) * self.surrogate.per_trajectory(log_prob, signals, self.gamma, self.discounted)
 
     def step(
-        self, params: Params, step_sizes: StepSizes, trajectories: Trajectories, round: Round
+        self, params: Params, step_sizes: StepSizes, trajectories: Trajectories, signals: Signals
     ) -> tuple[Params, Any, Tensor]:
         """One step of one task, with the graph.
 
@@ -76,9 +82,9 @@ class InnerLoop:
         """
 
         def value(params: Params) -> tuple[Tensor, tuple[Any, Tensor]]:
-            distribution = functional_call(self.policy, params, (trajectories.obs,))
+            distribution = self.distribution(params, trajectories)
             log_prob = distribution.log_prob(trajectories.action)
-            return self._values(log_prob, round).mean(), (distribution, log_prob)
+            return self._values(log_prob, signals).mean(), (distribution, log_prob)
 
         gradient, (distribution, log_prob) = grad(value, has_aux=True)(params)
         if self.first_order:
@@ -87,17 +93,17 @@ class InnerLoop:
         return adapted, distribution, log_prob
 
     def unroll(
-        self, params: Params, step_sizes: StepSizes, trajectories: Sequence[Trajectories], rounds: Sequence[Round]
+        self, params: Params, step_sizes: StepSizes, trajectories: Sequence[Trajectories], rounds: Sequence[Signals]
     ) -> Unrolled:
         """K steps of all tasks on the first K of K + 1 rounds of data, fields ``[B, N, T, ...]``; θ_0 is shared."""
 
-        def one_task(trajectories: Sequence[Trajectories], rounds: Sequence[Round]) -> Unrolled:
+        def one_task(trajectories: Sequence[Trajectories], rounds: Sequence[Signals]) -> Unrolled:
             distributions, log_probs, adapted = [], [], params
-            for trajectory, round in zip(trajectories[:-1], rounds, strict=True):
-                adapted, distribution, log_prob = self.step(adapted, step_sizes, trajectory, round)
+            for trajectory, signals in zip(trajectories[:-1], rounds, strict=True):
+                adapted, distribution, log_prob = self.step(adapted, step_sizes, trajectory, signals)
                 distributions.append(distribution)
                 log_probs.append(log_prob)
-            last = functional_call(self.policy, adapted, (trajectories[-1].obs,))
+            last = self.distribution(adapted, trajectories[-1])
             log_probs.append(last.log_prob(trajectories[-1].action))
             return Unrolled((*distributions, last), tuple(log_probs), adapted)
 
@@ -106,11 +112,22 @@ class InnerLoop:
         return vmap(one_task, chunk_size=at_once)(tuple(trajectories), tuple(rounds[: len(trajectories) - 1]))
 
     @torch.no_grad()
-    def trajectory_gradients(self, params: Params, trajectories: Trajectories, round: Round) -> Params:
+    def adapt(self, params: Params, step_sizes: StepSizes, trajectories: Trajectories, signals: Signals) -> Params:
+        """One :meth:`step` of every task without a graph, ``[B, ...]`` in and out."""
+        step = vmap(lambda p, data, seen: self.step(p, step_sizes, data, seen)[0])
+        return step(params, trajectories, signals)
+
+    @torch.no_grad()
+    def trajectory_gradients(self, params: Params, trajectories: Trajectories, signals: Signals) -> Params:
         """g_n, the gradient of each trajectory's own surrogate, ``[B, N, ...]``; θ is ``[B, ...]``."""
 
-        def one(params: Params, trajectory: Trajectories, round: Round) -> Tensor:
-            alone = Trajectories(*(x.unsqueeze(0) for x in trajectory)), Round(*(x.unsqueeze(0) for x in round))
+        def one(params: Params, trajectory: Trajectories, signals: Signals) -> Tensor:
+            fields = {name: x.unsqueeze(0) for name, x in trajectory._asdict().items()}
+            alone = (
+                Trajectories(**fields | {"context": trajectory.context}),
+                Signals(*(x.unsqueeze(0) for x in signals)),
+            )
             return self.values(params, *alone)[0]
 
-        return vmap(vmap(grad(one), in_dims=(None, 0, 0)))(params, trajectories, round)
+        each = Trajectories(0, 0, 0, 0, 0, context=None)  # type: ignore[arg-type]
+        return vmap(vmap(grad(one), in_dims=(None, each, 0)))(params, trajectories, signals)

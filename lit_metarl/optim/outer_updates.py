@@ -3,83 +3,51 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_metarl.estimators import clipped_ratio, likelihood_ratio, log_importance_ratio, log_likelihood
 from lit_metarl.optim.inner_loop import Unrolled
+from lit_metarl.optim.iteration import Iteration
 from lit_metarl.optim.trust_region import trust_region_step
-from lit_metarl.types import Params, Round, require
-
-OuterSurrogate = Callable[[Tensor, Round, float], Tensor]
-"""(log π ``[B, N, T]`` with its graph, the last round, γ of the γ^t weight) → a value per trajectory, ``[B, N]``."""
-
-
-class MetaProblem(Protocol):
-    """One iteration as an outer update sees it: fixed data, parameters to move."""
-
-    penalties: list[float]
-    """KL coefficients of the K inner rounds; state of the run that an update may change."""
-
-    @property
-    def params(self) -> Params:
-        """What is learned, by name: the initial parameters, and step sizes if they are learned."""
-        ...
-
-    @property
-    def masks(self) -> tuple[Tensor, ...]:
-        """Validity of every round, ``[B, N, T]``."""
-        ...
-
-    def unroll(self, params: Params | None = None) -> Unrolled:
-        """Adaptation on the data, from ``params`` (the current ones if None), with the graph."""
-        ...
-
-    def objective(self, unrolled: Unrolled, surrogate: OuterSurrogate) -> Tensor:
-        """Mean over tasks of the outer surrogate plus the sampling correction, a scalar to maximise."""
-        ...
-
-    def ascend(self, value: Tensor) -> None:
-        """One optimizer step towards larger ``value``, its gradient averaged over processes."""
-        ...
-
-    def assign(self, params: Params) -> None:
-        """Set the parameters."""
-        ...
-
-    def reduce(self, tensor: Tensor) -> Tensor:
-        """Mean over processes."""
-        ...
+from lit_metarl.types import Params, Signals, State, require
 
 
 class OuterUpdate(ABC):
-    """A frozen dataclass in a config; one method, and an optimizer where the update uses one."""
+    """How the initial parameters move: in a config a frozen dataclass, of which every module has its own copy."""
 
     def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer | None:
         """Optimizer of the parameters; None if the update needs none."""
         return None
 
     @abstractmethod
-    def update(self, problem: MetaProblem) -> dict[str, Tensor]:
-        """Move the parameters on this iteration's data; returns detached scalars to log."""
+    def update(self, iteration: Iteration) -> dict[str, Tensor]:
+        """Move the parameters on this iteration's data; returns detached scalars to log, ``objective`` among them."""
+
+    def state(self) -> State:
+        """Tensors and Python scalars that the next update depends on, besides the optimizer's; empty if none."""
+        return {}
+
+    def load_state(self, state: State) -> None:  # noqa: B027 - an update without state has nothing to do
+        """Inverse of :meth:`state`."""
 
 
-def _log_ratio(log_prob: Tensor, round: Round) -> Tensor:
-    return log_importance_ratio(log_prob, round.behaviour_log_prob, round.mask)
+def _log_ratio(log_prob: Tensor, signals: Signals) -> Tensor:
+    return log_importance_ratio(log_prob, signals.behaviour_log_prob, signals.mask)
 
 
-def likelihood(log_prob: Tensor, round: Round, gamma: float) -> Tensor:
+def likelihood(log_prob: Tensor, signals: Signals, gamma: float) -> Tensor:
     """Σ_t γ^t log π_t A_t, ``[B, N]``: its gradient is the policy gradient."""
-    return log_likelihood(log_prob, round.advantage, round.mask, gamma)
+    return log_likelihood(log_prob, signals.advantage, signals.mask, gamma)
 
 
-def ratio(log_prob: Tensor, round: Round, gamma: float) -> Tensor:
+def ratio(log_prob: Tensor, signals: Signals, gamma: float) -> Tensor:
     """Σ_t γ^t ρ_t A_t, ``[B, N]``: the same gradient at the old parameters, a meaningful value beside them."""
-    return likelihood_ratio(_log_ratio(log_prob, round), round.advantage, round.mask, gamma)
+    return likelihood_ratio(_log_ratio(log_prob, signals), signals.advantage, signals.mask, gamma)
 
 
 def mean_kl(old: Any, new: Any, mask: Tensor) -> Tensor:
@@ -110,10 +78,10 @@ class VPG(OuterUpdate):
         """The torch optimizer."""
         return getattr(torch.optim, self.optimizer_class)(parameters, lr=self.lr, **(self.optimizer_args or {}))
 
-    def update(self, problem: MetaProblem) -> dict[str, Tensor]:
+    def update(self, iteration: Iteration) -> dict[str, Tensor]:
         """One step."""
-        value = problem.objective(problem.unroll(), likelihood)
-        problem.ascend(value)
+        value = iteration.objective(iteration.unroll(), likelihood)
+        iteration.ascend(value)
         return {"objective": value.detach()}
 
 
@@ -133,6 +101,7 @@ class PPO(OuterUpdate):
         adaptive_kl: start there, and halve (double) a round's coefficient when its KL ends below (above)
             ``kl_target`` by more than a factor of 1.5.
         kl_target: in nats.
+        penalties: coefficients of the K inner rounds as they stand, state of the run.
     """
 
     lr: float = 1e-3
@@ -141,6 +110,7 @@ class PPO(OuterUpdate):
     kl_penalty: float = 5e-4
     adaptive_kl: bool = False
     kl_target: float = 1e-2
+    penalties: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "outer.lr", self.lr, "it must be positive")
@@ -153,42 +123,50 @@ class PPO(OuterUpdate):
         """Adam, whose state is kept over iterations."""
         return torch.optim.Adam(parameters, lr=self.lr)
 
-    def update(self, problem: MetaProblem) -> dict[str, Tensor]:
+    def state(self) -> State:
+        """Coefficients of an adaptive KL penalty."""
+        return {"penalties": list(self.penalties)}
+
+    def load_state(self, state: State) -> None:
+        """Inverse of :meth:`state`."""
+        self.penalties[:] = state["penalties"]
+
+    def update(self, iteration: Iteration) -> dict[str, Tensor]:
         """``epochs`` steps."""
-        inner_rounds = len(problem.masks) - 1
-        if not self.adaptive_kl or len(problem.penalties) != inner_rounds:
-            problem.penalties[:] = [self.kl_penalty] * inner_rounds
+        inner_rounds = len(iteration.masks) - 1
+        if not self.adaptive_kl or len(self.penalties) != inner_rounds:
+            self.penalties[:] = [self.kl_penalty] * inner_rounds
         with torch.no_grad():
-            old = problem.unroll()
+            old = iteration.unroll()
         for _ in range(self.epochs):
-            unrolled = problem.unroll()
-            value = problem.objective(unrolled, self._clipped)
-            kls = _inner_kls(problem, old, unrolled)
-            penalty = sum(c * kl for c, kl in zip(problem.penalties, kls, strict=True)) / inner_rounds
-            problem.ascend(value - penalty)
+            unrolled = iteration.unroll()
+            value = iteration.objective(unrolled, self._clipped)
+            kls = _inner_kls(iteration, old, unrolled)
+            penalty = sum(c * kl for c, kl in zip(self.penalties, kls, strict=True)) / inner_rounds
+            iteration.ascend(value - penalty)
         metrics = {"objective": value.detach(), "inner_kl": torch.stack(kls).mean().detach()}
         if self.adaptive_kl:
-            self._adapt_penalties(problem, old)
-            metrics["kl_penalty"] = value.new_tensor(problem.penalties).mean()
+            self._adapt_penalties(iteration, old)
+            metrics["kl_penalty"] = value.new_tensor(self.penalties).mean()
         return metrics
 
-    def _clipped(self, log_prob: Tensor, round: Round, gamma: float) -> Tensor:
-        return clipped_ratio(_log_ratio(log_prob, round), round.advantage, round.mask, gamma, self.clip)
+    def _clipped(self, log_prob: Tensor, signals: Signals, gamma: float) -> Tensor:
+        return clipped_ratio(_log_ratio(log_prob, signals), signals.advantage, signals.mask, gamma, self.clip)
 
-    def _adapt_penalties(self, problem: MetaProblem, old: Unrolled) -> None:
+    def _adapt_penalties(self, iteration: Iteration, old: Unrolled) -> None:
         with torch.no_grad():
-            kls = problem.reduce(torch.stack(_inner_kls(problem, old, problem.unroll()))).tolist()
+            kls = iteration.reduce(torch.stack(_inner_kls(iteration, old, iteration.unroll()))).tolist()
         for k, kl in enumerate(kls):
             if kl < self.kl_target / 1.5:
-                problem.penalties[k] /= 2.0
+                self.penalties[k] /= 2.0
             elif kl > self.kl_target * 1.5:
-                problem.penalties[k] *= 2.0
+                self.penalties[k] *= 2.0
 
 
-def _inner_kls(problem: MetaProblem, old: Unrolled, new: Unrolled) -> list[Tensor]:
+def _inner_kls(iteration: Iteration, old: Unrolled, new: Unrolled) -> list[Tensor]:
     """Mean KL(old ‖ new) of each of the K inner rounds, scalars."""
-    rounds = list(zip(old.distributions, new.distributions, problem.masks, strict=True))
-    return [mean_kl(*round) for round in rounds[:-1]]
+    rounds = list(zip(old.distributions, new.distributions, iteration.masks, strict=True))
+    return [mean_kl(*signals) for signals in rounds[:-1]]
 
 
 @dataclass(frozen=True)
@@ -218,22 +196,22 @@ class TRPO(OuterUpdate):
         require(0 < self.backtrack_ratio < 1, "outer.backtrack_ratio", self.backtrack_ratio, "it must be in (0, 1)")
         require(self.backtrack_steps >= 1, "outer.backtrack_steps", self.backtrack_steps, "it must be at least 1")
 
-    def update(self, problem: MetaProblem) -> dict[str, Tensor]:
+    def update(self, iteration: Iteration) -> dict[str, Tensor]:
         """One constrained step."""
         with torch.no_grad():
-            old = problem.unroll().distributions[-1]
+            old = iteration.unroll().distributions[-1]
 
         def objective(params: Params) -> Tensor:
-            return problem.objective(problem.unroll(params), ratio)
+            return iteration.objective(iteration.unroll(params), ratio)
 
         def kl(params: Params) -> Tensor:
-            return mean_kl(old, problem.unroll(params).distributions[-1], problem.masks[-1])
+            return mean_kl(old, iteration.unroll(params).distributions[-1], iteration.masks[-1])
 
-        value = objective(problem.params)
-        gradient = torch.autograd.grad(value, list(problem.params.values()))
+        value = objective(iteration.parameters)
+        gradient = torch.autograd.grad(value, list(iteration.parameters.values()))
         params, step = trust_region_step(
-            {name: p.detach() for name, p in problem.params.items()},
-            dict(zip(problem.params, gradient, strict=True)),
+            {name: p.detach() for name, p in iteration.parameters.items()},
+            dict(zip(iteration.parameters, gradient, strict=True)),
             kl,
             objective,
             self.max_kl,
@@ -241,8 +219,8 @@ class TRPO(OuterUpdate):
             self.damping,
             self.backtrack_ratio,
             self.backtrack_steps,
-            problem.reduce,
+            iteration.reduce,
         )
-        problem.assign(params)
+        iteration.assign(params)
         scalars = {"objective": value.item(), "outer_kl": step.kl, "step_fraction": step.fraction}
         return {name: value.new_tensor(number) for name, number in scalars.items()}

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
-from meta_cases import attach, cached_autocast, quiet_trainer, random_rounds
+from meta_cases import (
+    adapted_params,
+    attach,
+    batch_of,
+    cached_autocast,
+    initial_params,
+    quiet_trainer,
+    random_rounds,
+    unadapted,
+)
 from torch import Tensor
 from torch.func import functional_call
 
@@ -43,9 +52,20 @@ from lit_metarl.estimators import (
     TruncatedDR,
 )
 from lit_metarl.nn import CategoricalMLP, GaussianMLP, LinearFeature
-from lit_metarl.optim import PPO, TRPO, VPG, EMAMLCorrection, NoCorrection, SGMRLCorrection, inner_loop
+from lit_metarl.optim import (
+    PPO,
+    TRPO,
+    VPG,
+    CrossTask,
+    EMAMLCorrection,
+    LeaveOneOut,
+    LinearisedLeaveOneOut,
+    NoCorrection,
+    Plain,
+    inner_loop,
+)
 from lit_metarl.optim.outer_updates import likelihood, ratio
-from lit_metarl.types import ConfigError, DivergenceError, MetaBatch, MetaEpisodes, Trajectories
+from lit_metarl.types import ConfigError, DivergenceError, MetaEpisodes, Trajectories
 
 O, A, RIDGE = 3, 2, 0.1  # noqa: E741
 
@@ -58,9 +78,7 @@ def make(cls: type[MetaPolicyGradient] = MAML, **kwargs: Any) -> MetaPolicyGradi
 
 def meta_gradient(module: MetaPolicyGradient, rounds: list[Trajectories]) -> dict[str, Tensor]:
     """What VPG follows."""
-    problem = module.problem(rounds)
-    value = problem.objective(problem.unroll(), likelihood)
-    return dict(zip(problem.params, torch.autograd.grad(value, list(problem.params.values())), strict=True))
+    return module.meta_gradient(rounds)
 
 
 def parameters(module: MetaPolicyGradient) -> dict[str, Tensor]:
@@ -113,12 +131,16 @@ def plain_meta_gradient(theta: dict[str, Tensor], rounds: list[Trajectories], lr
     total = torch.zeros((), dtype=torch.float64)
     for task in range(tasks):
         params = theta
-        for k, round in enumerate(rounds):
-            lengths = round.mask[task].sum(-1).int().tolist()
-            advantage = torch.tensor(plain_advantages(round.obs[task].numpy(), round.reward[task].numpy(), lengths))
+        for k, trajectories in enumerate(rounds):
+            lengths = trajectories.mask[task].sum(-1).int().tolist()
+            advantage = torch.tensor(
+                plain_advantages(trajectories.obs[task].numpy(), trajectories.reward[task].numpy(), lengths)
+            )
             value = torch.zeros((), dtype=torch.float64)
             for n, length in enumerate(lengths):
-                log_prob = plain_log_prob(params, round.obs[task, n, :length], round.action[task, n, :length])
+                log_prob = plain_log_prob(
+                    params, trajectories.obs[task, n, :length], trajectories.action[task, n, :length]
+                )
                 for t in range(length):
                     value = value + (0.9**t if discounted else 1.0) * log_prob[t] * advantage[n, t]
             value = value / number / horizon
@@ -148,14 +170,14 @@ def test_the_meta_gradient_equals_plain_torch(
 
 def test_adaptation_leaves_no_graph() -> None:
     module = make()
-    params = {name: value.requires_grad_() for name, value in module.initial_params(3).items()}
-    assert not any(value.requires_grad for value in module.adapt(params, random_rounds(module)[0]).values())
+    adaptation = {name: value.requires_grad_() for name, value in unadapted(module).items()}
+    assert not any(value.requires_grad for value in module.adapt(adaptation, random_rounds(module)[0]).values())
 
 
 def test_first_order_takes_the_gradient_at_the_adapted_parameters() -> None:
     module = make(FOMAML, inner_lr=0.7)
     rounds = random_rounds(module)
-    adapted = {n: p.requires_grad_() for n, p in module.adapt(module.initial_params(3), rounds[0]).items()}
+    adapted = {n: p.requires_grad_() for n, p in adapted_params(module, rounds[0]).items()}
     total = torch.zeros((), dtype=torch.float64)
     for task in range(3):
         here = {name: value[task] for name, value in adapted.items()}
@@ -177,7 +199,7 @@ def test_first_step_of_ppo_is_that_of_vanilla_policy_gradient() -> None:
     gradients = {}
     for name, outer in {"vpg": VPG(), "ppo": PPO(epochs=1, kl_penalty=3.0), "later": PPO(lr=0.1, epochs=2)}.items():
         module = attach(make(outer=outer, inner=LikelihoodRatio(), discounted=True))
-        module.outer.update(module.problem(random_rounds(module, steps=2)))
+        module.outer.update(module.iteration(random_rounds(module, steps=2)))
         gradients[name] = [p.grad for p in module.policy.parameters()]
     for vpg, ppo, later in zip(*gradients.values(), strict=True):
         assert_close(ppo, vpg)
@@ -187,7 +209,7 @@ def test_first_step_of_ppo_is_that_of_vanilla_policy_gradient() -> None:
 def test_surrogates_of_order_one_adapt_alike_and_differ_in_curvature() -> None:
     modules = [make(inner=inner) for inner in (LogLikelihood(), LikelihoodRatio(), LoadedDiCE(), TayPO())]
     rounds = random_rounds(modules[0])
-    adapted = [module.adapt(module.initial_params(3), rounds[0]) for module in modules]
+    adapted = [adapted_params(module, rounds[0]) for module in modules]
     gradients = [meta_gradient(module, rounds)["policy.trunk.0.weight"] for module in modules]
     for other in adapted[1:]:
         assert_close(other, adapted[0])
@@ -202,8 +224,11 @@ def test_padding_does_not_matter(cls: type[MetaPolicyGradient], steps: int) -> N
     module = make(cls, time_average=False)
     rounds = random_rounds(module, steps=steps)
     longer = [
-        Trajectories(*(torch.cat([x, torch.zeros(3, 4, 3, *x.shape[3:], dtype=x.dtype)], dim=2) for x in round))
-        for round in rounds
+        Trajectories(
+            *(torch.cat([x, torch.zeros(3, 4, 3, *x.shape[3:], dtype=x.dtype)], dim=2) for x in trajectories[:-1]),
+            context=trajectories.context,
+        )
+        for trajectories in rounds
     ]
     assert longer[0].obs.shape == (3, 4, 8, O)
     assert_close(meta_gradient(module, longer), meta_gradient(module, rounds))
@@ -220,7 +245,7 @@ FAMILY = {
     FOMAML: (LogLikelihood(), NoCorrection(), VPG(), True),
     TRPOMAML: (LogLikelihood(), NoCorrection(), TRPO(), False),
     EMAML: (LogLikelihood(), EMAMLCorrection(), VPG(), False),
-    SGMRL: (LogLikelihood(), SGMRLCorrection("leave_one_out"), VPG(), False),
+    SGMRL: (LogLikelihood(), LeaveOneOut(), VPG(), False),
     DiCEMAML: (DiCE(), NoCorrection(), VPG(), False),
     TRPODiCE: (LoadedDiCE(decay=1.0), NoCorrection(), TRPO(), False),
     LVC: (LikelihoodRatio(), NoCorrection(), VPG(), False),
@@ -236,7 +261,7 @@ def test_a_name_is_a_choice_of_strategies(cls: type[MetaPolicyGradient]) -> None
         return module.inner.surrogate, module.correction, module.outer, module.inner.first_order
 
     assert strategies(make(cls)) == FAMILY[cls]
-    given = (DoublyRobust(), SGMRLCorrection("none"), PPO(lr=0.5), not FAMILY[cls][3])
+    given = (DoublyRobust(), Plain(), PPO(lr=0.5), not FAMILY[cls][3])
     names = ("inner", "correction", "outer", "first_order")
     assert strategies(make(cls, **dict(zip(names, given, strict=True)))) == given
 
@@ -245,10 +270,9 @@ INNER = (
     *(LogLikelihood(), LikelihoodRatio(), DiCE(), LoadedDiCE(0.5), DoublyRobust(), TruncatedDR()),
     *(TayPO(3), TMAMLSurrogate()),
 )
-CREDITS = ("leave_one_out", "first_order", "cross_task", "none")
 CORRECTIONS = (
-    *(NoCorrection(), EMAMLCorrection(), *map(SGMRLCorrection, CREDITS)),
-    SGMRLCorrection(doubly_robust=False),
+    *(NoCorrection(), EMAMLCorrection(), LeaveOneOut(), LinearisedLeaveOneOut(), CrossTask(), Plain()),
+    LeaveOneOut(doubly_robust=False),
 )
 OUTER = (VPG(), PPO(epochs=2, adaptive_kl=True), TRPO())
 
@@ -259,7 +283,7 @@ OUTER = (VPG(), PPO(epochs=2, adaptive_kl=True), TRPO())
 def test_everything_composes(inner: Any, correction: Any, outer: Any) -> None:
     module = attach(make(inner=inner, correction=correction, outer=outer, learn_inner_lr=True))
     before = parameters(module)
-    metrics = module.outer.update(module.problem(random_rounds(module, tasks=2)))
+    metrics = module.outer.update(module.iteration(random_rounds(module, tasks=2)))
     assert all(torch.isfinite(value) for value in metrics.values())
     for name, value in parameters(module).items():
         assert torch.isfinite(value).all()
@@ -272,10 +296,10 @@ def test_a_trust_region_step_improves_within_its_bound(cls: type[MetaPolicyGradi
     rounds = random_rounds(module)
 
     def adapted_distributions() -> torch.distributions.Normal:
-        distribution = module.problem(rounds).unroll().distributions[-1]
+        distribution = module.iteration(rounds).unroll().distributions[-1]
         return torch.distributions.Normal(distribution.mean.detach(), distribution.log_std.detach().exp())
 
-    old, problem = adapted_distributions(), module.problem(rounds)
+    old, problem = adapted_distributions(), module.iteration(rounds)
     before = problem.objective(problem.unroll(), ratio).item()
     metrics = module.outer.update(problem)
     kl = torch.distributions.kl_divergence(old, adapted_distributions()).sum(-1)
@@ -290,19 +314,19 @@ def test_adaptive_penalties_follow_the_kl_of_their_round() -> None:
     def penalties_after(target: float) -> tuple[list[float], list[float]]:
         module = attach(make(ProMP, outer=PPO(lr=0.05, epochs=2, kl_penalty=0.25, adaptive_kl=True, kl_target=target)))
         rounds = random_rounds(module, steps=2)
-        problem = module.problem(rounds)
+        problem = module.iteration(rounds)
         before = problem.unroll().distributions
         module.outer.update(problem)
         after = problem.unroll().distributions
         kls = [
-            ((old.kl(new) * round.mask).sum() / round.mask.sum()).item()
-            for old, new, round in zip(before, after, rounds, strict=True)
+            ((old.kl(new) * trajectories.mask).sum() / trajectories.mask.sum()).item()
+            for old, new, trajectories in zip(before, after, rounds, strict=True)
         ]
-        assert module.counters()["penalties"] == module.penalties
+        assert module.counters()["outer"] == {"penalties": module.outer.penalties}
         other = make(ProMP)
         other.load_counters(module.counters())
-        assert other.penalties == module.penalties
-        return module.penalties, kls[:-1]
+        assert other.outer.penalties == module.outer.penalties
+        return module.outer.penalties, kls[:-1]
 
     assert penalties_after(1e9)[0] == [0.125, 0.125]
     low, kls = penalties_after(1e-9)
@@ -312,51 +336,50 @@ def test_adaptive_penalties_follow_the_kl_of_their_round() -> None:
         for factor, expected in ((0.65, 0.125), (0.68, 0.25), (1.0, 0.25), (1.49, 0.25), (1.51, 0.5)):
             assert penalties_after(kl / factor)[0][k] == expected
     fixed = attach(make(ProMP, outer=PPO(kl_penalty=0.25)))
-    fixed.outer.update(fixed.problem(random_rounds(fixed)))
-    assert fixed.penalties == [0.25]
+    fixed.outer.update(fixed.iteration(random_rounds(fixed)))
+    assert fixed.outer.penalties == [0.25]
     resumed = attach(make(ProMP, outer=PPO(kl_penalty=10.0)))
     resumed.load_counters(fixed.counters())
-    resumed.outer.update(resumed.problem(random_rounds(resumed)))
-    assert resumed.penalties == [10.0]  # as its settings say, not the checkpoint
+    resumed.outer.update(resumed.iteration(random_rounds(resumed)))
+    assert resumed.outer.penalties == [10.0]  # as its settings say, not the checkpoint
 
 
 def test_the_penalty_is_the_mean_over_inner_rounds_each_with_its_own_coefficient() -> None:
     outer = PPO(lr=0.05, clip=0.1, epochs=2, adaptive_kl=True)
     module = attach(make(ProMP, outer=outer))
     rounds = random_rounds(module, steps=2)
-    module.penalties = coefficients = [0.5, 2.0]
-    problem, risen = module.problem(rounds), []
+    module.outer.penalties[:] = [0.5, 2.0]
+    problem, risen = module.iteration(rounds), []
     old, ascend = problem.unroll(), problem.ascend
 
     def note(value: Tensor) -> None:
-        new, last = problem.unroll(), problem.rounds[-1]
+        new, last = problem.unroll(), problem.signals[-1]
         ratios = (new.log_probs[-1] - last.behaviour_log_prob).exp()
         clipped = torch.minimum(ratios * last.advantage, ratios.clamp(0.9, 1.1) * last.advantage)
         kls = [
-            ((a.kl(b) * round.mask).sum() / round.mask.sum()).item()
-            for a, b, round in zip(old.distributions, new.distributions, rounds, strict=True)
+            ((a.kl(b) * trajectories.mask).sum() / trajectories.mask.sum()).item()
+            for a, b, trajectories in zip(old.distributions, new.distributions, rounds, strict=True)
         ]
         penalty = (0.5 * kls[0] + 2.0 * kls[1]) / 2
         risen.append((value.item(), (clipped * last.mask).sum(-1).mean().item() / 5 - penalty, penalty))
         ascend(value)
 
     problem.ascend = note
-    metrics = outer.update(problem)
-    assert coefficients is problem.penalties
+    metrics = module.outer.update(problem)
+    assert outer.penalties == []  # what two modules are given has no state of either
     assert risen[0][2] == 0.0
     assert risen[1][2] > 1e-3
     for value, expected, _ in risen:
         assert value == pytest.approx(expected, rel=1e-9)
-    assert metrics["kl_penalty"] == sum(problem.penalties) / 2
+    assert metrics["kl_penalty"] == sum(module.outer.penalties) / 2
 
 
 # What adapts -------------------------------------------------------------------------------------------------------
 
 
 def test_only_parameters_that_the_expression_finds_adapt() -> None:
-    module = make(adapted=r"^trunk\.2\.|log_std")
-    initial = module.initial_params(3)
-    adapted = module.adapt(initial, random_rounds(module)[0])
+    module = make(adapted_parameters=r"^trunk\.2\.|log_std")
+    initial, adapted = initial_params(module), adapted_params(module, random_rounds(module)[0])
     moved = {name for name in initial if not torch.equal(adapted[name], initial[name])}
     assert moved == {"trunk.2.weight", "trunk.2.bias", "log_std"}
     gradient = meta_gradient(module, random_rounds(module))
@@ -364,26 +387,24 @@ def test_only_parameters_that_the_expression_finds_adapt() -> None:
 
 
 def test_learned_step_sizes_start_at_the_fixed_one_and_are_used() -> None:
-    fixed, learned = make(inner_lr=0.25), attach(make(inner_lr=0.25, learn_inner_lr=True, adapted="trunk"))
+    fixed, learned = make(inner_lr=0.25), attach(make(inner_lr=0.25, learn_inner_lr=True, adapted_parameters="trunk"))
     everything = make(inner_lr=0.25, learn_inner_lr=True)
     rounds = random_rounds(fixed)
-    initial = fixed.initial_params(3)
-    assert_close(everything.adapt(initial, rounds[0]), fixed.adapt(initial, rounds[0]), 0.0)
+    assert_close(adapted_params(everything, rounds[0]), adapted_params(fixed, rounds[0]), 0.0)
     assert "log_std" not in learned.learned_step_sizes
     assert learned.learned_step_sizes["trunk/0/weight"].shape == (4, O)
-    learned.outer.update(learned.problem(rounds))
+    learned.outer.update(learned.iteration(rounds))
     for size in learned.learned_step_sizes.values():
         assert size.grad.abs().max() > 1e-6
         assert not torch.isclose(size, torch.tensor(0.25).double(), atol=1e-6).any()
     with torch.no_grad():
         learned.learned_step_sizes["trunk/0/bias"].zero_()
         learned.learned_step_sizes["trunk/2/bias"].fill_(0.5)
-    initial = learned.initial_params(3)
-    adapted = learned.adapt(initial, rounds[0])
+    initial, adapted = initial_params(learned), adapted_params(learned, rounds[0])
     assert torch.equal(adapted["trunk.0.bias"], initial["trunk.0.bias"])
     reference = make(inner_lr=0.5)
     reference.policy.load_state_dict(learned.policy.state_dict())
-    assert_close(adapted["trunk.2.bias"], reference.adapt(initial, rounds[0])["trunk.2.bias"])
+    assert_close(adapted["trunk.2.bias"], adapted_params(reference, rounds[0])["trunk.2.bias"])
 
 
 @pytest.mark.parametrize(
@@ -394,8 +415,11 @@ def test_learned_step_sizes_start_at_the_fixed_one_and_are_used() -> None:
         ({"gamma": 1.5}, r"model.gamma = 1\.5"),
         ({"gamma": -0.1}, r"model.gamma = -0\.1"),
         ({"gae_lambda": 2.0}, r"model.gae_lambda = 2\.0"),
-        ({"adapted": "nothing"}, "model.adapted = 'nothing' cannot be used: it finds none of the parameters log_std"),
-        ({"adapted": "("}, r"model.adapted = '\(' cannot be used"),
+        (
+            {"adapted_parameters": "nothing"},
+            "model.adapted_parameters = 'nothing' cannot be used: it finds none of the parameters log_std",
+        ),
+        ({"adapted_parameters": "("}, r"model.adapted_parameters = '\(' cannot be used"),
         ({"policy": CategoricalMLP()}, "CategoricalMLP.*use GaussianMLP"),
         ({"policy": GaussianMLP(), "num_actions": 4}, "GaussianMLP.*4 discrete ones; use CategoricalMLP"),
     ],
@@ -475,9 +499,9 @@ def test_metrics_of_a_training_step() -> None:
     rounds = tuple(random_rounds(module))
     assert not rounds[1].mask.all()
     module.finish_step = lambda *arguments: ended.append(arguments)
-    expected = module.problem(rounds)
+    expected = module.iteration(rounds)
     objective = expected.objective(expected.unroll(), likelihood)
-    module.training_step(MetaBatch(rounds, 77), 0)
+    module.training_step(batch_of(module, rounds, 77), 0)
     ((env_steps, returns, lengths),), metrics = ended, module.metrics.state()["sums"]
     first, last = rounds
     assert env_steps == 77
@@ -496,9 +520,9 @@ class LogRatios(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         with trainer.precision_plugin.train_step_context():
-            log_probs = pl_module.problem(batch.rounds).unroll().log_probs
-        for log_prob, round in zip(log_probs, batch.rounds, strict=True):
-            self.largest.append(float(((log_prob - round.log_prob) * round.mask).detach().abs().max()))
+            log_probs = pl_module.iteration(batch.rounds).unroll().log_probs
+        for log_prob, trajectories in zip(log_probs, batch.rounds, strict=True):
+            self.largest.append(float(((log_prob - trajectories.log_prob) * trajectories.mask).detach().abs().max()))
 
 
 def fit(cls: type[MetaPolicyGradient], env: Any = None, precision: Any = "32-true", **kwargs: Any) -> Any:
@@ -512,7 +536,8 @@ def fit(cls: type[MetaPolicyGradient], env: Any = None, precision: Any = "32-tru
         test_tasks=2,
     )
     seed_everything(0)
-    module = cls(datamodule.obs_dim, datamodule.action_dim, datamodule.num_actions, **kwargs)
+    sizes = datamodule.obs_dim, datamodule.action_dim, datamodule.num_actions
+    module = cls(*sizes, action_scale=datamodule.action_scale, **kwargs)
     ratios = LogRatios()
     trainer = quiet_trainer(max_epochs=2, precision=precision, callbacks=[ratios])
     before = parameters(module)
@@ -563,7 +588,7 @@ def test_divergence_names_what_to_lower() -> None:
     data = random_rounds(module)[0]
     data.reward[0, 0, 0] = float("inf")
     with pytest.raises(DivergenceError, match="an adaptation step is not finite"):
-        module.adapt(module.initial_params(3), data)
+        module.adapt(unadapted(module), data)
 
 
 def test_a_saved_policy_is_the_one_before_adaptation_in_the_simulators_range(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.nn.recipe import from_recipe
 from lit_metarl.settings import check_precision
-from lit_metarl.types import ConfigError, DivergenceError, Episodes, ReplayBlock, Transition
+from lit_metarl.types import ConfigError, DivergenceError, Episodes, ReplayBlock, Sizes, Transition
 
 # these fits have nothing to evaluate
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
@@ -192,7 +192,7 @@ def test_networks_are_the_defaults_where_none_are_given() -> None:
     sac = SAC(O, A)
     assert from_recipe(sac.recipe) == TanhGaussianMLP([256, 256])
     assert sum(p.numel() for p in sac.critic.parameters()) == sum(
-        p.numel() for p in EnsembleCriticMLP().build(O, A).parameters()
+        p.numel() for p in EnsembleCriticMLP().build(Sizes(O, A)).parameters()
     )
 
 

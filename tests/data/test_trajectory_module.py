@@ -111,10 +111,12 @@ def test_every_trajectory_of_a_task_gets_its_task_and_context() -> None:
     simulator = TaskSimulator(Countdown(), 2, 3, seed=0, action_scale=1.0, oracle_context=True)
     simulator.set_tasks({"name": np.array([0.25, 0.75])})
     np.testing.assert_allclose(simulator.env.tasks["name"], [0.25] * 3 + [0.75] * 3)
-    obs = simulator.run(constant(0.0)).obs
-    assert obs.shape == (2, 3, 6, 2)
-    assert torch.equal(obs[0, 2, 0], torch.tensor([0.0, 0.25]))
-    assert torch.equal(obs[1, 0, 0], torch.tensor([0.0, 0.75]))
+    trajectories = simulator.run(constant(0.0))
+    assert trajectories.obs.shape == (2, 3, 6, 1)
+    assert torch.equal(trajectories.context, torch.tensor([[0.25], [0.75]]))
+    hidden = TaskSimulator(Countdown(), 2, 3, seed=0, action_scale=1.0, oracle_context=False)
+    hidden.set_tasks({"name": np.array([0.25, 0.75])})
+    assert hidden.run(constant(0.0)).context.shape == (2, 0)
 
 
 def test_a_value_that_is_not_finite_is_named() -> None:
@@ -214,13 +216,13 @@ class Spy(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.batches.append(batch)
-        params = pl_module.initial_params(batch.rounds[0].obs.shape[0])
-        for k, round in enumerate(batch.rounds):
-            distribution = pl_module._distributions(params, round.obs)
-            seen = distribution.log_prob(round.action) * round.mask
-            torch.testing.assert_close(seen, round.log_prob, rtol=1e-4, atol=1e-4)
+        adaptation = pl_module.before_adaptation(batch.rounds[0].context)
+        for k, trajectories in enumerate(batch.rounds):
+            distribution = pl_module._distributions(adaptation, trajectories.obs)
+            seen = distribution.log_prob(trajectories.action) * trajectories.mask
+            torch.testing.assert_close(seen, trajectories.log_prob, rtol=1e-4, atol=1e-4)
             if k < len(batch.rounds) - 1:
-                params = pl_module.adapt(params, round)
+                adaptation = pl_module.adapt(adaptation, trajectories)
 
 
 SMALL = {"num_tasks": 3, "trajectories": 4, "epoch_iterations": 2, "eval_tasks": 2, "test_tasks": 2}
@@ -229,7 +231,8 @@ SMALL = {"num_tasks": 3, "trajectories": 4, "epoch_iterations": 2, "eval_tasks":
 def fit(datamodule: TrajectoryDataModule, epochs: int = 2, **kwargs: Any) -> tuple[MAML, Spy]:
     seed_everything(0)
     spy = Spy()
-    module = MAML(datamodule.obs_dim, datamodule.action_dim, datamodule.num_actions, GaussianMLP((8,)), **kwargs)
+    sizes = datamodule.obs_dim, datamodule.action_dim, datamodule.num_actions
+    module = MAML(*sizes, GaussianMLP((8,)), context_dim=datamodule.context_dim, **kwargs)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -325,7 +328,7 @@ def test_a_film_shows_one_task_before_and_after_adaptation(monkeypatch: pytest.M
     datamodule.trainer = module.trainer
     given.clear()
     film = datamodule.film()
-    assert [len(goals) for goals in given] == [1, 4, 1]  # filmed, sampled to adapt, filmed
+    assert [len(goals) for goals in given] == [1, 4]  # filmed, and sampled to adapt
     assert {tuple(goal) for goals in given for goal in goals} == {tuple(given[0][0])}
     assert not open_simulators
     assert {name: tuple(frames.shape) for name, frames in film.frames.items()} == {
@@ -345,15 +348,16 @@ def test_a_film_shows_one_task_before_and_after_adaptation(monkeypatch: pytest.M
     assert float(film.returns["test"][1]) != pytest.approx(total, rel=1e-5)
 
 
-def test_the_task_is_in_the_observation_only_as_oracle_context() -> None:
+def test_the_task_is_told_beside_the_observations_and_only_if_asked_for() -> None:
     hidden = TrajectoryDataModule(Navigation2D(max_episode_steps=3), **SMALL)
     told = TrajectoryDataModule(Navigation2D(max_episode_steps=3), oracle_context=True, **SMALL)
-    assert (hidden.obs_dim, told.obs_dim, told.context_dim) == (2, 4, 2)
-    _, spy = fit(hidden)
-    first = spy.batches[0].rounds[0].obs[:, :, 0]
-    assert torch.equal(first, torch.zeros_like(first))  # the start, whatever the task
-    _, spy = fit(told)
-    assert len(spy.batches[0].rounds[0].obs[:, 0, 0].unique(dim=0)) == 3
+    assert (hidden.obs_dim, hidden.context_dim, told.obs_dim, told.context_dim) == (2, 0, 2, 2)
+    for datamodule in (hidden, told):
+        _, spy = fit(datamodule)
+        first = spy.batches[0].rounds[0]
+        assert not first.obs[:, :, 0].any()  # the start, whatever the task
+        assert first.context.shape == (3, datamodule.context_dim)
+    assert len(first.context.unique(dim=0)) == 3
 
 
 def test_evaluation_does_not_disturb_training() -> None:

@@ -35,7 +35,7 @@ def test_bias_and_variance_equal_a_loop_over_trajectories(inner):
     world = enumerate_round(random_mdp(2, 2, 0), theta, behaviour, horizon=2, gamma=0.9)
     every = []
     for m in range(len(world.probability)):
-        data = type(world.round)(*(part[m : m + 1] for part in world.round))
+        data = type(world.signals)(*(part[m : m + 1] for part in world.signals))
         here = world.state[m], world.action[m]
         one = lambda x, here=here, data=data: inner.per_trajectory(  # noqa: E731
             torch.log_softmax(x, -1)[here][None], data, 0.9, True

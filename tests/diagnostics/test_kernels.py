@@ -32,7 +32,7 @@ from lit_metarl.diagnostics.kernels import (
 )
 from lit_metarl.diagnostics.ntk import ntk_ratio
 from lit_metarl.nn.critics import EnsembleCritic
-from lit_metarl.types import ConfigError
+from lit_metarl.types import ConfigError, Sizes
 
 
 def seeded(seed=0):
@@ -98,9 +98,10 @@ def test_a_critic_of_a_million_parameters_fits_in_two_gib():
         import torch
         from lit_metarl.diagnostics.kernels import exact_kernel
         from lit_metarl.nn.critics import EnsembleCritic
+        from lit_metarl.types import Sizes
         from lit_metarl.reports.benchmarks.timing import resident
 
-        critic = EnsembleCritic(17, 6, (1024, 1024), members=1)
+        critic = EnsembleCritic(Sizes(17, 6), (1024, 1024), members=1)
         params = dict(critic.named_parameters())
         assert sum(value.numel() for value in params.values()) > 1_050_000
         assert exact_kernel(critic, params, torch.randn(256, 17), torch.randn(256, 6)).shape == (1, 256, 256)
@@ -113,7 +114,7 @@ def test_a_critic_of_a_million_parameters_fits_in_two_gib():
 
 
 def test_float64_is_closer_to_the_truth_and_nothing_is_kept_or_changed():
-    critic = EnsembleCritic(3, 2, (64, 64), members=2)
+    critic = EnsembleCritic(Sizes(3, 2), (64, 64), members=2)
     params, (obs, action) = dict(critic.named_parameters()), inputs(9, dtype=torch.float32)
     wide = SmallCritic(members=2, hidden=(64, 64))
     truth = explicit_kernel(wide, {n: v.detach().double() for n, v in params.items()}, obs.double(), action.double())

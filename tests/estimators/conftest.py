@@ -12,7 +12,7 @@ from torch.func import jacrev, vmap
 from lit_metarl.envs.tabular import TabularMDP, random_mdp
 from lit_metarl.envs.tabular_exact import all_trajectories, exact_derivatives, state_values
 from lit_metarl.estimators import gae
-from lit_metarl.types import Round
+from lit_metarl.types import Signals
 
 
 class Moments(NamedTuple):
@@ -35,15 +35,15 @@ class World:
         value = self.values[torch.arange(horizon), self.all.state] * mask
         log_prob = torch.log_softmax(behaviour, -1)[self.all.state, self.all.action] * mask
         advantage = gae(self.all.reward, value, mask, gamma, 1.0)
-        self.round = Round(*(part[:, None] for part in (log_prob, self.all.reward, value, advantage, mask)))
+        self.signals = Signals(*(part[:, None] for part in (log_prob, self.all.reward, value, advantage, mask)))
 
-    def derivatives(self, estimate, round=None):
+    def derivatives(self, estimate, signals=None):
         """Value [M], gradient [M, S, A], Hessian [M, S, A, S, A] of ``estimate(theta, state, action, round)`` → [1]."""
 
         def scalar(theta, state, action, *data):
-            return estimate(theta, state[None], action[None], Round(*data)).sum()
+            return estimate(theta, state[None], action[None], Signals(*data)).sum()
 
-        data = self.all.state, self.all.action, *(round or self.round)
+        data = self.all.state, self.all.action, *(signals or self.signals)
         axes = (None, *[0] * 7)
         return [vmap(each, axes)(self.theta, *data) for each in (scalar, jacrev(scalar), jacrev(jacrev(scalar)))]
 

@@ -100,7 +100,7 @@ def test_bias_of_the_printed_control_variate(on_policy):
         torch.eye(2).double()[w.all.action] - torch.softmax(w.theta, -1)[w.all.state]
     )  # ∇log π, its own state's row
     score = torch.eye(w.mdp.num_states).double()[w.all.state][..., None] * chosen[..., None, :]
-    weight = w.round.value[:, 0] * w.all.mask * discounts(w.horizon, w.gamma, w.theta)
+    weight = w.signals.value[:, 0] * w.all.mask * discounts(w.horizon, w.gamma, w.theta)
     expected = 2 * torch.einsum("m,mt,mtsa,mtxb->saxb", w.all.probability, weight, score, score)
     assert_close(bias, expected, rtol=0, atol=EXACT)
     assert expected.abs().max() > 0.1
@@ -117,7 +117,7 @@ def test_equal_to_doubly_robust_for_every_trajectory_on_policy(on_policy, other)
 def test_values_on_policy(on_policy):
     """At ratio 1 doubly robust and DiCE give the return, what is made of advantages 0."""
     w = on_policy
-    gain = reward_to_go(w.round.reward, w.round.mask, w.gamma)[:, 0, 0]
+    gain = reward_to_go(w.signals.reward, w.signals.mask, w.gamma)[:, 0, 0]
     assert float(w.all.probability @ gain) == pytest.approx(w.behaviour_value)
     for inner, expected in ((DoublyRobust(), gain), (DiCE(), gain), (TayPO(), 0 * gain), (LoadedDiCE(), 0 * gain)):
         assert_close(w.derivatives_of(w.strategy(inner))[0], expected, rtol=0, atol=EXACT)
@@ -190,8 +190,8 @@ def test_measured_biases_and_variances(measured_world, row):
         "DiCE - strict": control_variate(w, strict, 1, 0),
         "DiCE - strict + first order": w.strategy(strict),
     }[row]
-    gain = reward_to_go(w.round.reward, w.round.mask, 1.0)
-    data = w.round._replace(advantage=gain) if row == "LVC without baseline" else w.round
+    gain = reward_to_go(w.signals.reward, w.signals.mask, 1.0)
+    data = w.signals._replace(advantage=gain) if row == "LVC without baseline" else w.signals
     parts = w.derivatives(lambda theta, s, a, d: surrogate(torch.log_softmax(theta, -1)[s, a], d), data)
     bias, variance = w.moments(parts)
     measured = [*bias[1:], *variance[1:]]
@@ -247,7 +247,7 @@ def test_action_values_as_critic(world):
 def test_bootstrap_stands_for_what_follows(on_policy):
     """Two of three steps and V at the third: the value is exact, also where the episode ended before."""
     w = on_policy
-    short = w.round._replace(**{name: part[..., :2] for name, part in w.round._asdict().items()})
+    short = w.signals._replace(**{name: part[..., :2] for name, part in w.signals._asdict().items()})
     after = w.values[2][w.all.state[:, 2]] * w.all.mask[:, 2]
     zero = torch.zeros_like(short.reward)
     for bootstrap, error in ((after[:, None], 0.0), (None, w.all.probability @ after * w.gamma**2)):
@@ -262,8 +262,8 @@ def test_bootstrap_stands_for_what_follows(on_policy):
 def test_critic_may_be_wrong_only_if_lambda_is_one(on_policy, gae_lambda):
     w, bias = on_policy, []
     for noise in (0.0, 0.3):
-        value = (w.round.value + noise * torch.cos(7 * w.all.state[:, None].double())) * w.round.mask
-        data = w.round._replace(advantage=gae(w.round.reward, value, w.round.mask, w.gamma, gae_lambda))
+        value = (w.signals.value + noise * torch.cos(7 * w.all.state[:, None].double())) * w.signals.mask
+        data = w.signals._replace(advantage=gae(w.signals.reward, value, w.signals.mask, w.gamma, gae_lambda))
         parts = w.derivatives(
             lambda theta, s, a, row: w.strategy(TayPO(2))(torch.log_softmax(theta, -1)[s, a], row), data
         )

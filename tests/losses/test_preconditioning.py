@@ -22,6 +22,7 @@ from lit_metarl.losses.preconditioning import (
     meta_gradient,
 )
 from lit_metarl.nn.critics import EnsembleCritic
+from lit_metarl.types import Sizes
 
 KERNEL = torch.tensor([[[4.0, 1.0, 0.0], [1.0, 2.0, -1.0], [0.0, -1.0, 3.0]]])
 GAMMA, LR = 0.9, 0.05
@@ -210,7 +211,7 @@ def params_like(params, flat):
 def train(objective, steps, outer_lr, hidden=(64, 64)):
     """Mean diagonal and ratio of the exact kernel before and after ``steps`` meta-updates of a usual critic."""
     torch.manual_seed(0)
-    critic = EnsembleCritic(17, 6, hidden, members=2)
+    critic = EnsembleCritic(Sizes(17, 6), hidden, members=2)
     batch, generator, params = random_batch(64, 17, 6, torch.float32), seeded(1), params_of(critic)
 
     def measured():

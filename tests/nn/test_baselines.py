@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_metarl.nn import Baseline, LinearFeature, LinearTime, NoBaseline, TimeMean
+from lit_metarl.nn import LinearFeature, LinearTime, NoBaseline, TimeMean
+from lit_metarl.nn.baselines import ClosedForm
 from lit_metarl.types import ConfigError
 
 B, N, T, OBS = 3, 4, 30, 2
@@ -23,7 +24,7 @@ def batch(seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     return obs, returns, mask
 
 
-def design(baseline: Baseline, obs: np.ndarray) -> np.ndarray:
+def design(baseline: ClosedForm, obs: np.ndarray) -> np.ndarray:
     """Features of one trajectory ``[T, O] → [T, F]``, written out a second time."""
     t = np.arange(len(obs)) / 100.0
     time = np.stack([t, t * t, t * t * t, np.ones(len(obs))], axis=1)
@@ -50,7 +51,9 @@ def least_squares(baseline: LinearFeature | LinearTime, obs: Tensor, returns: Te
 @pytest.mark.parametrize("scale", [1.0, 20.0])  # 20: most observations are clipped
 def test_equals_least_squares_in_a_loop(kind: type, held_out: bool, scale: float) -> None:
     baseline, data = kind(ridge=1e-3, held_out=held_out), batch(scale=scale)
-    np.testing.assert_allclose(baseline.predict(*data).numpy(), least_squares(baseline, *data), rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(
+        baseline.fit_predict(*data).numpy(), least_squares(baseline, *data), rtol=1e-7, atol=1e-7
+    )
 
 
 def test_time_mean_by_hand() -> None:
@@ -61,9 +64,9 @@ def test_time_mean_by_hand() -> None:
     expected = torch.tensor([[[4.0, 4.0], [4.0, 4.0], [4.0, 0.0]]])
     held_out = torch.tensor([[[5.5, 6.0], [4.5, 2.0], [2.0, 0.0]]])
     obs = torch.zeros(1, 3, 2, OBS)
-    assert torch.equal(TimeMean().predict(obs, returns, mask), expected)
-    assert torch.equal(TimeMean(held_out=True).predict(obs, returns, mask), held_out)
-    assert not NoBaseline().predict(obs, returns, mask).any()
+    assert torch.equal(TimeMean().fit_predict(obs, returns, mask), expected)
+    assert torch.equal(TimeMean(held_out=True).fit_predict(obs, returns, mask), held_out)
+    assert not NoBaseline().fit_predict(obs, returns, mask).any()
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -71,7 +74,7 @@ def test_recovers_a_target_that_its_features_span(held_out: bool) -> None:
     obs, _, mask = batch()
     t = torch.arange(T) / 100.0
     target = (2.0 * obs[..., 0] - 0.5 * obs[..., 1] ** 2 + 3.0 * t - 4.0 * t**3 + 1.5) * mask
-    prediction = LinearFeature(ridge=1e-10, held_out=held_out).predict(obs, target, mask)
+    prediction = LinearFeature(ridge=1e-10, held_out=held_out).fit_predict(obs, target, mask)
     torch.testing.assert_close(prediction, target, rtol=1e-5, atol=1e-5)
 
 
@@ -79,12 +82,12 @@ def test_recovers_a_target_that_its_features_span(held_out: bool) -> None:
 @pytest.mark.parametrize("kind", FITTED)
 def test_padding_does_not_matter(kind: type, held_out: bool) -> None:
     obs, returns, mask = batch()
-    prediction = kind(held_out=held_out).predict(obs, returns, mask)
+    prediction = kind(held_out=held_out).fit_predict(obs, returns, mask)
     assert prediction[mask == 0].eq(0).all()
     assert prediction[mask == 1].any()
     noise = 1e3 * (1 - mask)
     torch.testing.assert_close(
-        kind(held_out=held_out).predict(obs + noise[..., None], returns + noise, mask), prediction, rtol=0, atol=0
+        kind(held_out=held_out).fit_predict(obs + noise[..., None], returns + noise, mask), prediction, rtol=0, atol=0
     )
 
 
@@ -96,7 +99,7 @@ def test_held_out_predictions_do_not_see_their_own_returns(kind: type) -> None:
 
     def effect(held_out: bool) -> Tensor:
         baseline = kind(held_out=held_out)
-        return (baseline.predict(obs, changed, mask) - baseline.predict(obs, returns, mask)).abs().amax(-1)
+        return (baseline.fit_predict(obs, changed, mask) - baseline.fit_predict(obs, returns, mask)).abs().amax(-1)
 
     apart = effect(held_out=True)
     assert apart[1, 2] < 1e-7
@@ -123,7 +126,7 @@ def test_degenerate_data_stay_finite(kind: type, held_out: bool, ridge: float) -
         (obs, single),
         (obs, torch.zeros_like(mask)),
     ]:
-        prediction = baseline.predict(inputs, returns * valid, valid)
+        prediction = baseline.fit_predict(inputs, returns * valid, valid)
         assert prediction.dtype == torch.float32
         assert torch.isfinite(prediction).all()
         # collinear features may lose accuracy, never blow up
@@ -133,8 +136,8 @@ def test_degenerate_data_stay_finite(kind: type, held_out: bool, ridge: float) -
 def test_a_single_trajectory_has_nothing_to_be_held_out_from() -> None:
     obs, returns, mask = (x[:, :1] for x in batch())
     for kind in FITTED:
-        assert not kind(held_out=True).predict(obs, returns, mask).any()
-        assert kind(held_out=False).predict(obs, returns, mask).any()
+        assert not kind(held_out=True).fit_predict(obs, returns, mask).any()
+        assert kind(held_out=False).fit_predict(obs, returns, mask).any()
 
 
 def test_a_larger_ridge_is_tried_where_rounding_spoils_the_smallest() -> None:
@@ -143,14 +146,14 @@ def test_a_larger_ridge_is_tried_where_rounding_spoils_the_smallest() -> None:
     returns = returns.double()
     gram = torch.full((2, 2), float(N * T), dtype=torch.float64)
     assert torch.linalg.cholesky_ex(gram + 1e-16 * torch.eye(2))[1] > 0
-    prediction = LinearFeature(ridge=1e-16).predict(obs, returns, mask)
+    prediction = LinearFeature(ridge=1e-16).fit_predict(obs, returns, mask)
     torch.testing.assert_close(prediction, returns, rtol=1e-2, atol=0)
 
 
 def test_no_graph_reaches_the_policy_gradient() -> None:
     obs, returns, mask = batch()
     for kind in FITTED:
-        assert not kind().predict(obs, returns.requires_grad_(), mask).requires_grad
+        assert not kind().fit_predict(obs, returns.requires_grad_(), mask).requires_grad
 
 
 @pytest.mark.parametrize("kind", [LinearFeature, LinearTime])

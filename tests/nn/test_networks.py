@@ -9,6 +9,7 @@ from torch import nn
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.nn.actors import LOG_STD_MAX, LOG_STD_MIN
 from lit_metarl.nn.mlp import EnsembleLinear, ensemble_mlp
+from lit_metarl.types import Sizes
 
 
 def test_ensemble_equals_separate_mlps() -> None:
@@ -37,7 +38,7 @@ def test_members_differ_and_are_orthogonal() -> None:
 
 
 def test_a_critic_sees_only_its_own_gradient() -> None:
-    critic = EnsembleCriticMLP([8], members=2).build(3, 2)
+    critic = EnsembleCriticMLP([8], members=2).build(Sizes(3, 2))
     value = critic(torch.randn(4, 3), torch.randn(4, 2))
     assert value.shape == (2, 4)
     value[0].sum().backward()
@@ -49,13 +50,13 @@ def test_a_critic_sees_only_its_own_gradient() -> None:
 
 def test_parameter_count_at_quadruped_size() -> None:
     # 90·1024 + 1024 + 1024·1024 + 1024 + 1024 + 1 for one Q function
-    critic = EnsembleCriticMLP([1024, 1024], members=2).build(78, 12)
+    critic = EnsembleCriticMLP([1024, 1024], members=2).build(Sizes(78, 12))
     assert sum(p.numel() for p in critic.parameters()) == 2 * 1_143_809
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_log_std_stays_within_its_bounds(scale: float) -> None:
-    actor = TanhGaussianMLP([8]).build(3, 2)
+    actor = TanhGaussianMLP([8]).build(Sizes(3, 2))
     distribution = actor(scale * torch.randn(50, 3))
     assert distribution.mean.shape == distribution.log_std.shape == (50, 2)
     assert distribution.log_std.min() >= LOG_STD_MIN

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import lit_metarl
+from lit_metarl.algorithms.base import policy_state_of
 from lit_metarl.nn import ActorFactory, CategoricalMLP, GaussianMLP, PolicyFactory, TanhGaussianMLP
 from lit_metarl.nn.distributions import Categorical, DiagonalGaussian
 from lit_metarl.nn.policies import Tanh
-from lit_metarl.types import ConfigError, Params
+from lit_metarl.nn.recipe import recipe_of
+from lit_metarl.types import ConfigError, Params, Sizes
 
 TASKS, SAMPLES, OBS, ACTIONS = 3, 7, 4, 2
 POLICIES = [GaussianMLP((8, 8)), CategoricalMLP((8,)), CategoricalMLP((), bias=False)]
@@ -24,7 +25,7 @@ POLICIES = [GaussianMLP((8, 8)), CategoricalMLP((8,)), CategoricalMLP((), bias=F
 
 def build(factory: PolicyFactory) -> nn.Module:
     torch.manual_seed(0)
-    return factory.build(OBS, ACTIONS, None if isinstance(factory, GaussianMLP) else 5).double()
+    return factory.build(Sizes(OBS, ACTIONS, None if isinstance(factory, GaussianMLP) else 5)).double()
 
 
 def data(factory: PolicyFactory) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +102,7 @@ def test_vmap_returns_distributions_that_sample_and_act(factory: PolicyFactory) 
 
 def test_gaussian_initialisation_and_network() -> None:
     torch.manual_seed(0)
-    policy = GaussianMLP((64, 32), initial_log_std=-0.5).build(11, 3)
+    policy = GaussianMLP((64, 32), initial_log_std=-0.5).build(Sizes(11, 3))
     linears = [m for m in policy.modules() if isinstance(m, nn.Linear)]
     assert [tuple(m.weight.shape) for m in linears] == [(64, 11), (32, 64), (3, 32)]
     for linear in linears:
@@ -119,18 +120,18 @@ def test_gaussian_initialisation_and_network() -> None:
 
 
 def test_the_floor_holds_and_lets_the_gradient_pass() -> None:
-    policy = GaussianMLP((4,), initial_log_std=-30.0).build(OBS, ACTIONS)
+    policy = GaussianMLP((4,), initial_log_std=-30.0).build(Sizes(OBS, ACTIONS))
     distribution = policy(torch.zeros(6, OBS))
     torch.testing.assert_close(distribution.log_std, torch.full((6, ACTIONS), math.log(1e-6)))
     assert torch.isfinite(distribution.log_prob(torch.full((6, ACTIONS), 10.0))).all()
     (gradient,) = torch.autograd.grad(distribution.entropy().sum(), policy.log_std)
     assert torch.equal(gradient, torch.full((ACTIONS,), 6.0))
-    above = GaussianMLP((4,), initial_log_std=-0.3).build(OBS, ACTIONS)
+    above = GaussianMLP((4,), initial_log_std=-0.3).build(Sizes(OBS, ACTIONS))
     assert torch.equal(above(torch.zeros(1, OBS)).log_std[0], above.log_std)
 
 
 def test_a_tabular_softmax_is_its_logits() -> None:
-    policy = CategoricalMLP((), bias=False, zero_output=True).build(3, 1, 2)
+    policy = CategoricalMLP((), bias=False, zero_output=True).build(Sizes(3, 1, 2))
     ((name, table),) = policy.named_parameters()
     assert table.shape == (2, 3)
     assert not table.any()
@@ -150,36 +151,43 @@ def test_densities_are_float32_under_bf16(factory: PolicyFactory) -> None:
 
 def test_the_other_kind_of_action_space_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"'GaussianMLP'.* 5 discrete .*CategoricalMLP"):
-        GaussianMLP().build(OBS, 1, 5)
+        GaussianMLP().build(Sizes(OBS, 1, 5))
     with pytest.raises(ConfigError, match=r"'CategoricalMLP'.*continuous.*GaussianMLP"):
-        CategoricalMLP().build(OBS, ACTIONS, None)
+        CategoricalMLP().build(Sizes(OBS, ACTIONS, None))
     with pytest.raises(ConfigError, match="activation = 'sine'"):
-        GaussianMLP(activation="sine").build(OBS, ACTIONS)  # type: ignore[arg-type]
+        GaussianMLP(activation="sine").build(Sizes(OBS, ACTIONS))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("factory", "sizes", "scale"),
     [
-        (GaussianMLP([8]), {"obs_dim": OBS, "action_dim": ACTIONS, "num_actions": None}, {"action_scale": 0.8}),
-        (CategoricalMLP([8]), {"obs_dim": OBS, "action_dim": 1, "num_actions": 5}, {}),
-        (TanhGaussianMLP([8]), {"obs_dim": OBS, "action_dim": ACTIONS}, {}),  # SAC's recipe: no num_actions
+        (GaussianMLP([8]), Sizes(OBS, ACTIONS), 0.8),
+        (CategoricalMLP([8]), Sizes(OBS, 1, 5), 1.0),
+        (TanhGaussianMLP([8]), Sizes(OBS, ACTIONS), 1.0),
+        (GaussianMLP([8]), Sizes(OBS, ACTIONS, context=2), 1.0),
     ],
 )
 def test_load_policy_rebuilds_from_the_recipe(
-    factory: PolicyFactory | ActorFactory, sizes: dict[str, int | None], scale: dict[str, float], tmp_path: Path
+    factory: PolicyFactory | ActorFactory, sizes: Sizes, scale: float, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    policy = factory.build(*sizes.values())  # type: ignore[arg-type]
-    class_path = f"{type(factory).__module__}.{type(factory).__qualname__}"
-    recipe = {"class_path": class_path, "init_args": asdict(factory), "state_dict": policy.state_dict()}
-    torch.save({"algorithm": {"policy": recipe | sizes | scale}}, tmp_path / "policy.ckpt")
+    policy = factory.build(sizes)
+    recipe = policy_state_of(recipe_of(factory), policy, sizes, scale)
+    torch.save({"algorithm": {"policy": recipe}}, tmp_path / "policy.ckpt")
     obs = np.random.default_rng(0).normal(size=(6, OBS)).astype(np.float32)
-    expected = policy(torch.from_numpy(obs)).mode_action.detach().numpy()
-    if scale:
+    context = [np.array([0.3, -0.2], dtype=np.float32)] if sizes.context else []
+    expected = policy(torch.from_numpy(obs), *map(torch.from_numpy, context)).mode_action.detach().numpy()
+    if scale < 1.0:
         assert np.abs(expected).max() > 1.25  # so that clipping is seen
-        expected = np.clip(np.float32(scale["action_scale"]) * expected, -1.0, 1.0)
+        expected = np.clip(np.float32(scale) * expected, -1.0, 1.0)
     loaded = lit_metarl.load_policy(tmp_path / "policy.ckpt")
     assert expected.std() > 0.0
-    assert loaded(obs).dtype == expected.dtype
-    np.testing.assert_allclose(loaded(obs), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(loaded(obs[0]), expected[0], rtol=1e-5, atol=1e-6)
+    assert loaded(obs, *context).dtype == expected.dtype
+    np.testing.assert_allclose(loaded(obs, *context), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(loaded(obs[0], *context), expected[0], rtol=1e-5, atol=1e-6)
+    assert loaded.sizes == sizes
+    told = " and a context of 2" if sizes.context else ""
+    actions = f"{ACTIONS} actions in [-1, 1]" if sizes.num_actions is None else "one of 5"
+    assert repr(loaded) == f"TrainedPolicy({factory!r}: {OBS} observations{told} → {actions})"
+    with pytest.raises(ValueError, match=rf"takes a context \[{sizes.context}\], not \[3\]"):
+        loaded(obs, np.zeros(3))

@@ -31,8 +31,8 @@ class Wrapped(ActorFactory):
     inner: ActorFactory = field(default_factory=TanhGaussianMLP)
     scales: tuple[Scaled, ...] = ()
 
-    def build(self, obs_dim, action_dim):
-        actor = self.inner.build(obs_dim, action_dim)
+    def build(self, sizes):
+        actor = self.inner.build(sizes)
         with __import__("torch").no_grad():
             for scaled in self.scales:
                 actor.trunk[-1].weight.mul_(scaled.scale)

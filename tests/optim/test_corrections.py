@@ -13,7 +13,15 @@ from lit_metarl.algorithms import MAML
 from lit_metarl.envs.tabular_exact import exact_value
 from lit_metarl.estimators import DiCE
 from lit_metarl.nn import GaussianMLP, TimeMean
-from lit_metarl.optim.corrections import EMAMLCorrection, MetaData, NoCorrection, SGMRLCorrection, minus_other_tasks
+from lit_metarl.optim.corrections import (
+    CrossTask,
+    EMAMLCorrection,
+    LeaveOneOut,
+    LinearisedLeaveOneOut,
+    NoCorrection,
+    Plain,
+    minus_other_tasks,
+)
 from lit_metarl.optim.outer_updates import likelihood
 from lit_metarl.reports.studies.meta_gradient import (
     ALL,
@@ -117,60 +125,60 @@ def test_the_study_differentiates_the_same_value(truth, options) -> None:
 
 
 def test_gradients_of_single_tasks_make_up_that_of_the_objective() -> None:
-    world = enumerate_tasks(SGMRLCorrection())
-    objectives = world.problem.task_objectives(world.problem.unroll(), likelihood)
-    whole = torch.autograd.grad(world.probability @ objectives, list(world.problem.params.values()))[0].flatten()
+    world = enumerate_tasks(LeaveOneOut())
+    objectives = world.iteration.task_objectives(world.iteration.unroll(), likelihood)
+    whole = torch.autograd.grad(world.probability @ objectives, list(world.iteration.parameters.values()))[0].flatten()
     torch.testing.assert_close(expected(world), whole, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("credit", ["leave_one_out", "none"])
-def test_one_step_is_unbiased(credit) -> None:
-    world = enumerate_tasks(SGMRLCorrection(credit))
+@pytest.mark.parametrize("correction", [LeaveOneOut(), Plain()])
+def test_one_step_is_unbiased(correction) -> None:
+    world = enumerate_tasks(correction)
     torch.testing.assert_close(expected(world), exact_meta_gradient(2, 1), rtol=0, atol=EXACT)
 
 
 def test_leave_one_out_is_unbiased_with_a_known_value_and_doubly_robust_credits_vary_less() -> None:
-    plain, robust = (
-        measure(Estimator("", SGMRLCorrection(doubly_robust=d), baseline=ExactValue())) for d in (False, True)
-    )
+    plain, robust = (measure(Estimator("", LeaveOneOut(doubly_robust=d), baseline=ExactValue())) for d in (False, True))
     assert plain.bias < EXACT
     assert robust.bias < EXACT
     assert robust.variance < 0.9 * plain.variance
 
 
 def test_two_steps_are_unbiased_with_every_round_at_its_own_parameters() -> None:
-    world = enumerate_tasks(SGMRLCorrection("none"), size=1, steps=2)
+    world = enumerate_tasks(Plain(), size=1, steps=2)
     exact = exact_meta_gradient(1, 2)
     torch.testing.assert_close(expected(world), exact, rtol=0, atol=EXACT)
     # The released code scores the first round only.
-    first_only = [world.problem.credits[0], torch.zeros_like(world.problem.credits[1])]
+    first_only = [world.iteration.credits[0], torch.zeros_like(world.iteration.credits[1])]
     assert relative(expected(world, first_only), exact) > 0.01
     torch.testing.assert_close(expected(world, world.everyone(across_pairs(world)[0])), exact, rtol=0, atol=EXACT)
 
 
 def test_leave_one_out_of_two_steps_is_unbiased() -> None:
     """The last round leaves trajectories out; the first subtracts another task's return, here an independent draw."""
-    world = enumerate_tasks(SGMRLCorrection("leave_one_out"), size=1, steps=2)
+    world = enumerate_tasks(LeaveOneOut(), size=1, steps=2)
     first = world.everyone(across_pairs(world)[0])[0]
-    mean = expected(world, [first, world.problem.credits[1]])
+    mean = expected(world, [first, world.iteration.credits[1]])
     torch.testing.assert_close(mean, exact_meta_gradient(1, 2), rtol=0, atol=EXACT)
 
 
 def test_cross_task_is_unbiased_and_the_credits_rank_in_variance() -> None:
-    world = enumerate_tasks(SGMRLCorrection("none"))
+    world = enumerate_tasks(Plain())
     mean = expected(world, world.everyone(across_pairs(world)[0]))
     torch.testing.assert_close(mean, exact_meta_gradient(2, 1), rtol=0, atol=EXACT)
-    of = {name: variance(enumerate_tasks(SGMRLCorrection(name))) for name in ("none", "leave_one_out", "first_order")}
+    plain, left_out, linear = (
+        variance(enumerate_tasks(kind())) for kind in (Plain, LeaveOneOut, LinearisedLeaveOneOut)
+    )
     cross_task = variance_in_pairs(world)
-    assert of["none"] > 3 * cross_task > 5 * of["leave_one_out"]
-    assert abs(of["leave_one_out"] - of["first_order"]) < 0.2 * of["leave_one_out"]
-    assert variance(enumerate_tasks(SGMRLCorrection("cross_task"))) < cross_task  # infinitely many tasks
+    assert plain > 3 * cross_task > 5 * left_out
+    assert abs(left_out - linear) < 0.2 * left_out
+    assert variance(enumerate_tasks(CrossTask())) < cross_task  # infinitely many tasks
 
 
 def test_first_order_credit_is_biased_at_second_order_in_alpha() -> None:
     errors = []
     for alpha in (0.1, 0.05):
-        world = enumerate_tasks(SGMRLCorrection("first_order"), alpha=alpha)
+        world = enumerate_tasks(LinearisedLeaveOneOut(), alpha=alpha)
         errors.append(float((expected(world) - exact_meta_gradient(2, 1, alpha=alpha)).norm()))
     assert errors[1] > 1e-8
     assert 3.5 < errors[0] / errors[1] < 4.5
@@ -181,7 +189,7 @@ def test_first_order_credit_is_biased_at_second_order_in_alpha() -> None:
     [
         {"correction": NoCorrection()},  # MAML
         {"correction": NoCorrection(), "inner": DiCE()},  # MAML with an unbiased Hessian
-        {"correction": SGMRLCorrection("none"), "inner": DiCE()},  # Eq. 8 counts the data's dependence twice
+        {"correction": Plain(), "inner": DiCE()},  # Eq. 8 counts the data's dependence twice
     ],
 )
 def test_printed_forms_are_biased(options) -> None:
@@ -189,39 +197,37 @@ def test_printed_forms_are_biased(options) -> None:
 
 
 def test_first_order_misses_the_inner_derivative() -> None:
-    world = enumerate_tasks(SGMRLCorrection("none"), first_order=True)
+    world = enumerate_tasks(Plain(), first_order=True)
     assert relative(expected(world), exact_meta_gradient(2, 1)) > 0.005
 
 
 def test_a_fitted_baseline_couples_what_leave_one_out_takes_apart() -> None:
     exact = exact_meta_gradient(2, 1, baseline=True)
-    world = enumerate_tasks(SGMRLCorrection("none"), outer=2, baseline=OTHERS)
+    world = enumerate_tasks(Plain(), outer=2, baseline=OTHERS)
     mean = expected(world, world.everyone(across_pairs(world)[0]))
     torch.testing.assert_close(mean, exact, rtol=0, atol=EXACT)  # another task's return knows nothing of this one's
-    error = relative(expected(enumerate_tasks(SGMRLCorrection(), outer=2, baseline=OTHERS)), exact)
+    error = relative(expected(enumerate_tasks(LeaveOneOut(), outer=2, baseline=OTHERS)), exact)
     assert 1e-5 < error < 1e-2
 
 
 def test_credits_of_infinitely_many_tasks_are_those_of_the_corrections() -> None:
     """Of two tasks, in the mean over the other one; of the enumerated tasks, if all are as likely."""
-    world = enumerate_tasks(SGMRLCorrection("cross_task"))
+    world = enumerate_tasks(CrossTask())
     torch.testing.assert_close(world.credits()[0][:, 0], across_pairs(world)[0])
     world = enumerate_tasks(EMAMLCorrection())
     world.probability = torch.full_like(world.probability, 1 / len(world.probability))
-    torch.testing.assert_close(world.credits()[0], world.problem.credits[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(world.credits()[0], world.iteration.credits[0], rtol=1e-6, atol=0)
 
 
 def test_credits_across_tasks_by_hand() -> None:
     torch.testing.assert_close(minus_other_tasks(torch.tensor([1.0, 2.0, 6.0])), torch.tensor([-3.0, -1.5, 4.5]))
     with pytest.raises(ConfigError, match="at least two tasks"):
         minus_other_tasks(torch.tensor([1.0]))
-    with pytest.raises(ConfigError, match="credit = 'all' cannot be used"):
-        SGMRLCorrection("all")  # type: ignore[arg-type]
 
 
 def test_emaml_credits_are_standardised_returns() -> None:
     world = enumerate_tasks(EMAMLCorrection())
-    (credit,) = world.problem.credits
+    (credit,) = world.iteration.credits
     assert credit.shape == (len(world.probability), 2)
     torch.testing.assert_close(credit.sum(-1).mean(), torch.tensor(0.0).double(), atol=1e-9, rtol=0)
     torch.testing.assert_close(credit.sum(-1).std(correction=0), torch.tensor(1.0).double(), atol=1e-6, rtol=0)
@@ -232,11 +238,9 @@ def test_first_order_credit_is_the_linearisation_of_leave_one_out_in_the_last_ro
     """Both are of order α, and differ by terms of order α²."""
     module = MAML(3, 2, policy=GaussianMLP((4,)), inner_lr=1e-4).double()
     rounds = random_rounds(module, steps=steps)
-    signals = [module.process(trajectories) for trajectories in rounds]
-    params, sizes = module.split({name: value.detach() for name, value in module.meta_parameters().items()})
-    data = MetaData(module.inner, params, sizes, rounds, signals)
-    exact = SGMRLCorrection("leave_one_out").credits(data)
-    linear = SGMRLCorrection("first_order").credits(data)
+    iteration = module.iteration(rounds)
+    exact = LeaveOneOut().credits(iteration)
+    linear = LinearisedLeaveOneOut().credits(iteration)
     assert len(exact) == len(linear) == steps
     assert exact[-1].abs().max() > 1e-6
     torch.testing.assert_close(linear[-1], exact[-1], rtol=1e-2, atol=1e-3 * float(exact[-1].abs().max()))

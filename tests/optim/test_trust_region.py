@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from lit_metarl.nn import GaussianMLP
 from lit_metarl.nn.distributions import Categorical, DiagonalGaussian
 from lit_metarl.optim import TrustRegionStep, hessian_vector_product, trust_region_step
-from lit_metarl.types import Params
+from lit_metarl.types import Params, Sizes
 
 Scalar = Callable[[Params], Tensor]
 START = {"mean": torch.tensor([0.0, 0.0], dtype=torch.float64), "log_std": torch.zeros(2, dtype=torch.float64)}
@@ -76,7 +76,7 @@ def test_the_direction_is_the_natural_gradient(damping: float) -> None:
 
 def policy_and_obs() -> tuple[torch.nn.Module, Params, Tensor]:
     torch.manual_seed(0)
-    policy = GaussianMLP((4,)).build(3, 2).double()
+    policy = GaussianMLP((4,)).build(Sizes(3, 2)).double()
     return policy, {k: v.detach() for k, v in policy.named_parameters()}, torch.randn(3, 6, 3, dtype=torch.float64)
 
 

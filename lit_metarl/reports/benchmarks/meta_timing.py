@@ -18,7 +18,7 @@ from lit_metarl.data.trajectories import TaskSimulator
 from lit_metarl.envs.base import one_torch_thread
 from lit_metarl.envs.locomotion_tasks import Direction
 from lit_metarl.nn import GaussianMLP
-from lit_metarl.optim import SGMRLCorrection
+from lit_metarl.optim import CrossTask, LeaveOneOut, LinearisedLeaveOneOut
 from lit_metarl.reports.arguments import blame
 from lit_metarl.reports.benchmarks.physics import BarePhysics
 from lit_metarl.reports.benchmarks.timing import META_PARTS, OTHER, Clock, resident
@@ -148,7 +148,7 @@ def wrap_parts(data: Any, module: Any) -> Clock:
     clock.wrap(module, "sample_actions", "acting")
     clock.wrap(module, "adapt", "adaptation")
     clock.wrap(module, "training_step", "update")
-    clock.wrap(module, "record", OTHER)
+    clock.wrap(module, "finish_step", OTHER)
     return clock
 
 
@@ -169,21 +169,21 @@ def time_own(module: Any, state: Mapping[str, Any], rounds: Sequence[Any]) -> fl
     """Seconds of what is ``module``'s own: its adaptations and its update, as in training but without a Trainer."""
     module.load_state_dict(state)
     optimizers = module.configure_optimizers()
-    module.optimizers = lambda: optimizers[0]
-    params = module.initial_params(len(rounds[0].mask))
+    module.optimizers = lambda: optimizers
+    adaptations = [module.before_adaptation(rounds[0].context)]
     began = time.perf_counter()
     for trajectories in rounds[:-1]:
-        params = module.adapt(params, trajectories)
-    module.outer.update(module.problem(rounds))
+        adaptations.append(module.adapt(adaptations[-1], trajectories))
+    module.outer.update(module.iteration(rounds, adaptations))
     return time.perf_counter() - began
 
 
 def time_collection(simulator: Any, module: Any, generator: torch.Generator, times: int) -> float:
     """Seconds per environment step of ``times`` rounds, with the policy before adaptation."""
-    params = module.initial_params(simulator.num_tasks)
+    adaptation = module.before_adaptation(simulator.context)
     began, steps = time.perf_counter(), 0
     for _ in range(times):
-        steps += int(simulator.run(lambda obs: module.sample_actions(params, obs, generator)).mask.sum())
+        steps += int(simulator.run(lambda obs: module.sample_actions(adaptation, obs, generator)).mask.sum())
     return (time.perf_counter() - began) / steps
 
 
@@ -229,9 +229,9 @@ def _algorithms(sizes: dict[str, Any]) -> dict[str, Any]:
     return {
         "MAML": MAML(**sizes),
         "FO-MAML": FOMAML(**sizes),
-        "SG-MRL, cross_task": SGMRL(**sizes, correction=SGMRLCorrection("cross_task")),
-        "SG-MRL, leave_one_out": SGMRL(**sizes, correction=SGMRLCorrection("leave_one_out")),
-        "SG-MRL, first_order": SGMRL(**sizes, correction=SGMRLCorrection("first_order")),
+        "SG-MRL, cross_task": SGMRL(**sizes, correction=CrossTask()),
+        "SG-MRL, leave_one_out": SGMRL(**sizes, correction=LeaveOneOut()),
+        "SG-MRL, first_order": SGMRL(**sizes, correction=LinearisedLeaveOneOut()),
         "ProMP": ProMP(**sizes),
         "ProMP-TayPO-2": ProMPTayPO2(**sizes),
     }

@@ -85,7 +85,8 @@ def wrap_parts(clock: Clock, sac: Any, data: Any) -> None:
     for name in ("insert", "sample"):
         clock.wrap(data.replay, name, "replay")
     clock.wrap(sac, "training_step", "updates")
-    clock.wrap(sac, "record", "logging")  # sums the metrics, and calls log_points
+    clock.wrap(sac.metrics, "add", "logging")
+    clock.wrap(sac, "finish_step", "logging")  # calls log_points
 
 
 def time_training(args: argparse.Namespace, sac: Any, data: Any) -> dict[str, Any]:
@@ -126,8 +127,8 @@ def time_training(args: argparse.Namespace, sac: Any, data: Any) -> dict[str, An
 def time_updates(args: argparse.Namespace, sac: Any) -> dict[str, Any]:
     """Milliseconds of one update (critics in one batched product, actor, temperature, target) on a fixed minibatch."""
     size, none = args.batch_size, torch.zeros(0)
-    obs, next_obs = torch.randn(2, size, sac.obs_dim)
-    action, flags = torch.rand(size, sac.action_dim) * 2 - 1, torch.zeros(size, dtype=torch.bool)
+    obs, next_obs = torch.randn(2, size, sac.sizes.obs)
+    action, flags = torch.rand(size, sac.sizes.action) * 2 - 1, torch.zeros(size, dtype=torch.bool)
     minibatch = Transition(obs, action, torch.randn(size), next_obs, flags, flags)
     block = ReplayBlock(Transition(*(field.expand(args.steps, *field.shape) for field in minibatch)), 0, none, none)
     times: list[float] = []

@@ -18,16 +18,26 @@ from torch.func import grad, vmap
 from torch.nn.functional import one_hot
 
 from lit_metarl.algorithms.maml import MAML
-from lit_metarl.algorithms.meta_policy_gradient import MetaPolicyGradient, Problem
+from lit_metarl.algorithms.meta_policy_gradient import POLICY, MetaPolicyGradient, below
 from lit_metarl.diagnostics.enumeration import Quality, quality_of
 from lit_metarl.envs.tabular import random_mdp
 from lit_metarl.envs.tabular_exact import all_trajectories, state_values
 from lit_metarl.estimators import DiCE, InnerSurrogate, LogLikelihood
-from lit_metarl.nn import Baseline, CategoricalMLP, NoBaseline, TimeMean
-from lit_metarl.optim.corrections import EMAMLCorrection, NoCorrection, SamplingCorrection, SGMRLCorrection
+from lit_metarl.nn import BaselineFactory, CategoricalMLP, NoBaseline, TimeMean
+from lit_metarl.nn.baselines import ClosedForm
+from lit_metarl.optim.corrections import (
+    CrossTask,
+    EMAMLCorrection,
+    LeaveOneOut,
+    LinearisedLeaveOneOut,
+    NoCorrection,
+    Plain,
+    SamplingCorrection,
+)
+from lit_metarl.optim.iteration import Iteration
 from lit_metarl.optim.outer_updates import likelihood
 from lit_metarl.reports.section import Section, markdown_table, percent
-from lit_metarl.types import Params, Round, Trajectories
+from lit_metarl.types import Params, Signals, Trajectories
 
 EXACT = 1e-10  # relative bias that is rounding
 HORIZON, GAMMA, ALPHA, SIZE, SEED = 2, 0.9, 0.3, 2, 3  # SIZE: trajectories of an inner batch
@@ -41,11 +51,11 @@ LIKELIHOOD, NO_BASELINE = LogLikelihood(), NoBaseline()
 
 
 @dataclass(frozen=True)
-class ExactValue(Baseline):
+class ExactValue(ClosedForm):
     """V_t(s) of the initial policy in closed form, ``[B, N, T]``: a baseline that depends on no trajectory."""
 
-    def predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-        """See :meth:`Baseline.predict`; only ``obs`` is read."""
+    def fit_predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+        """See :meth:`ClosedForm.fit_predict`; only ``obs`` is read."""
         return mask * (obs * state_values(MDP, THETA, GAMMA, HORIZON)[:-1]).sum(-1)
 
 
@@ -69,7 +79,7 @@ class Estimator:
     name: str
     correction: SamplingCorrection
     inner: InnerSurrogate = LIKELIHOOD
-    baseline: Baseline = NO_BASELINE
+    baseline: BaselineFactory = NO_BASELINE
     first_order: bool = False
     normalise: bool = False
     steps: int = 1
@@ -91,34 +101,34 @@ class Estimator:
         return module
 
 
-NONE, ACROSS, LEFT_OUT = (SGMRLCorrection(credit) for credit in ("none", "cross_task", "leave_one_out"))
-NOTHING, NO_CRITIC = NoCorrection(), SGMRLCorrection(doubly_robust=False)
+PLAIN, ACROSS, LEFT_OUT = Plain(), CrossTask(), LeaveOneOut()
+NOTHING, NO_CRITIC = NoCorrection(), LeaveOneOut(doubly_robust=False)
 EXACT_VALUE, OTHERS, ALL_MEAN = ExactValue(), TimeMean(held_out=True), TimeMean()
 ESTIMATORS = (
     Estimator("MAML", NOTHING),
     Estimator("MAML, DiCE as inner surrogate", NOTHING, DiCE()),
     Estimator("MAML, first order", NOTHING, first_order=True),
     Estimator("E-MAML", EMAMLCorrection()),
-    Estimator("SG-MRL, `none` (Eq. 13 as printed)", NONE),
-    Estimator("SG-MRL, `cross_task`", ACROSS),
-    Estimator("SG-MRL, `leave_one_out`", LEFT_OUT),
-    Estimator("SG-MRL, `first_order`", SGMRLCorrection("first_order")),
-    Estimator("SG-MRL, `leave_one_out`, DiCE as inner surrogate (Eq. 8)", LEFT_OUT, DiCE()),
-    Estimator("SG-MRL, `leave_one_out`, first order", LEFT_OUT, first_order=True),
-    Estimator("two steps: SG-MRL, `none`", NONE, steps=2),
-    Estimator("two steps: SG-MRL, `cross_task`", ACROSS, steps=2),
-    Estimator("two steps: SG-MRL, `leave_one_out`", LEFT_OUT, steps=2),
-    Estimator("two steps: SG-MRL, `cross_task`, first round only", ACROSS, steps=2, first_round_only=True),
+    Estimator("SG-MRL, `Plain` (Eq. 13 as printed)", PLAIN),
+    Estimator("SG-MRL, `CrossTask`", ACROSS),
+    Estimator("SG-MRL, `LeaveOneOut`", LEFT_OUT),
+    Estimator("SG-MRL, `LinearisedLeaveOneOut`", LinearisedLeaveOneOut()),
+    Estimator("SG-MRL, `LeaveOneOut`, DiCE as inner surrogate (Eq. 8)", LEFT_OUT, DiCE()),
+    Estimator("SG-MRL, `LeaveOneOut`, first order", LEFT_OUT, first_order=True),
+    Estimator("two steps: SG-MRL, `Plain`", PLAIN, steps=2),
+    Estimator("two steps: SG-MRL, `CrossTask`", ACROSS, steps=2),
+    Estimator("two steps: SG-MRL, `LeaveOneOut`", LEFT_OUT, steps=2),
+    Estimator("two steps: SG-MRL, `CrossTask`, first round only", ACROSS, steps=2, first_round_only=True),
     Estimator("exact value: MAML", NOTHING, baseline=EXACT_VALUE, outer=2),
-    Estimator("exact value: SG-MRL, `none`", NONE, baseline=EXACT_VALUE, outer=2),
-    Estimator("exact value: SG-MRL, `cross_task`", ACROSS, baseline=EXACT_VALUE, outer=2),
-    Estimator("exact value: SG-MRL, `leave_one_out`", LEFT_OUT, baseline=EXACT_VALUE, outer=2),
-    Estimator("exact value: SG-MRL, `leave_one_out`, not doubly robust", NO_CRITIC, baseline=EXACT_VALUE, outer=2),
-    Estimator("mean of the others: SG-MRL, `cross_task`", ACROSS, baseline=OTHERS, outer=2),
-    Estimator("mean of the others: SG-MRL, `leave_one_out`", LEFT_OUT, baseline=OTHERS, outer=2),
-    Estimator("mean of all: SG-MRL, `cross_task`", ACROSS, baseline=ALL_MEAN, outer=2),
-    Estimator("mean of all: SG-MRL, `leave_one_out`", LEFT_OUT, baseline=ALL_MEAN, outer=2),
-    Estimator("normalised: SG-MRL, `leave_one_out`", LEFT_OUT, normalise=True, outer=2),
+    Estimator("exact value: SG-MRL, `Plain`", PLAIN, baseline=EXACT_VALUE, outer=2),
+    Estimator("exact value: SG-MRL, `CrossTask`", ACROSS, baseline=EXACT_VALUE, outer=2),
+    Estimator("exact value: SG-MRL, `LeaveOneOut`", LEFT_OUT, baseline=EXACT_VALUE, outer=2),
+    Estimator("exact value: SG-MRL, `LeaveOneOut`, not doubly robust", NO_CRITIC, baseline=EXACT_VALUE, outer=2),
+    Estimator("mean of the others: SG-MRL, `CrossTask`", ACROSS, baseline=OTHERS, outer=2),
+    Estimator("mean of the others: SG-MRL, `LeaveOneOut`", LEFT_OUT, baseline=OTHERS, outer=2),
+    Estimator("mean of all: SG-MRL, `CrossTask`", ACROSS, baseline=ALL_MEAN, outer=2),
+    Estimator("mean of all: SG-MRL, `LeaveOneOut`", LEFT_OUT, baseline=ALL_MEAN, outer=2),
+    Estimator("normalised: SG-MRL, `LeaveOneOut`", LEFT_OUT, normalise=True, outer=2),
 )
 
 
@@ -129,31 +139,34 @@ class Enumeration:
         combinations = torch.cartesian_prod(*[torch.arange(len(DYNAMICS))] * (size * steps + outer))
         self.module = module
         self.chosen = combinations.split([*[size] * steps, outer], dim=1)  # K times [C, size], then [C, outer]
-        self.problem = module.problem(self._collect())
+        self.iteration = module.iteration(self._collect())
         self.probability = self.likelihood().detach()  # [C]
         self.returns = (ALL.reward[self.chosen[-1]] @ DISCOUNTS).mean(-1)  # J̃(θ_K), [C]
 
     def _collect(self) -> list[Trajectories]:
         """As a collector does: every round has the log-probabilities of the parameters that it was sampled with."""
-        params = self.module.initial_params(len(self.chosen[0]))
+        nothing = torch.zeros(len(self.chosen[0]), 0)
+        adaptation = self.module.before_adaptation(nothing)
         rounds: list[Trajectories] = []
         for chosen in self.chosen:
-            params = self.module.adapt(params, rounds[-1]) if rounds else params
+            adaptation = self.module.adapt(adaptation, rounds[-1]) if rounds else adaptation
             reward = ALL.reward[chosen]
-            data = Trajectories(OBS[chosen], ALL.action[chosen], reward, torch.zeros_like(reward), ALL.mask[chosen])
-            rounds.append(data._replace(log_prob=vmap(self.module.inner.log_prob)(params, data).detach()))
+            nought = torch.zeros_like(reward)
+            data = Trajectories(OBS[chosen], ALL.action[chosen], reward, nought, ALL.mask[chosen], nothing)
+            log_prob = vmap(self.module.inner.log_prob)(below(POLICY, adaptation), data).detach()
+            rounds.append(data._replace(log_prob=log_prob))
         return rounds
 
     def likelihood(self) -> Tensor:
         """Probability of every combination as a function of the initial parameters, ``[C]``; they sum to 1."""
-        log_probs = self.problem.unroll().log_probs
+        log_probs = self.iteration.unroll().log_probs
         rounds = zip(log_probs, self.chosen, strict=True)
         return torch.cat([log_prob.sum(-1).exp() * DYNAMICS[chosen] for log_prob, chosen in rounds], -1).prod(-1)
 
     def value_gradient(self) -> Tensor:
         """∇V_K as the derivative of Σ_c p_c(θ) J̃_c, ``[P]``; true if the inner surrogate is the log-likelihood."""
         value = self.likelihood() @ self.returns
-        return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(self.problem.params.values()))])
+        return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(self.iteration.parameters.values()))])
 
     def everyone(self, value: Tensor) -> list[Tensor]:
         """``value [C]`` as the credit of every inner trajectory, K times ``[C, size]``."""
@@ -161,27 +174,29 @@ class Enumeration:
 
     def credits(self) -> list[Tensor]:
         """The correction's, K times ``[C, size]``; where it compares with other tasks, with infinitely many."""
-        correction, own = self.module.correction, self.problem.credits
+        correction, own = self.module.correction, self.iteration.credits
         centred = self.returns - self.probability @ self.returns
         if isinstance(correction, EMAMLCorrection):
             return self.everyone(centred / (self.probability @ centred.square()).sqrt() / self.chosen[0].shape[-1])
-        if isinstance(correction, SGMRLCorrection) and correction.credit != "none":
-            across = self.everyone(centred)
-            return across if correction.credit == "cross_task" else [*across[:-1], own[-1]]
+        if isinstance(correction, CrossTask):
+            return self.everyone(centred)
+        if isinstance(correction, LeaveOneOut | LinearisedLeaveOneOut):
+            return [*self.everyone(centred)[:-1], own[-1]]
         return own
 
     def gradients(self, credits: list[Tensor] | None = None) -> Tensor:
         """The meta-gradient of every task by itself, ``[C, P]``; with :meth:`credits` if None."""
 
-        def one(meta: Params, data: Sequence[Trajectories], rounds: Sequence[Round], credits: list[Tensor]) -> Tensor:
+        def one(meta: Params, data: Sequence[Trajectories], rounds: Sequence[Signals], credits: list[Tensor]) -> Tensor:
             alone = tuple(Trajectories(*(x[None] for x in each)) for each in data)
-            seen = tuple(Round(*(x[None] for x in each)) for each in rounds)
-            task = Problem(self.module, alone, seen, [credit[None] for credit in credits], [])
+            seen = tuple(Signals(*(x[None] for x in each)) for each in rounds)
+            given = [credit[None] for credit in credits]
+            task = Iteration(self.module.inner, meta, self.module.split, alone, seen, lambda _: given)
             return task.task_objectives(task.unroll(meta), likelihood)[0]
 
-        meta = {name: value.detach() for name, value in self.problem.params.items()}
+        meta = {name: value.detach() for name, value in self.iteration.parameters.items()}
         credits = self.credits() if credits is None else credits
-        each = vmap(grad(one), (None, 0, 0, 0))(meta, self.problem.trajectories, self.problem.rounds, credits)
+        each = vmap(grad(one), (None, 0, 0, 0))(meta, self.iteration.trajectories, self.iteration.signals, credits)
         return torch.cat([gradient.flatten(1) for gradient in each.values()], -1)
 
     def quality(self, gradients: Tensor, truth: Tensor) -> Quality:
@@ -219,7 +234,7 @@ seed {SEED}; α = {ALPHA:g}) as tasks of the algorithm itself: {SIZE} inner traj
 row says two; 1 outer trajectory and no baseline, but 2 where the row begins with a baseline. Truth: the gradient of \
 the mean return after the very adaptation that the row runs. Bias: norm of the mean error over the norm of the truth, \
 0 below {EXACT:g}; of direction: what is left of it at the best scale. Variance: of one task's meta-gradient, summed \
-over entries. E-MAML, `cross_task` and the first of two rounds of `leave_one_out` compare with infinitely many tasks. \
+over entries. E-MAML, `CrossTask` and the first of two rounds of `LeaveOneOut` compare with infinitely many tasks. \
 First round only: as the released code scores. Exact value: of the initial policy, so that no trajectory enters. The \
 mean of all N trajectories contains their own returns, which shrinks a gradient to 1 − 1/N; normalising, here without \
 a baseline, divides it by each task's own spread."""

@@ -19,12 +19,13 @@ def test_table_of_meta_gradients(capsys, tmp_path):
     rows = {line[0]: line[1:] for line in map(cells, table.splitlines()) if len(line) == 4}
     names = [estimator.name for estimator in ESTIMATORS]
     assert list(rows)[2:] == names
-    fitted = ("mean of the others: SG-MRL, `leave", "mean of all", "normalised")  # batches whose trajectories couple
+    # batches whose trajectories couple
+    fitted = ("mean of the others: SG-MRL, `LeaveOneOut", "mean of all", "normalised")
     wrong = ("MAML", "E-MAML", "exact value: MAML", *fitted)
-    wrong_in = ("`first_order`", "DiCE", "first order", "first round only")
+    wrong_in = ("`Linearised", "DiCE", "first order", "first round only")
     for name in names:
         biased = name.startswith(wrong) or any(part in name for part in wrong_in)
         assert (rows[name][0] != "0") == biased, name
     for group in ("", "two steps: ", "exact value: "):
-        variances = [float(rows[f"{group}SG-MRL, `{c}`"][2]) for c in ("cross_task", "leave_one_out")]
+        variances = [float(rows[f"{group}SG-MRL, `{c}`"][2]) for c in ("CrossTask", "LeaveOneOut")]
         assert variances[0] > variances[1]

@@ -1,0 +1,49 @@
+"""How a network is told the task: a context belongs to a task, not to a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lit_metarl.types import Params
+
+HYPERNETWORK = "hypernetwork"
+
+
+def with_context(x: Tensor, context: Tensor | None) -> Tensor:
+    """``x [..., O]`` with the context appended to its last axis, ``[..., O + C]``; ``x`` itself without one.
+
+    Args:
+        x: ``[..., O]``.
+        context: ``[C]``, or ``[*lead, C]`` where ``lead`` is how the axes of ``x`` begin; None for none.
+    """
+    if context is None:
+        return x
+    missing = x.ndim - context.ndim
+    rows = context.view(*context.shape[:-1], *[1] * missing, context.shape[-1])
+    return torch.cat([x, rows.expand(*x.shape[:-1], -1)], dim=-1)
+
+
+def condition(policy: nn.Module, params: Params, context: Tensor) -> tuple[Any, ...]:
+    """Arguments that ``policy`` takes besides the observations, for one task.
+
+    Nothing where C = 0; the context where the policy has no attribute ``hypernetwork``; else the weights, a dictionary
+    of tensors, that its hypernetwork makes of the context. Whoever acts asks for them once per task and passes them at
+    every step: most of a hypernetwork's cost is in making weights.
+
+    Args:
+        policy: network, called with given parameters.
+        params: all of its parameters by name, those of ``hypernetwork`` among them.
+        context: ``[C]``.
+    """
+    if context.shape[-1] == 0:
+        return ()
+    hypernetwork = getattr(policy, HYPERNETWORK, None)
+    if hypernetwork is None:
+        return (context,)
+    prefix = HYPERNETWORK + "."
+    own = {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+    return (functional_call(hypernetwork, own, (context,)),)
