@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,8 @@ class ActorCritic(Algorithm, ABC):
     """A policy and an ensemble of critics that learn from replayed transitions, with slowly moving targets.
 
     One update: the critics regress on :meth:`target`, then :meth:`update_actor`, then the Polyak step of the targets.
-    A subclass is its target, its actor step and how it explores; more networks with a target belong in
-    :attr:`targets`, other optimizers in :meth:`configure_optimizers`, the critics' first.
+    A subclass is its target, its actor step and how it explores; more networks with a target are named in
+    ``with_target``, other optimizers belong in :meth:`configure_optimizers`, the critics' first.
 
     Args:
         obs_dim: O; linked from the DataModule by the command line.
@@ -36,6 +38,11 @@ class ActorCritic(Algorithm, ABC):
     Raises:
         ConfigError: a value outside its range, or an actor that could not be loaded again.
     """
+
+    with_target: ClassVar[tuple[str, ...]] = ("critic",)
+    """Networks that a ``target_…`` follows slowly."""
+
+    target_critic: nn.Module
 
     def __init__(
         self,
@@ -58,13 +65,13 @@ class ActorCritic(Algorithm, ABC):
         self.recipe = recipe_of(actor)
         self.actor = actor.build(self.sizes)
         self.critic = critic.build(self.sizes)
-        self.target_critic = critic.build(self.sizes)
+        for name in self.with_target:
+            setattr(self, f"target_{name}", copy.deepcopy(getattr(self, name)).requires_grad_(False))
         self.actor_lr, self.critic_lr = actor_lr, critic_lr
         self.gamma = gamma
         self.polyak = polyak
         self.target_update_every = target_update_every
         self.updates = 0
-        self.copy_targets()
 
     # What an algorithm adds ----------------------------------------------------------------------------------------
 
@@ -79,11 +86,6 @@ class ActorCritic(Algorithm, ABC):
     @abstractmethod
     def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """Action for training ``[E, A]``; all randomness comes from ``generator`` (on the CPU)."""
-
-    @property
-    def targets(self) -> list[tuple[nn.Module, nn.Module]]:
-        """Networks, each with the one that follows it slowly."""
-        return [(self.critic, self.target_critic)]
 
     # Optimization --------------------------------------------------------------------------------------------------
 
@@ -130,16 +132,12 @@ class ActorCritic(Algorithm, ABC):
         return {"critic_loss": loss.detach(), "q_value": value.detach().mean()}
 
     @torch.no_grad()
-    def update_targets(self) -> None:
-        """target ← (1 − τ)·target + τ·network, for all of :attr:`targets`."""
-        for network, target in self.targets:
-            torch._foreach_lerp_(list(target.parameters()), list(network.parameters()), self.polyak)
-
-    def copy_targets(self) -> None:
-        """target ← network, exactly, for all of :attr:`targets`."""
-        for network, target in self.targets:
-            target.load_state_dict(network.state_dict())
-            target.requires_grad_(False)
+    def update_targets(self, polyak: float | None = None) -> None:
+        """target ← (1 − τ)·target + τ·network, for all of ``with_target``; τ is ``polyak``, the setting if None."""
+        tau = self.polyak if polyak is None else polyak
+        for name in self.with_target:
+            network, target = self.get_submodule(name), self.get_submodule(f"target_{name}")
+            torch._foreach_lerp_(list(target.parameters()), list(network.parameters()), tau)
 
     # Policy, evaluation and resume ---------------------------------------------------------------------------------
 

@@ -98,7 +98,7 @@ class PreconditionedSAC(SAC):
         require(self.meta_updates > 0, "data.warmup_updates", 0, remedy)
         self._meta_step(batch)  # not taken: it is to be finite, else the update before it destroyed the critics
         self._good = {}
-        self.copy_targets()
+        self.update_targets(polyak=1.0)
         self.log_means()  # the phases have different metrics
 
     def precondition(self, batch: Transition) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Inner surrogates as they are written in a config: which estimate of J(θ) an adaptation step differentiates.
 
-Ratios are taken against ``round.behaviour_log_prob``, so they are right for data of the current policy (ratio 1 with
+Ratios are taken against ``signals.behaviour_log_prob``, so they are right for data of the current policy (ratio 1 with
 its derivatives) and over several epochs on the same data. One's own surrogate is one class with one method.
 
 Axes: any leading ones, ``N`` trajectories, ``T`` steps. The equations are those of the functions of
@@ -27,7 +27,7 @@ class InnerSurrogate(ABC):
 
         Args:
             log_prob: log π_θ(a_t|s_t) with its graph, ``[..., N, T]``.
-            round: data, every field ``[..., N, T]``.
+            signals: data, every field ``[..., N, T]``.
             gamma: the true discount.
             discounted: whether advantages at step t are weighted by γ^t, as the gradient of J is; practice drops the
                 weight. Surrogates of rewards have no such choice and always discount.
@@ -96,7 +96,7 @@ class LoadedDiCE(InnerSurrogate):
 
 @dataclass(frozen=True)
 class DoublyRobust(InnerSurrogate):
-    """Unbiased at every order with the state-value critic ``round.value`` (Tang et al. 2021, Eq. 3), ``[..., N]``."""
+    """Unbiased at every order with the state-value critic ``signals.value`` (Tang et al. 2021, Eq. 3), ``[..., N]``."""
 
     def per_trajectory(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
         """V_0 + Σ_t γ^t (Π_{s≤t} ρ_s) δ_t, ``[..., N]``: :func:`~lit_metarl.estimators.off_policy.doubly_robust`."""
