@@ -38,7 +38,7 @@ from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, TanhGaussianMLP
 from lit_metarl.optim import PPO, LeaveOneOut
 from lit_metarl.tracking import MLflowLogger, connect
-from lit_metarl.types import Interrupted
+from lit_metarl.types import ConfigError, Interrupted
 
 
 def make_sac(
@@ -258,3 +258,16 @@ def test_a_periodic_checkpoint_within_an_epoch_is_exact(root: Path, tmp_path: Pa
     resumed = make_trainer(root, 2)
     resumed.fit(*make(), ckpt_path=tmp_path / "kept.ckpt")
     assert_same(whole_run(straight.logger.run_dir / "last.ckpt"), whole_run(resumed.logger.run_dir / "last.ckpt"))
+
+
+def test_a_checkpoint_without_this_datamodules_state_is_refused(root: Path) -> None:
+    class Renamed(ReplayDataModule):
+        """Lightning looks for its state under another name."""
+
+    first = make_trainer(root, 1)
+    first.fit(*make_sac(Gymnasium("Pendulum-v1")))
+    module, datamodule = make_sac(Gymnasium("Pendulum-v1"))
+    datamodule.__class__ = Renamed
+    again, file = make_trainer(root, 2, first.logger.run_id), first.logger.run_dir / "last.ckpt"
+    with pytest.raises(ConfigError, match="data = 'test_a_.*Renamed' cannot be used: the checkpoint holds no state"):
+        again.fit(module, datamodule=datamodule, ckpt_path=file)

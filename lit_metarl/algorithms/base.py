@@ -188,11 +188,7 @@ class Algorithm(LightningModule):
             f"it is a checkpoint of {state['name']}, this run trains {type(self).__qualname__}",
         )
         self._check_shapes(checkpoint["state_dict"])
-        datamodule = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
-        if datamodule is not None and self.trainer.state.fn == "fit":
-            # Lightning finds a DataModule's state by class name, and restores nothing, silently, if that differs.
-            name = type(datamodule).__qualname__
-            require(name in checkpoint, "data", name, "the checkpoint holds no state of this DataModule to resume from")
+        if self._trainer is not None and self.trainer.state.fn == "fit":
             done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
             limit = self.trainer.max_epochs
             require(

@@ -239,6 +239,10 @@ class ExperienceDataModule(LightningDataModule):
             # Not in setup: Lightning's own set-up, and every callback's, may draw from the global streams before this.
             self._first_batch = False
             if self._restored is None:
+                # Lightning finds a DataModule's state by class name, and restores nothing, silently, if that differs.
+                resumed, name = self.trainer is not None and self.trainer.ckpt_path, type(self).__qualname__
+                remedy = "the checkpoint holds no state of this DataModule to resume from"
+                require(not resumed, "data", name, remedy)
                 seed_global(self.stream_seed(Stream.GLOBAL))
             else:
                 load_global_state(self._restored["global_streams"])
