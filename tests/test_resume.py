@@ -269,5 +269,5 @@ def test_a_checkpoint_without_this_datamodules_state_is_refused(root: Path) -> N
     module, datamodule = make_sac(Gymnasium("Pendulum-v1"))
     datamodule.__class__ = Renamed
     again, file = make_trainer(root, 2, first.logger.run_id), first.logger.run_dir / "last.ckpt"
-    with pytest.raises(ConfigError, match="data = 'test_a_.*Renamed' cannot be used: the checkpoint holds no state"):
+    with pytest.raises(ConfigError, match=r"data = 'test_a_.*Renamed' cannot be used: the checkpoint holds no state"):
         again.fit(module, datamodule=datamodule, ckpt_path=file)

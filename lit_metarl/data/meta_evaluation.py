@@ -22,12 +22,13 @@ class TaskDataModule(ExperienceDataModule):
 
     Args:
         env: the simulator and its distribution of tasks.
+        num_tasks: B of training, all processes together.
         trajectories: N, episodes of a task in each round.
         adaptation_steps: K, rounds that a task is adapted with.
-        action_scale: the simulator gets ``clip(action_scale · action, −1, 1)``.
+        action_scale: the simulator gets ``clip(action_scale · action, −1, 1)``. The ProMP family of papers uses 0.1:
+            policy actions in [-10, 10] span the simulator's bounds.
         oracle_context: tell the policy the task's context.
         seed: root of every random stream.
-        num_tasks: B of training, all processes together.
         eval_tasks: tasks of an evaluation, per split, all processes together.
         eval_adaptation_steps: adaptation steps of an evaluation; None for ``adaptation_steps``.
         test_tasks: the same for ``test``.
@@ -43,16 +44,16 @@ class TaskDataModule(ExperienceDataModule):
     def __init__(
         self,
         env: TaskFamily,
-        trajectories: int,
-        adaptation_steps: int,
-        action_scale: float,
-        oracle_context: bool,
-        seed: int,
         num_tasks: int,
-        eval_tasks: int,
-        eval_adaptation_steps: int | None,
-        test_tasks: int,
-        video_size: tuple[int, int],
+        trajectories: int,
+        adaptation_steps: int = 1,
+        action_scale: float = 0.1,
+        oracle_context: bool = False,
+        seed: int = 0,
+        eval_tasks: int = 20,
+        eval_adaptation_steps: int | None = None,
+        test_tasks: int = 40,
+        video_size: tuple[int, int] = (320, 240),
     ) -> None:
         for key, value in {"trajectories": trajectories, "adaptation_steps": adaptation_steps}.items():
             require(value >= 1, f"data.{key}", value, "it must be at least 1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -20,25 +22,14 @@ class TrajectoryDataModule(TaskDataModule):
     All tasks × trajectories are stepped in one simulator batch, and the adapted policies are evaluated together, so
     an iteration costs little more than the simulator. The policy is the current one: lag 0.
 
-    Meta-evaluation runs on held-out tasks that are the same each time: their streams are not those of training, and
-    start anew with every evaluation, so curves of one run and of runs with one seed are comparable point by point.
-
     Args:
         env: the simulator and its distribution of tasks.
         num_tasks: B, tasks of an iteration, all processes together.
         trajectories: N, episodes of a task in each round.
-        adaptation_steps: K; an iteration collects K + 1 rounds.
-        action_scale: the simulator gets ``clip(action_scale · action, −1, 1)``. The ProMP family of papers uses 0.1:
-            policy actions in [-10, 10] span the simulator's bounds.
-        oracle_context: tell the policy the task's context.
         train_tasks: draw the tasks of every iteration, with replacement, from that many fixed ones; None draws new
             ones from the distribution each time.
         epoch_iterations: iterations of an epoch (evaluation and checkpoint follow each epoch).
-        seed: root of every random stream.
-        eval_tasks: tasks of an evaluation, per split, all processes together.
-        eval_adaptation_steps: adaptation steps of an evaluation; None for ``adaptation_steps``.
-        test_tasks: the same for ``test``.
-        video_size: width and height in pixels of the film that ``predict`` writes.
+        tasks: everything else, as of :class:`~lit_metarl.data.meta_evaluation.TaskDataModule`.
 
     Raises:
         ConfigError: a value that cannot work, with the key and the remedy.
@@ -49,32 +40,13 @@ class TrajectoryDataModule(TaskDataModule):
         env: TaskFamily,
         num_tasks: int = 20,
         trajectories: int = 20,
-        adaptation_steps: int = 1,
-        action_scale: float = 0.1,
-        oracle_context: bool = False,
         train_tasks: int | None = None,
         epoch_iterations: int = 10,
-        seed: int = 0,
-        eval_tasks: int = 20,
-        eval_adaptation_steps: int | None = None,
-        test_tasks: int = 40,
-        video_size: tuple[int, int] = (320, 240),
+        **tasks: Any,
     ) -> None:
         require(epoch_iterations >= 1, "data.epoch_iterations", epoch_iterations, "it must be at least 1")
         require(train_tasks is None or train_tasks >= 1, "data.train_tasks", train_tasks, "at least 1, or null")
-        super().__init__(
-            env,
-            trajectories,
-            adaptation_steps,
-            action_scale,
-            oracle_context,
-            seed,
-            num_tasks,
-            eval_tasks,
-            eval_adaptation_steps,
-            test_tasks,
-            video_size,
-        )
+        super().__init__(env, num_tasks, trajectories, **tasks)
         self.train_tasks = train_tasks
         self.epoch_iterations = epoch_iterations
 

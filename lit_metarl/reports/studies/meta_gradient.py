@@ -25,15 +25,7 @@ from lit_metarl.envs.tabular_exact import all_trajectories, state_values
 from lit_metarl.estimators import DiCE, InnerSurrogate, LogLikelihood
 from lit_metarl.nn import BaselineFactory, CategoricalMLP, NoBaseline, TimeMean
 from lit_metarl.nn.baselines import ClosedForm
-from lit_metarl.optim.corrections import (
-    CrossTask,
-    EMAMLCorrection,
-    LeaveOneOut,
-    LinearisedLeaveOneOut,
-    NoCorrection,
-    Plain,
-    SamplingCorrection,
-)
+from lit_metarl.optim import corrections
 from lit_metarl.optim.iteration import Iteration
 from lit_metarl.optim.outer_updates import likelihood
 from lit_metarl.reports.section import Section, markdown_table, percent
@@ -77,7 +69,7 @@ class Estimator:
     """
 
     name: str
-    correction: SamplingCorrection
+    correction: corrections.SamplingCorrection
     inner: InnerSurrogate = LIKELIHOOD
     baseline: BaselineFactory = NO_BASELINE
     first_order: bool = False
@@ -101,18 +93,18 @@ class Estimator:
         return module
 
 
-PLAIN, ACROSS, LEFT_OUT = Plain(), CrossTask(), LeaveOneOut()
-NOTHING, NO_CRITIC = NoCorrection(), LeaveOneOut(doubly_robust=False)
+PLAIN, ACROSS, LEFT_OUT = corrections.Plain(), corrections.CrossTask(), corrections.LeaveOneOut()
+NOTHING, NO_CRITIC = corrections.NoCorrection(), corrections.LeaveOneOut(doubly_robust=False)
 EXACT_VALUE, OTHERS, ALL_MEAN = ExactValue(), TimeMean(held_out=True), TimeMean()
 ESTIMATORS = (
     Estimator("MAML", NOTHING),
     Estimator("MAML, DiCE as inner surrogate", NOTHING, DiCE()),
     Estimator("MAML, first order", NOTHING, first_order=True),
-    Estimator("E-MAML", EMAMLCorrection()),
+    Estimator("E-MAML", corrections.EMAMLCorrection()),
     Estimator("SG-MRL, `Plain` (Eq. 13 as printed)", PLAIN),
     Estimator("SG-MRL, `CrossTask`", ACROSS),
     Estimator("SG-MRL, `LeaveOneOut`", LEFT_OUT),
-    Estimator("SG-MRL, `LinearisedLeaveOneOut`", LinearisedLeaveOneOut()),
+    Estimator("SG-MRL, `LinearisedLeaveOneOut`", corrections.LinearisedLeaveOneOut()),
     Estimator("SG-MRL, `LeaveOneOut`, DiCE as inner surrogate (Eq. 8)", LEFT_OUT, DiCE()),
     Estimator("SG-MRL, `LeaveOneOut`, first order", LEFT_OUT, first_order=True),
     Estimator("two steps: SG-MRL, `Plain`", PLAIN, steps=2),
@@ -176,11 +168,11 @@ class Enumeration:
         """The correction's, K times ``[C, size]``; where it compares with other tasks, with infinitely many."""
         correction, own = self.module.correction, self.iteration.credits
         centred = self.returns - self.probability @ self.returns
-        if isinstance(correction, EMAMLCorrection):
+        if isinstance(correction, corrections.EMAMLCorrection):
             return self.everyone(centred / (self.probability @ centred.square()).sqrt() / self.chosen[0].shape[-1])
-        if isinstance(correction, CrossTask):
+        if isinstance(correction, corrections.CrossTask):
             return self.everyone(centred)
-        if isinstance(correction, LeaveOneOut | LinearisedLeaveOneOut):
+        if isinstance(correction, corrections.LeaveOneOut | corrections.LinearisedLeaveOneOut):
             return [*self.everyone(centred)[:-1], own[-1]]
         return own
 
