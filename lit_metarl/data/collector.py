@@ -14,7 +14,6 @@ from lit_metarl.envs.base import BatchedEnv, EnvError
 from lit_metarl.types import Episodes, Transition
 
 EPISODE_CAP = 10_000  # agent steps of an evaluation episode where the environment has no time limit
-NOTHING = torch.zeros(0), torch.zeros(0, dtype=torch.long)
 
 
 class Collector:
@@ -53,8 +52,6 @@ class Collector:
 
     def pop_finished(self) -> tuple[Tensor, Tensor]:
         """Returns ``[n]`` and lengths ``[n]`` of the episodes that ended since the last call."""
-        if not self.finished:
-            return NOTHING
         returns = torch.tensor([episode[0] for episode in self.finished])
         lengths = torch.tensor([episode[1] for episode in self.finished], dtype=torch.long)
         self.finished.clear()

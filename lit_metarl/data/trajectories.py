@@ -44,7 +44,7 @@ class TaskSimulator:
         self.num_tasks = num_tasks
         self.trajectories = trajectories
         self.env: BatchedEnv = family.make(num_tasks * trajectories, seed)
-        self.stepper = Stepper(self.env, self._name)
+        self.stepper = Stepper(self.env, lambda index: "task {}, trajectory {}".format(*divmod(index, trajectories)))
         self.action_scale = action_scale
         self.oracle_context = oracle_context
         self.horizon = horizon_of(self.env.spec)
@@ -110,10 +110,6 @@ class TaskSimulator:
     def _to_env(self, action: Tensor) -> np.ndarray:
         flat = action.flatten(0, 1).numpy()
         return flat if self.env.spec.num_actions is not None else np.clip(self.action_scale * flat, -1.0, 1.0)
-
-    def _name(self, index: int) -> str:
-        task, trajectory = divmod(index, self.trajectories)
-        return f"task {task}, trajectory {trajectory}"
 
     def state_dict(self) -> dict[str, Any]:
         """The environments; between two rounds only their streams matter."""

@@ -60,17 +60,25 @@ class BatchedEnv(ABC):
 
     Continuous actions lie in [-1, 1] and are mapped affinely to the simulator's own bounds; discrete ones are
     integers ``[E]``. Nothing resets by itself: after a step the caller resets the environments that ended. Arrays that
-    are returned belong to the caller: neither side sees what the other does to them later.
-    Environment ``i`` draws from its own stream, child ``i`` of ``SeedSequence(seed)``, so its episodes do not
-    depend on how many others run beside it.
+    are given or returned are the caller's: neither side sees what the other does to them later. Environment ``i`` draws
+    from its own stream, child ``i`` of ``SeedSequence(seed)``, so its episodes do not depend on how many others run
+    beside it.
+
+    Args:
+        spec: what a module has to know of them.
+        num_envs: E.
+        seed: of the streams; None for a simulator with streams of its own kind.
     """
 
-    spec: EnvSpec
-    num_envs: int
     resumes_exactly: bool = True
     """False where the simulator's state cannot be read out: a resumed run starts at the next episode."""
     resume_note: str = ""
     """Why not, and what to do about it."""
+
+    def __init__(self, spec: EnvSpec, num_envs: int, seed: int | None) -> None:
+        self.spec = spec
+        self.num_envs = num_envs
+        self._streams = [] if seed is None else make_streams(seed, num_envs)
 
     @abstractmethod
     def reset(self, mask: Array | None = None) -> Array:
@@ -96,6 +104,42 @@ class BatchedEnv(ABC):
     @abstractmethod
     def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
         """Picture of one environment, ``[height, width, 3]`` uint8."""
+
+    def _selected(self, mask: Array | None) -> Array:
+        """Indices ``[n]`` of the environments that a reset with ``mask`` is for."""
+        if mask is None:
+            return np.arange(self.num_envs)
+        mask = np.asarray(mask)
+        if mask.shape != (self.num_envs,) or mask.dtype != bool:
+            raise EnvError(f"{self.spec.name}: a reset mask is bool [{self.num_envs}], got {mask.dtype} {mask.shape}.")
+        return np.flatnonzero(mask)
+
+    def _check_step(self, action: Array, ended: Array) -> None:
+        """Raise ``EnvError`` unless ``action`` is what the spec asks for and no environment is in ``ended`` ``[E]``."""
+        name, discrete = self.spec.name, self.spec.num_actions
+        shape = (self.num_envs,) if discrete is not None else (self.num_envs, self.spec.action_dim)
+        if action.shape != shape:
+            raise EnvError(f"{name} takes actions of shape {shape}, but was given {action.shape}.")
+        if discrete is not None:
+            if action.dtype.kind not in "iu" or action.min() < 0 or action.max() >= discrete:
+                raise EnvError(f"{name} takes integers in [0, {discrete}), but was given {action} ({action.dtype}).")
+        elif not np.isfinite(action).all():
+            bad = int(np.flatnonzero(~np.isfinite(action).all(axis=1))[0])
+            raise EnvError(f"{name}: the action for environment {bad} is not finite: {action[bad]}.")
+        if ended.any():
+            ids = np.flatnonzero(ended).tolist()
+            raise EnvError(f"{name}: environments {ids} have no running episode; reset them first.")
+
+    def _common_state(self) -> dict[str, Any]:
+        """Name of the simulator, number of environments and their streams, which every saved state begins with."""
+        return {"name": self.spec.name, "num_envs": self.num_envs, "streams": streams_state(self._streams)}
+
+    def _load_common_state(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`_common_state`; ``EnvError`` if it is of another simulator or number of environments."""
+        saved, own = (state["num_envs"], state["name"]), (self.num_envs, self.spec.name)
+        if saved != own:
+            raise EnvError("The saved state is of {} x {}, but this is {} x {}.".format(*saved, *own))
+        load_streams(self._streams, state["streams"])
 
     def close(self) -> None:  # noqa: B027 - most simulators have nothing to release
         """Release the simulator; the environment is not used afterwards."""
@@ -162,26 +206,3 @@ class ActionMap:
             np.copyto(native, self._high, where=action >= 1.0)
             np.copyto(native, self._low, where=action <= -1.0)
         return native
-
-
-def selected(mask: Array | None, spec: EnvSpec, num_envs: int) -> Array:
-    """Indices ``[n]`` of the environments that a reset is for: where ``mask`` ``[E]`` is True, all if None.
-
-    Raises ``EnvError`` on a mask of another shape or type.
-    """
-    if mask is None:
-        return np.arange(num_envs)
-    mask = np.asarray(mask)
-    if mask.shape != (num_envs,) or mask.dtype != bool:
-        raise EnvError(f"{spec.name}: a reset mask is bool [{num_envs}], got {mask.dtype} {mask.shape}.")
-    return np.flatnonzero(mask)
-
-
-def check_action(action: Array, spec: EnvSpec, num_envs: int) -> None:
-    """Raise ``EnvError`` unless ``action`` has the shape that ``spec`` asks for and is finite."""
-    shape = (num_envs,) if spec.num_actions is not None else (num_envs, spec.action_dim)
-    if action.shape != shape:
-        raise EnvError(f"{spec.name} takes actions of shape {shape}, but was given {action.shape}.")
-    if spec.num_actions is None and not np.isfinite(action).all():
-        bad = int(np.flatnonzero(~np.isfinite(action).all(axis=1))[0])
-        raise EnvError(f"{spec.name}: the action for environment {bad} is not finite: {action[bad]}.")

@@ -16,21 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_metarl.envs.base import (
-    ActionMap,
-    Array,
-    BatchedEnv,
-    EnvError,
-    EnvFactory,
-    EnvSpec,
-    StepResult,
-    Tasks,
-    check_action,
-    load_streams,
-    make_streams,
-    selected,
-    streams_state,
-)
+from lit_metarl.envs.base import ActionMap, Array, BatchedEnv, EnvError, EnvFactory, EnvSpec, StepResult, Tasks
 from lit_metarl.envs.gym_state import env_state, load_env, obstacles, shown
 from lit_metarl.envs.rendering import choose_backend, fit_frame, picture_kwargs
 from lit_metarl.envs.saved_state import pack, packable, unpack
@@ -109,12 +95,10 @@ class GymEnv(BatchedEnv):
 
     def __init__(self, name: str, envs: list[Any], seed: int) -> None:
         self._envs = envs
-        self._streams = make_streams(seed, len(envs))
         self._seeded = np.zeros(len(envs), dtype=bool)
         self._elapsed = np.zeros(len(envs), dtype=np.int64)
         self._tasks: list[dict[str, Any]] = [{} for _ in envs]  # in force
         self._pending = PendingTasks(len(envs))
-        self.num_envs = len(envs)
         self.needs_reset = np.ones(len(envs), dtype=bool)
         first = envs[0]
         self._read_obs, self._low, self._high = _obs_reader(name, first.observation_space)
@@ -123,7 +107,7 @@ class GymEnv(BatchedEnv):
         limit = first.spec.max_episode_steps if first.spec is not None else None
         if limit is None:
             limit = _own_limit(name, getattr(first.unwrapped, "max_episode_steps", None))
-        self.spec = EnvSpec(
+        spec = EnvSpec(
             name="gym/" + name.replace("/", "_"),
             obs_dim=obs_dim,
             action_dim=action_dim,
@@ -131,12 +115,13 @@ class GymEnv(BatchedEnv):
             num_actions=num_actions,
             frame_dt=_frame_dt(first),
         )
+        super().__init__(spec, len(envs), seed)
         self._obs = np.zeros((self.num_envs, obs_dim), dtype=np.float32)
         self._judge_resume()
 
     def reset(self, mask: Array | None = None) -> Array:
         """See the base class. Raises ``EnvError`` if an environment returns something else than its space says."""
-        ids = selected(mask, self.spec, self.num_envs)
+        ids = self._selected(mask)
         self._elapsed[ids] = 0
         for i in self._pending.begin(ids).tolist():
             self._give_task(i, {name: rows[i] for name, rows in self._pending.rows.items()})
@@ -162,10 +147,7 @@ class GymEnv(BatchedEnv):
             EnvError: an ended episode, a bad action, or a broken environment: one that raises, returns something else
                 than its spaces say, or goes on beyond its own time limit.
         """
-        check_action(action, self.spec, self.num_envs)
-        if self.needs_reset.any():
-            ended = np.flatnonzero(self.needs_reset).tolist()
-            raise EnvError(f"{self.spec.name}: environments {ended} have no running episode; reset them first.")
+        self._check_step(action, self.needs_reset)
         native = self._native_action(action)
         raw, reward = np.empty((self.num_envs, self.spec.obs_dim)), np.zeros(self.num_envs)
         ends = np.zeros((2, self.num_envs), dtype=bool)
@@ -213,8 +195,7 @@ class GymEnv(BatchedEnv):
         """See the base class; without the environments' own state where it cannot be saved."""
         self._judge_resume()
         return {
-            "name": self.spec.name,
-            "streams": streams_state(self._streams),
+            **self._common_state(),
             "envs": [env_state(env) for env in self._envs] if self.resumes_exactly else None,
             "seeded": self._seeded.tolist(),
             "elapsed": self._elapsed.tolist(),
@@ -223,17 +204,11 @@ class GymEnv(BatchedEnv):
             "next_tasks": pack(self._pending.rows),
             "task_changed": self._pending.waiting.tolist(),
             "obs": pack(self._obs),
-            "num_envs": self.num_envs,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`. Raises ``EnvError`` if the state is of another environment or number."""
-        if state["name"] != self.spec.name or state["num_envs"] != self.num_envs:
-            raise EnvError(
-                f"The saved state is of {state['num_envs']} x {state['name']}, "
-                f"but this is {self.num_envs} x {self.spec.name}."
-            )
-        load_streams(self._streams, state["streams"])
+        self._load_common_state(state)
         exact = state["envs"] is not None
         if not exact:
             self.resumes_exactly = False  # a fresh environment may not know this before its first episode
@@ -374,8 +349,6 @@ def _action_writer(name: str, space: Any) -> tuple[Any, int, int | None]:
         start, n = int(space.start), int(space.n)
 
         def integers(action: Array) -> Array:
-            if action.dtype.kind not in "iu" or action.min() < 0 or action.max() >= n:
-                raise EnvError(f"{name} takes integers in [0, {n}), but was given {action} ({action.dtype}).")
             return start + action.astype(space.dtype)  # its rows have the type that the space samples
 
         return integers, 1, n

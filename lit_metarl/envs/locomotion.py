@@ -15,23 +15,10 @@ from typing import Any
 import mujoco
 import numpy as np
 import torch
+from mujoco.batch import SimulationError
 
-from lit_metarl.envs.base import (
-    ActionMap,
-    Array,
-    BatchedEnv,
-    EnvError,
-    EnvFactory,
-    EnvSpec,
-    StepResult,
-    Tasks,
-    check_action,
-    load_streams,
-    make_streams,
-    selected,
-    streams_state,
-)
-from lit_metarl.envs.mujoco_batch import BatchSimulation, SimulationError, model_value, settable_model_fields
+from lit_metarl.envs.base import ActionMap, Array, BatchedEnv, EnvError, EnvFactory, EnvSpec, StepResult, Tasks
+from lit_metarl.envs.mujoco_batch import BatchSimulation, model_value, settable_model_fields
 from lit_metarl.envs.robots import ROBOTS, Robot
 from lit_metarl.envs.task_table import TaskTable
 
@@ -58,26 +45,20 @@ class Locomotion(BatchedEnv):
             names = [model.actuator(index).name or index for index in np.flatnonzero(low >= high).tolist()]
             raise EnvError(f"mujoco/{name}: actuators {names} have no ctrlrange to map [-1, 1] to; give them one.")
         self.robot = robot
-        self.num_envs = num_envs
         self._sim = BatchSimulation(model, num_envs, threads, contact_forces=robot.contact_cost is not None)
         self._to_native = ActionMap(low, high)
         self._ctrl = self._sim.field("ctrl")
         self._obs = self._observe()
         # Before the first reset: derived fields have to be bound to be filled by it.
         self._position = self._measure_position()
-        self.spec = EnvSpec(
-            name=f"mujoco/{name}",
-            obs_dim=self._obs.shape[1],
-            action_dim=model.nu,
-            max_episode_steps=max_episode_steps,
-            frame_dt=model.opt.timestep * robot.frame_skip,
-        )
+        frame_dt = model.opt.timestep * robot.frame_skip
+        spec = EnvSpec(f"mujoco/{name}", self._obs.shape[1], model.nu, max_episode_steps, frame_dt=frame_dt)
+        super().__init__(spec, num_envs, seed)
         self._max_steps = max_episode_steps
         self._steps = np.full(num_envs, -1)  # -1: never reset
-        self._streams = make_streams(seed, num_envs)
-        paid = () if robot.position is None else (robot.motion.parameter,)
-        known = (*paid, *(f"model.{field}" for field in settable_model_fields(model)))
-        self._tasks = TaskTable(self.spec.name, num_envs, known, self._default_task, paid)
+        paid = {} if robot.position is None else {robot.motion.parameter: robot.motion.default}
+        fields = {f"model.{field}": model_value(model, field) for field in settable_model_fields(model)}
+        self._tasks = TaskTable(self.spec.name, num_envs, paid | fields, present=paid)
 
     @property
     def simulation(self) -> BatchSimulation:
@@ -86,7 +67,7 @@ class Locomotion(BatchedEnv):
 
     def reset(self, mask: Array | None = None) -> Array:
         """Start a new episode where ``mask`` ``[E]`` is True (everywhere if None); returns observations ``[E, O]``."""
-        ids = selected(mask, self.spec, self.num_envs)
+        ids = self._selected(mask)
         if ids.size:
             changed = self._tasks.begin(ids)
             if changed.size:
@@ -101,7 +82,7 @@ class Locomotion(BatchedEnv):
     def step(self, action: Array) -> StepResult:
         """Advance every environment by one agent step; ``action`` is ``[E, A]`` in [-1, 1]."""
         action = np.asarray(action, dtype=np.float64)
-        check_action(action, self.spec, self.num_envs)
+        self._check_step(action, self._steps < 0)
         native = self._to_native(action)
         self._ctrl[...] = native
         self._advance()
@@ -118,27 +99,23 @@ class Locomotion(BatchedEnv):
     def state_dict(self) -> dict[str, Any]:
         """Physics, streams, tasks, episode steps and what the next step needs of the last one."""
         return {
-            "name": self.spec.name,
+            **self._common_state(),
             "physics": self._sim.state(),
             "obs": torch.from_numpy(self._obs.copy()),
             "position": torch.from_numpy(self._position.copy()),
             "steps": torch.from_numpy(self._steps.copy()),
-            "streams": streams_state(self._streams),
             **self._tasks.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; the next steps are bit-identical."""
-        # Half-cheetah and walker2d have states of one size, so the shape alone would not tell them apart.
-        if state["name"] != self.spec.name:
-            raise EnvError(f"The saved state is of {state['name']} and cannot be loaded into {self.spec.name}.")
+        self._load_common_state(state)
         self._sim.load_state(state["physics"])
         self._tasks.load(state)
         self._sim.set_model_fields(_model_fields(self._tasks.in_force))
         self._obs[...] = state["obs"].numpy()
         self._position[...] = state["position"].numpy()
         self._steps[...] = state["steps"].numpy()
-        load_streams(self._streams, state["streams"])
 
     def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
         """Picture of one environment, ``[height, width, 3]`` uint8."""
@@ -163,8 +140,6 @@ class Locomotion(BatchedEnv):
 
     def _advance(self) -> None:
         """One agent step of the physics; raises ``EnvError`` with the environment and its step if it fails."""
-        if self._steps.min() < 0:
-            raise EnvError(f"{self.spec.name}: reset environment {int(self._steps.argmin())} before its first step.")
         self._steps += 1
         try:
             self._sim.step(self.robot.frame_skip)
@@ -190,7 +165,7 @@ class Locomotion(BatchedEnv):
 
     def _measure_position(self) -> Array:
         """Paid coordinate of every environment, a copy ``[E]`` or ``[E, 2]``."""
-        return np.zeros(self.num_envs) if self.robot.position is None else self.robot.position(self._sim).copy()
+        return np.zeros(self._sim.num_sims) if self.robot.position is None else self.robot.position(self._sim).copy()
 
     def _healthy(self) -> Array:
         """``[E]`` bool: all conditions hold."""
@@ -212,13 +187,6 @@ class Locomotion(BatchedEnv):
         if robot.contact_cost is not None:
             reward -= robot.contact_cost(self._sim)
         return reward
-
-    def _default_task(self, key: str) -> Array:
-        """Value of a known task parameter in every environment if nobody sets it, ``[E, ...]``."""
-        field = key.removeprefix("model.")
-        value = self.robot.motion.default if field == key else model_value(self._sim.model, field)
-        value = np.asarray(value, dtype=np.float64)
-        return np.broadcast_to(value, (self.num_envs, *value.shape)).copy()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import mujoco
 import numpy as np
 import torch
-from mujoco.batch import DATA_FIELDS, MODEL_FIELDS, Batch, SimulationError
+from mujoco.batch import DATA_FIELDS, MODEL_FIELDS, Batch
 
 from lit_metarl.envs.base import Array, EnvError
 from lit_metarl.envs.rendering import gl_context
@@ -243,6 +243,3 @@ def settable_model_fields(model: Any) -> list[str]:
 def _available_cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-__all__ = ["BatchSimulation", "SimulationError", "model_value", "settable_model_fields"]

@@ -13,19 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from lit_metarl.envs.base import (
-    Array,
-    BatchedEnv,
-    EnvError,
-    EnvSpec,
-    StepResult,
-    Tasks,
-    check_action,
-    load_streams,
-    make_streams,
-    selected,
-    streams_state,
-)
+from lit_metarl.envs.base import Array, BatchedEnv, EnvError, EnvSpec, StepResult, Tasks
 from lit_metarl.envs.task_table import TaskTable
 from lit_metarl.envs.tasks import TaskFamily
 
@@ -88,17 +76,15 @@ class PointEnv(BatchedEnv):
 
     def __init__(self, world: PointWorld, num_envs: int, seed: int) -> None:
         self.world = world
-        self.num_envs = num_envs
-        dim = len(world.default_goal)
-        self.spec = EnvSpec(f"points/{world.name}", world.obs_dim, dim, world.max_episode_steps, frame_dt=FRAME_DT)
+        name, dim = f"points/{world.name}", len(world.default_goal)
+        spec = EnvSpec(name, world.obs_dim, dim, world.max_episode_steps, frame_dt=FRAME_DT)
+        super().__init__(spec, num_envs, seed)
         self._state = np.zeros((num_envs, world.obs_dim))
         self._steps = np.full(num_envs, -1)  # -1: no running episode
-        goal = {"goal": np.tile(np.asarray(world.default_goal), (num_envs, 1))}
-        self._tasks = TaskTable(self.spec.name, num_envs, ("goal",), goal.__getitem__, ("goal",))
-        self._streams = make_streams(seed, num_envs)
+        self._tasks = TaskTable(name, num_envs, {"goal": world.default_goal})
 
     def reset(self, mask: Array | None = None) -> Array:
-        ids = selected(mask, self.spec, self.num_envs)
+        ids = self._selected(mask)
         self._tasks.begin(ids)
         for i in ids.tolist():
             self._state[i] = self.world.start(self._streams[i])
@@ -108,10 +94,7 @@ class PointEnv(BatchedEnv):
     def step(self, action: Array) -> StepResult:
         """See the base class. Raises ``EnvError`` for an ended episode and a bad action."""
         action = np.asarray(action, dtype=np.float64)
-        check_action(action, self.spec, self.num_envs)
-        if self._steps.min() < 0:
-            ended = np.flatnonzero(self._steps < 0).tolist()
-            raise EnvError(f"{self.spec.name}: environments {ended} have no running episode; reset them first.")
+        self._check_step(action, self._steps < 0)
         before, self._state = self._state, self.world.move(self._state, action)
         goal = self._tasks.in_force["goal"]
         reward = self.world.reward(before, self._state, goal)
@@ -126,17 +109,18 @@ class PointEnv(BatchedEnv):
         self._tasks.give(self._tasks.checked(tasks))
 
     def state_dict(self) -> dict[str, Any]:
-        arrays = {"state": torch.from_numpy(self._state.copy()), "steps": torch.from_numpy(self._steps.copy())}
-        return {"name": self.spec.name, **arrays, "streams": streams_state(self._streams), **self._tasks.state()}
+        return {
+            **self._common_state(),
+            "state": torch.from_numpy(self._state.copy()),
+            "steps": torch.from_numpy(self._steps.copy()),
+            **self._tasks.state(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`. Raises ``EnvError`` if the state is of another world or number."""
-        found = f"{len(state['streams'])} x {state['name']}"
-        if found != (own := f"{self.num_envs} x {self.spec.name}"):
-            raise EnvError(f"The saved state is of {found}, but this is {own}.")
+        self._load_common_state(state)
         self._state[...], self._steps[...] = state["state"].numpy(), state["steps"].numpy()
         self._tasks.load(state)
-        load_streams(self._streams, state["streams"])
 
     def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
         """Picture ``[height, width, 3]`` uint8: the box in grey, the goal in green, the point in blue."""

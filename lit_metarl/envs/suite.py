@@ -15,17 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_metarl.envs.base import (
-    ActionMap,
-    Array,
-    BatchedEnv,
-    EnvError,
-    EnvFactory,
-    EnvSpec,
-    StepResult,
-    check_action,
-    selected,
-)
+from lit_metarl.envs.base import ActionMap, Array, BatchedEnv, EnvError, EnvFactory, EnvSpec, StepResult
 from lit_metarl.envs.rendering import choose_backend
 from lit_metarl.envs.saved_state import load_physics, pack, packable, save_physics, unpack
 
@@ -77,7 +67,6 @@ class SuiteEnv(BatchedEnv):
         self._randoms = [np.random.RandomState(np.random.MT19937(child)) for child in children]
         self._envs = [suite.load(domain, name, task_kwargs={"random": random}) for random in self._randoms]
         self._action_repeat = action_repeat
-        self.num_envs = num_envs
         self.needs_reset = np.ones(num_envs, dtype=bool)
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         first = self._envs[0]
@@ -85,7 +74,7 @@ class SuiteEnv(BatchedEnv):
         limited = first.physics.model.actuator_ctrllimited.astype(bool)
         self._to_native = ActionMap(np.where(limited, bounds.minimum, -1.0), np.where(limited, bounds.maximum, 1.0))
         limit = first._step_limit  # no public reading; an episode ends at the first count that is not below it
-        self.spec = EnvSpec(
+        spec = EnvSpec(
             name=f"dm_control/{domain}_{name}",
             obs_dim=sum(math.prod(part.shape) for part in first.observation_spec().values()),
             action_dim=bounds.shape[0],
@@ -93,13 +82,14 @@ class SuiteEnv(BatchedEnv):
             frame_dt=first.control_timestep() * action_repeat,
             action_repeat=action_repeat,
         )
+        super().__init__(spec, num_envs, seed=None)
         self._obs = np.zeros((num_envs, self.spec.obs_dim), dtype=np.float32)
         problems = [name for name, value in self._task_attributes(0).items() if not packable(value)]
         self.resumes_exactly = not problems
         self.resume_note = f"{task} keeps state that cannot be saved: {problems}." if problems else ""
 
     def reset(self, mask: Array | None = None) -> Array:
-        ids = selected(mask, self.spec, self.num_envs)
+        ids = self._selected(mask)
         for i in ids.tolist():
             _flatten(self._envs[i].reset().observation, self._obs[i])
         self.needs_reset[ids] = False
@@ -108,10 +98,7 @@ class SuiteEnv(BatchedEnv):
 
     def step(self, action: Array) -> StepResult:
         """See the base class. Raises ``EnvError`` for an ended episode and for diverging physics."""
-        check_action(action, self.spec, self.num_envs)
-        if self.needs_reset.any():
-            ended = np.flatnonzero(self.needs_reset).tolist()
-            raise EnvError(f"{self.spec.name}: environments {ended} have no running episode; reset them first.")
+        self._check_step(action, self.needs_reset)
         native = self._to_native(action)
         reward = np.zeros(self.num_envs)
         terminated = np.zeros(self.num_envs, dtype=bool)
@@ -139,15 +126,11 @@ class SuiteEnv(BatchedEnv):
 
     def state_dict(self) -> dict[str, Any]:
         """See the base class: physics, model arrays, task attributes, random streams and counters."""
-        return {"name": self.spec.name, "envs": [self._state_of(i) for i in range(self.num_envs)]}
+        return {**self._common_state(), "envs": [self._state_of(i) for i in range(self.num_envs)]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`. Raises ``EnvError`` if the state is of another task or number."""
-        if state["name"] != self.spec.name or len(state["envs"]) != self.num_envs:
-            raise EnvError(
-                f"The saved state is of {len(state['envs'])} x {state['name']}, "
-                f"but this is {self.num_envs} x {self.spec.name}."
-            )
+        self._load_common_state(state)
         for i, saved in enumerate(state["envs"]):
             env = self._envs[i]
             load_physics(env.physics.model.ptr, env.physics.data.ptr, saved["physics"])

@@ -13,19 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lit_metarl.envs.base import (
-    Array,
-    BatchedEnv,
-    EnvError,
-    EnvSpec,
-    StepResult,
-    Tasks,
-    check_action,
-    load_streams,
-    make_streams,
-    selected,
-    streams_state,
-)
+from lit_metarl.envs.base import Array, BatchedEnv, EnvError, EnvSpec, StepResult, Tasks
 from lit_metarl.envs.sampling import check_split
 from lit_metarl.envs.task_table import TaskTable
 from lit_metarl.envs.tasks import TaskFamily
@@ -111,28 +99,20 @@ class TabularEnv(BatchedEnv):
 
     def __init__(self, mdp: TabularMDP, num_envs: int, seed: int, horizon: int) -> None:
         self.mdp = mdp
-        self.num_envs = num_envs
-        self.spec = EnvSpec(
-            name=f"tabular/{mdp.num_states}x{mdp.num_actions}",
-            obs_dim=mdp.num_states,
-            action_dim=1,
-            max_episode_steps=horizon,
-            num_actions=mdp.num_actions,
-        )
+        name = f"tabular/{mdp.num_states}x{mdp.num_actions}"
+        super().__init__(EnvSpec(name, mdp.num_states, 1, horizon, mdp.num_actions), num_envs, seed)
         self._horizon = horizon
         self._ends = mdp.ends
         self._cumulative = mdp.transition.cumsum(-1)
-        self._streams = make_streams(seed, num_envs)
         self._state = np.zeros(num_envs, dtype=np.int64)
         self._steps = np.full(num_envs, -1)  # -1: never reset
         # All randomness of an episode is drawn at its reset, one number per state, so that a step is array operations.
         self._uniform = np.zeros((num_envs, horizon + 1))
-        default = {key: np.repeat(getattr(mdp, key)[None], num_envs, 0) for key in ("reward", "start")}
-        self._tasks = TaskTable(self.spec.name, num_envs, tuple(default), default.__getitem__, tuple(default))
+        self._tasks = TaskTable(name, num_envs, {"reward": mdp.reward, "start": mdp.start})
 
     def reset(self, mask: Array | None = None) -> Array:
         """Start a new episode where ``mask`` ``[E]`` is True (everywhere if None); returns observations ``[E, S]``."""
-        ids = selected(mask, self.spec, self.num_envs)
+        ids = self._selected(mask)
         self._tasks.begin(ids)
         for i in ids.tolist():
             self._uniform[i] = self._streams[i].random(self._horizon + 1)
@@ -143,12 +123,7 @@ class TabularEnv(BatchedEnv):
     def step(self, action: Array) -> StepResult:
         """Advance every environment by one step; ``action`` is integers ``[E]`` in 0 … A−1."""
         action = np.asarray(action)
-        check_action(action, self.spec, self.num_envs)
-        if action.dtype.kind not in "iu" or action.min() < 0 or action.max() >= self.mdp.num_actions:
-            raise EnvError(f"{self.spec.name} takes integers from 0 to {self.mdp.num_actions - 1}, but got {action}.")
-        late = (self._steps < 0) | (self._steps >= self._horizon) | self._ends[self._state]
-        if late.any():
-            raise EnvError(f"{self.spec.name}: reset environment {int(np.flatnonzero(late)[0])} before its next step.")
+        self._check_step(action, (self._steps < 0) | (self._steps >= self._horizon) | self._ends[self._state])
         reward = self._tasks.in_force["reward"][np.arange(self.num_envs), self._state, action]
         self._steps += 1
         uniform = self._uniform[np.arange(self.num_envs), self._steps]
@@ -167,22 +142,18 @@ class TabularEnv(BatchedEnv):
         """States, steps, what is left of the episodes' random numbers, streams and tasks."""
         arrays = {"state": self._state, "steps": self._steps, "uniform": self._uniform}
         return {
-            "name": self.spec.name,
+            **self._common_state(),
             **{key: torch.from_numpy(value.copy()) for key, value in arrays.items()},
-            "streams": streams_state(self._streams),
             **self._tasks.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; the next steps are bit-identical."""
-        if state["name"] != self.spec.name or state["uniform"].shape != self._uniform.shape:
-            raise EnvError(
-                f"The saved state is of {state['name']} {tuple(state['uniform'].shape)} and cannot be loaded into "
-                f"{self.spec.name} {self._uniform.shape} (environments, horizon + 1)."
-            )
+        self._load_common_state(state)
+        if state["uniform"].shape != self._uniform.shape:
+            raise EnvError(f"{self.spec.name}: the saved state is of another horizon than {self._horizon}.")
         self._state, self._steps, self._uniform = (state[key].numpy().copy() for key in ("state", "steps", "uniform"))
         self._tasks.load(state)
-        load_streams(self._streams, state["streams"])
 
     def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
         """One grey bar per state, ``[height, width, 3]`` uint8; the current one is white."""

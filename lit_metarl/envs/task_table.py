@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,96 +12,90 @@ from lit_metarl.envs.base import Array, EnvError, Tasks
 
 
 class PendingTasks:
-    """Tasks that wait for the next reset of their environment.
-
-    Attributes:
-        rows: the tasks given last, each parameter ``[E, ...]``.
-        waiting: ``[E]`` bool, environments that were not reset since.
-    """
+    """Tasks ``rows``, each parameter ``[E, ...]``, that environments ``waiting`` ``[E]`` begin at their next reset."""
 
     def __init__(self, num_envs: int) -> None:
         self.rows: dict[str, Array] = {}
         self.waiting = np.zeros(num_envs, dtype=bool)
 
     def give(self, rows: dict[str, Array]) -> None:
-        """Replace the tasks that wait by ``rows``, parameters ``[E, ...]`` that are nobody else's."""
+        """Let ``rows``, which are nobody else's, wait in the place of all others."""
         self.rows = rows
         self.waiting[:] = True
 
     def begin(self, ids: Array) -> Array:
-        """Indices of those of the environments ``ids`` ``[n]`` whose reset, made now, begins another task."""
+        """Indices of those among the environments ``ids`` ``[n]`` whose reset, made now, begins another task."""
         changed = ids[self.waiting[ids]]
         self.waiting[changed] = False
         return changed
 
 
 class TaskTable(PendingTasks):
-    """Task parameters ``[E, ...]`` float64 of vectorised environments; one that is not named keeps its value.
+    """Task parameters, float64, of vectorised environments; one that is not named keeps its value.
 
     Args:
         name: of the simulator, for errors.
         num_envs: E.
-        known: all parameters.
-        default: known parameter → its value ``[E, ...]`` where nobody sets it.
-        always: parameters that are in the table from the beginning, the others once they are given.
+        defaults: all parameters, each with its value ``[...]`` where nobody sets it.
+        present: those in the table from the beginning (all if None); others join when they are given.
 
     Attributes:
-        in_force: the parameters of the running episodes.
+        in_force: parameters ``[E, ...]`` of the running episodes.
     """
 
     def __init__(
-        self, name: str, num_envs: int, known: Sequence[str], default: Callable[[str], Array], always: Sequence[str]
+        self, name: str, num_envs: int, defaults: Mapping[str, Any], present: Iterable[str] | None = None
     ) -> None:
         super().__init__(num_envs)
         self.name = name
-        self.known = known
-        self.default = default
+        self.defaults = defaults
         self.in_force: dict[str, Array] = {}
-        self._add(always)
+        self._add(defaults if present is None else present)
+
+    def default(self, key: str) -> Array:
+        """Values ``[E, ...]`` of a parameter that nobody set."""
+        value = np.asarray(self.defaults[key], dtype=np.float64)
+        return np.broadcast_to(value, (self.waiting.size, *value.shape)).copy()
 
     def checked(self, tasks: Tasks) -> dict[str, Array]:
         """Float64 copies of ``tasks``; ``EnvError`` on an unknown, ill-shaped or infinite parameter."""
-        checked = {}
         for key, value in tasks.items():
-            if key not in self.known:
-                raise EnvError(f"{self.name} has no task parameter {key!r}; known: {', '.join(self.known)}.")
-            checked[key] = rows = np.array(value, dtype=np.float64)
-            if rows.shape != (shape := self.default(key).shape) or not np.isfinite(rows).all():
+            if key not in self.defaults:
+                raise EnvError(f"{self.name} has no task parameter {key!r}; known: {', '.join(self.defaults)}.")
+            rows, shape = np.asarray(value, dtype=np.float64), self.default(key).shape
+            if rows.shape != shape or not np.isfinite(rows).all():
                 raise EnvError(f"{self.name}: task {key!r} has to be finite and of shape {shape}, got {rows.shape}.")
-        return checked
+        return {key: np.array(value, dtype=np.float64) for key, value in tasks.items()}
 
     def give(self, rows: dict[str, Array]) -> None:
-        """Have ``rows``, which are :meth:`checked`, in force from each environment's next reset."""
+        """Let ``rows``, which are :meth:`checked`, wait."""
         if rows:
             self._add(rows)
             super().give(self.rows | rows)
 
     def begin(self, ids: Array) -> Array:
-        """Indices of those of the environments ``ids`` ``[n]`` that begin another task, which is in force now."""
+        """Indices of those among the environments ``ids`` ``[n]`` whose other task is in force from now on."""
         changed = super().begin(ids)
         for key, value in self.in_force.items():
             value[changed] = self.rows[key][changed]
         return changed
 
     def state(self) -> dict[str, Any]:
-        """Both kinds of tasks, as tensors."""
-        return {
-            "tasks": {key: torch.from_numpy(value.copy()) for key, value in self.in_force.items()},
-            "next_tasks": {key: torch.from_numpy(value.copy()) for key, value in self.rows.items()},
-            "task_changed": torch.from_numpy(self.waiting.copy()),
-        }
+        """Tasks in force and waiting, as tensors."""
+        tables = {"tasks": self.in_force, "next_tasks": self.rows}
+        tensors = {name: {key: torch.tensor(rows) for key, rows in table.items()} for name, table in tables.items()}
+        return {**tensors, "task_changed": torch.tensor(self.waiting)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state`; a parameter that only this table has goes back to its default."""
         present = [*self.in_force, *state["tasks"]]
         self.in_force, self.rows = {}, {}
         self._add(present)
-        for name, table in (("tasks", self.in_force), ("next_tasks", self.rows)):
-            table.update((key, value.numpy().copy()) for key, value in state[name].items())
-        self.waiting[...] = state["task_changed"].numpy()
+        self.in_force |= {key: rows.numpy().copy() for key, rows in state["tasks"].items()}
+        self.rows |= {key: rows.numpy().copy() for key, rows in state["next_tasks"].items()}
+        self.waiting[:] = state["task_changed"].numpy()
 
-    def _add(self, keys: Sequence[str] | Mapping[str, Any]) -> None:
+    def _add(self, keys: Iterable[str]) -> None:
         for key in keys:
             if key not in self.in_force:
-                self.in_force[key] = np.array(self.default(key), dtype=np.float64)
-                self.rows[key] = self.in_force[key].copy()
+                self.in_force[key], self.rows[key] = self.default(key), self.default(key)

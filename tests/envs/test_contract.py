@@ -268,8 +268,8 @@ def bodies(env: Locomotion, number: int) -> dict[str, np.ndarray]:
     """Directions and masses at first; frictions, which are to be forgotten, where the state is loaded."""
     scale = np.linspace(0.7, 1.5, env.num_envs)[:, None]
     if number > 1:
-        return {"model.geom_friction": 2 * env._default_task("model.geom_friction")}
-    mass = env._default_task("model.body_mass") * scale * (1 + 0.1 * number)
+        return {"model.geom_friction": 2 * env._tasks.default("model.geom_friction")}
+    mass = env._tasks.default("model.body_mass") * scale * (1 + 0.1 * number)
     return {"direction": scale[:, 0] + number, "model.body_mass": mass}
 
 

@@ -209,7 +209,7 @@ def test_contact_terms_by_hand():
 def test_body_mass_of_one_environment():
     robot, num_envs = "half_cheetah", 3
     env, plain = (MuJoCo(robot).make(num_envs, seed=1) for _ in range(2))
-    mass = env._default_task("model.body_mass")
+    mass = env._tasks.default("model.body_mass")
     mass[1] *= np.linspace(1.0, 2.0, mass.shape[1])
     env.set_tasks({"model.body_mass": mass})
     (_, reference, _) = gymnasium_envs(robot, num_envs, 1, 1000)
@@ -231,7 +231,7 @@ def test_body_mass_of_one_environment():
 
 def test_humanoid_is_paid_for_its_own_centre_of_mass():
     env = MuJoCo("humanoid").make(2, seed=1)
-    mass = env._default_task("model.body_mass")
+    mass = env._tasks.default("model.body_mass")
     mass[1, -1] += 5.0
     env.set_tasks({"model.body_mass": mass})
     (_, reference) = gymnasium_envs("humanoid", 2, 1, 1000)
@@ -250,7 +250,7 @@ def test_humanoid_is_paid_for_its_own_centre_of_mass():
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_default_model_fields_change_nothing(robot):
     env, plain = (MuJoCo(robot).make(2, seed=0) for _ in range(2))
-    env.set_tasks({"model.body_mass": env._default_task("model.body_mass")})
+    env.set_tasks({"model.body_mass": env._tasks.default("model.body_mass")})
     np.testing.assert_array_equal(env.reset(), plain.reset())
     assert_identical(run(env, 40), run(plain, 40))
 
