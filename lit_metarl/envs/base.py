@@ -78,7 +78,7 @@ class BatchedEnv(ABC):
     def __init__(self, spec: EnvSpec, num_envs: int, seed: int | None) -> None:
         self.spec = spec
         self.num_envs = num_envs
-        self._streams = [] if seed is None else make_streams(seed, num_envs)
+        self.streams = [] if seed is None else make_streams(seed, num_envs)
 
     @abstractmethod
     def reset(self, mask: Array | None = None) -> Array:
@@ -105,7 +105,7 @@ class BatchedEnv(ABC):
     def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
         """Picture of one environment, ``[height, width, 3]`` uint8."""
 
-    def _selected(self, mask: Array | None) -> Array:
+    def selected(self, mask: Array | None) -> Array:
         """Indices ``[n]`` of the environments that a reset with ``mask`` is for."""
         if mask is None:
             return np.arange(self.num_envs)
@@ -114,7 +114,7 @@ class BatchedEnv(ABC):
             raise EnvError(f"{self.spec.name}: a reset mask is bool [{self.num_envs}], got {mask.dtype} {mask.shape}.")
         return np.flatnonzero(mask)
 
-    def _check_step(self, action: Array, ended: Array) -> None:
+    def check_step(self, action: Array, ended: Array) -> None:
         """Raise ``EnvError`` unless ``action`` is what the spec asks for and no environment is in ``ended`` ``[E]``."""
         name, discrete = self.spec.name, self.spec.num_actions
         shape = (self.num_envs,) if discrete is not None else (self.num_envs, self.spec.action_dim)
@@ -130,16 +130,16 @@ class BatchedEnv(ABC):
             ids = np.flatnonzero(ended).tolist()
             raise EnvError(f"{name}: environments {ids} have no running episode; reset them first.")
 
-    def _common_state(self) -> dict[str, Any]:
+    def common_state(self) -> dict[str, Any]:
         """Name of the simulator, number of environments and their streams, which every saved state begins with."""
-        return {"name": self.spec.name, "num_envs": self.num_envs, "streams": streams_state(self._streams)}
+        return {"name": self.spec.name, "num_envs": self.num_envs, "streams": streams_state(self.streams)}
 
-    def _load_common_state(self, state: Mapping[str, Any]) -> None:
-        """Inverse of :meth:`_common_state`; ``EnvError`` if it is of another simulator or number of environments."""
+    def load_common_state(self, state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`common_state`; ``EnvError`` if it is of another simulator or number of environments."""
         saved, own = (state["num_envs"], state["name"]), (self.num_envs, self.spec.name)
         if saved != own:
             raise EnvError("The saved state is of {} x {}, but this is {} x {}.".format(*saved, *own))
-        load_streams(self._streams, state["streams"])
+        load_streams(self.streams, state["streams"])
 
     def close(self) -> None:  # noqa: B027 - most simulators have nothing to release
         """Release the simulator; the environment is not used afterwards."""

@@ -121,14 +121,14 @@ class GymEnv(BatchedEnv):
 
     def reset(self, mask: Array | None = None) -> Array:
         """See the base class. Raises ``EnvError`` if an environment returns something else than its space says."""
-        ids = self._selected(mask)
+        ids = self.selected(mask)
         self._elapsed[ids] = 0
         for i in self._pending.begin(ids).tolist():
             self._give_task(i, {name: rows[i] for name, rows in self._pending.rows.items()})
         raw = np.empty((len(ids), self.spec.obs_dim))
         for row, i in enumerate(ids.tolist()):
             # Gymnasium's protocol: one seed at the first reset, the environment's own generator afterwards.
-            seed = None if self._seeded[i] else int(self._streams[i].integers(2**31))
+            seed = None if self._seeded[i] else int(self.streams[i].integers(2**31))
             result = self._guarded(i, "reset", seed=seed)
             if not (isinstance(result, tuple) and len(result) == 2):
                 raise self._broken(i, f"reset returned {shown(result)} instead of (observation, info)")
@@ -147,7 +147,7 @@ class GymEnv(BatchedEnv):
             EnvError: an ended episode, a bad action, or a broken environment: one that raises, returns something else
                 than its spaces say, or goes on beyond its own time limit.
         """
-        self._check_step(action, self.needs_reset)
+        self.check_step(action, self.needs_reset)
         native = self._native_action(action)
         raw, reward = np.empty((self.num_envs, self.spec.obs_dim)), np.zeros(self.num_envs)
         ends = np.zeros((2, self.num_envs), dtype=bool)
@@ -195,7 +195,7 @@ class GymEnv(BatchedEnv):
         """See the base class; without the environments' own state where it cannot be saved."""
         self._judge_resume()
         return {
-            **self._common_state(),
+            **self.common_state(),
             "envs": [env_state(env) for env in self._envs] if self.resumes_exactly else None,
             "seeded": self._seeded.tolist(),
             "elapsed": self._elapsed.tolist(),
@@ -208,7 +208,7 @@ class GymEnv(BatchedEnv):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`. Raises ``EnvError`` if the state is of another environment or number."""
-        self._load_common_state(state)
+        self.load_common_state(state)
         exact = state["envs"] is not None
         if not exact:
             self.resumes_exactly = False  # a fresh environment may not know this before its first episode

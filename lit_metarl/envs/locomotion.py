@@ -67,7 +67,7 @@ class Locomotion(BatchedEnv):
 
     def reset(self, mask: Array | None = None) -> Array:
         """Start a new episode where ``mask`` ``[E]`` is True (everywhere if None); returns observations ``[E, O]``."""
-        ids = self._selected(mask)
+        ids = self.selected(mask)
         if ids.size:
             changed = self._tasks.begin(ids)
             if changed.size:
@@ -82,7 +82,7 @@ class Locomotion(BatchedEnv):
     def step(self, action: Array) -> StepResult:
         """Advance every environment by one agent step; ``action`` is ``[E, A]`` in [-1, 1]."""
         action = np.asarray(action, dtype=np.float64)
-        self._check_step(action, self._steps < 0)
+        self.check_step(action, self._steps < 0)
         native = self._to_native(action)
         self._ctrl[...] = native
         self._advance()
@@ -99,7 +99,7 @@ class Locomotion(BatchedEnv):
     def state_dict(self) -> dict[str, Any]:
         """Physics, streams, tasks, episode steps and what the next step needs of the last one."""
         return {
-            **self._common_state(),
+            **self.common_state(),
             "physics": self._sim.state(),
             "obs": torch.from_numpy(self._obs.copy()),
             "position": torch.from_numpy(self._position.copy()),
@@ -109,7 +109,7 @@ class Locomotion(BatchedEnv):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; the next steps are bit-identical."""
-        self._load_common_state(state)
+        self.load_common_state(state)
         self._sim.load_state(state["physics"])
         self._tasks.load(state)
         self._sim.set_model_fields(_model_fields(self._tasks.in_force))
@@ -130,7 +130,7 @@ class Locomotion(BatchedEnv):
         model, noise = self._sim.model, self.robot.reset_noise
         qpos, qvel = np.empty((ids.size, model.nq)), np.empty((ids.size, model.nv))
         for row, i in enumerate(ids.tolist()):
-            stream = self._streams[i]
+            stream = self.streams[i]
             qpos[row] = model.qpos0 + stream.uniform(-noise, noise, model.nq)
             if self.robot.normal_velocity_noise:
                 qvel[row] = noise * stream.standard_normal(model.nv)

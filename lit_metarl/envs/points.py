@@ -84,17 +84,17 @@ class PointEnv(BatchedEnv):
         self._tasks = TaskTable(name, num_envs, {"goal": world.default_goal})
 
     def reset(self, mask: Array | None = None) -> Array:
-        ids = self._selected(mask)
+        ids = self.selected(mask)
         self._tasks.begin(ids)
         for i in ids.tolist():
-            self._state[i] = self.world.start(self._streams[i])
+            self._state[i] = self.world.start(self.streams[i])
         self._steps[ids] = 0
         return self._state.copy()
 
     def step(self, action: Array) -> StepResult:
         """See the base class. Raises ``EnvError`` for an ended episode and a bad action."""
         action = np.asarray(action, dtype=np.float64)
-        self._check_step(action, self._steps < 0)
+        self.check_step(action, self._steps < 0)
         before, self._state = self._state, self.world.move(self._state, action)
         goal = self._tasks.in_force["goal"]
         reward = self.world.reward(before, self._state, goal)
@@ -110,7 +110,7 @@ class PointEnv(BatchedEnv):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            **self._common_state(),
+            **self.common_state(),
             "state": torch.from_numpy(self._state.copy()),
             "steps": torch.from_numpy(self._steps.copy()),
             **self._tasks.state(),
@@ -118,7 +118,7 @@ class PointEnv(BatchedEnv):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`. Raises ``EnvError`` if the state is of another world or number."""
-        self._load_common_state(state)
+        self.load_common_state(state)
         self._state[...], self._steps[...] = state["state"].numpy(), state["steps"].numpy()
         self._tasks.load(state)
 

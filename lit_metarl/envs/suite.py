@@ -89,7 +89,7 @@ class SuiteEnv(BatchedEnv):
         self.resume_note = f"{task} keeps state that cannot be saved: {problems}." if problems else ""
 
     def reset(self, mask: Array | None = None) -> Array:
-        ids = self._selected(mask)
+        ids = self.selected(mask)
         for i in ids.tolist():
             _flatten(self._envs[i].reset().observation, self._obs[i])
         self.needs_reset[ids] = False
@@ -98,7 +98,7 @@ class SuiteEnv(BatchedEnv):
 
     def step(self, action: Array) -> StepResult:
         """See the base class. Raises ``EnvError`` for an ended episode and for diverging physics."""
-        self._check_step(action, self.needs_reset)
+        self.check_step(action, self.needs_reset)
         native = self._to_native(action)
         reward = np.zeros(self.num_envs)
         terminated = np.zeros(self.num_envs, dtype=bool)
@@ -126,11 +126,11 @@ class SuiteEnv(BatchedEnv):
 
     def state_dict(self) -> dict[str, Any]:
         """See the base class: physics, model arrays, task attributes, random streams and counters."""
-        return {**self._common_state(), "envs": [self._state_of(i) for i in range(self.num_envs)]}
+        return {**self.common_state(), "envs": [self._state_of(i) for i in range(self.num_envs)]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`. Raises ``EnvError`` if the state is of another task or number."""
-        self._load_common_state(state)
+        self.load_common_state(state)
         for i, saved in enumerate(state["envs"]):
             env = self._envs[i]
             load_physics(env.physics.model.ptr, env.physics.data.ptr, saved["physics"])

@@ -112,10 +112,10 @@ class TabularEnv(BatchedEnv):
 
     def reset(self, mask: Array | None = None) -> Array:
         """Start a new episode where ``mask`` ``[E]`` is True (everywhere if None); returns observations ``[E, S]``."""
-        ids = self._selected(mask)
+        ids = self.selected(mask)
         self._tasks.begin(ids)
         for i in ids.tolist():
-            self._uniform[i] = self._streams[i].random(self._horizon + 1)
+            self._uniform[i] = self.streams[i].random(self._horizon + 1)
         self._state[ids] = _draw(self._tasks.in_force["start"][ids].cumsum(-1), self._uniform[ids, 0])
         self._steps[ids] = 0
         return self._observe()
@@ -123,7 +123,7 @@ class TabularEnv(BatchedEnv):
     def step(self, action: Array) -> StepResult:
         """Advance every environment by one step; ``action`` is integers ``[E]`` in 0 … A−1."""
         action = np.asarray(action)
-        self._check_step(action, (self._steps < 0) | (self._steps >= self._horizon) | self._ends[self._state])
+        self.check_step(action, (self._steps < 0) | (self._steps >= self._horizon) | self._ends[self._state])
         reward = self._tasks.in_force["reward"][np.arange(self.num_envs), self._state, action]
         self._steps += 1
         uniform = self._uniform[np.arange(self.num_envs), self._steps]
@@ -142,14 +142,14 @@ class TabularEnv(BatchedEnv):
         """States, steps, what is left of the episodes' random numbers, streams and tasks."""
         arrays = {"state": self._state, "steps": self._steps, "uniform": self._uniform}
         return {
-            **self._common_state(),
+            **self.common_state(),
             **{key: torch.from_numpy(value.copy()) for key, value in arrays.items()},
             **self._tasks.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`state_dict`; the next steps are bit-identical."""
-        self._load_common_state(state)
+        self.load_common_state(state)
         if state["uniform"].shape != self._uniform.shape:
             raise EnvError(f"{self.spec.name}: the saved state is of another horizon than {self._horizon}.")
         self._state, self._steps, self._uniform = (state[key].numpy().copy() for key in ("state", "steps", "uniform"))
