@@ -28,6 +28,13 @@ class TRPOMAML(MetaPolicyGradient):
     default_outer = TRPO()
 
 
+class TRPOFOMAML(MetaPolicyGradient):
+    """First-order MAML with TRPO outside, the first-order baseline of Tang et al. 2021, Fig. 1(d)."""
+
+    default_first_order = True
+    default_outer = TRPO()
+
+
 class EMAML(MetaPolicyGradient):
     """E-MAML (Stadie et al. 2018): MAML that also credits the inner data for the adapted return."""
 
