@@ -47,7 +47,7 @@ def read_checkpoint(path: Path, verify: bool = True) -> dict[str, Any]:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with the container of a checkpoint: the first entry that its CRC-32 denies; None if nothing is."""
+    """Damage to a checkpoint's container in words, such as an entry that its CRC-32 denies; None if it is intact."""
     try:
         with zipfile.ZipFile(path) as container:
             for entry in container.infolist():

@@ -108,7 +108,7 @@ class CLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Dimensions come from the simulator, every random stream from one seed."""
+        """Link the module's dimensions to the simulator, and every random stream to one seed."""
         parser.link_arguments("data.obs_dim", "model.init_args.obs_dim", apply_on="instantiate")
         parser.link_arguments("data.action_dim", "model.init_args.action_dim", apply_on="instantiate")
         parser.link_arguments("data.num_actions", "model.init_args.num_actions", apply_on="instantiate")

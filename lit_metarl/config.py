@@ -47,7 +47,7 @@ def load_config(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``over`` on top of ``base``; neither is changed."""
+    """The merge of ``over`` on top of ``base``; neither is changed."""
     if "class_path" in over and over["class_path"] != base.get("class_path", over["class_path"]):
         return over
     merged = dict(base)

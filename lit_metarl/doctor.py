@@ -1,4 +1,4 @@
-"""``lit-metarl doctor``: would a training run work on this machine, and if not, what to do.
+"""``lit-metarl doctor``: checks of whether a training run would work on this machine, with remedies.
 
 Imports the package's dependencies inside the checks only: a broken one is a finding, not a crash.
 """
@@ -61,7 +61,7 @@ def diagnose(root: Path) -> Iterator[Line]:
 
 
 def declared_requirements() -> dict[str, str]:
-    """What the installed lit_metarl asks for, by package: ``{"mujoco": "mujoco>=3.17,<4", …}``; empty if unknown."""
+    """Requirements of the installed lit_metarl by package: ``{"mujoco": "mujoco>=3.17,<4", …}``; empty if unknown."""
     try:
         found = importlib.metadata.requires("lit_metarl") or []
     except importlib.metadata.PackageNotFoundError:
@@ -130,7 +130,7 @@ def check_rendering() -> Line:
 
 
 def check_device() -> Line:
-    """What ``accelerator: auto`` will use, and whether bf16-mixed precision runs there."""
+    """Name the device that ``accelerator: auto`` takes, and say whether bf16-mixed precision works there."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

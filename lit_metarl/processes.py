@@ -1,4 +1,4 @@
-"""What several processes of one run do together: sums, means, gathered states, and noticing that one has died."""
+"""Cooperation of the processes of one run: means, gathered states, and noticing that one has died."""
 
 from __future__ import annotations
 

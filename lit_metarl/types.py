@@ -1,4 +1,4 @@
-"""What travels between the parts of the package.
+"""The values that travel between the parts of the package, and the protocols of the way back.
 
 Axes, always in this order and with these letters: ``B`` tasks, ``N`` trajectories per task, ``T`` steps,
 ``O`` observation, ``A`` action, ``K`` inner steps, ``E`` ensemble members, ``M`` minibatch of transitions,
@@ -52,7 +52,7 @@ def require(condition: bool, key: str, value: object, remedy: str) -> None:
 
 
 class Sizes(NamedTuple):
-    """What every network is built for."""
+    """Sizes of observations, actions and contexts, for which every network is built."""
 
     obs: int  # O
     action: int  # A of a continuous action space; not read for a discrete one
@@ -77,7 +77,7 @@ class Transition(NamedTuple):
 
 
 class ReplayBlock(NamedTuple):
-    """What one training step consumes: ``U`` minibatches, and what collecting brought meanwhile."""
+    """The batch of one training step: ``U`` minibatches, and the episodes that ended while it was collected."""
 
     transitions: Transition  # [U, M, ...]
     env_steps: int  # environment steps so far: warm-up and action repeat included, all processes together
@@ -137,7 +137,7 @@ class MetaEpisodes(NamedTuple):
 
 
 class Signals(NamedTuple):
-    """What estimators read of a round: data without a graph, every field ``[..., N, T]``, padded entries 0."""
+    """A round as estimators read it: data without a graph, every field ``[..., N, T]``, padded entries 0."""
 
     behaviour_log_prob: Tensor
     reward: Tensor
@@ -150,7 +150,7 @@ Params = dict[str, Tensor]
 """Parameters by name, as ``torch.func.functional_call`` takes them; adapted ones have a leading task axis ``B``."""
 
 Adaptation = dict[str, Tensor]
-"""What a meta-learner knows of ``B`` tasks and acts with, ``[B, ...]``: adapted parameters, a posterior, a context."""
+"""A meta-learner's knowledge of ``B`` tasks, ``[B, ...]``: adapted parameters, a posterior, a context."""
 
 
 @runtime_checkable
@@ -161,11 +161,11 @@ class MetaPolicy(Protocol):
     """
 
     def before_adaptation(self, context: Tensor) -> Adaptation:
-        """What is known of ``B`` tasks before any data, without a graph; ``context [B, C]``, C = 0 for nothing."""
+        """Knowledge of ``B`` tasks before any data, without a graph; ``context [B, C]``, C = 0 for nothing."""
         ...
 
     def adapt(self, adaptation: Adaptation, trajectories: Trajectories) -> Adaptation:
-        """What is known after one more round of every task, without a graph."""
+        """Knowledge of the tasks after one more round of each, without a graph."""
         ...
 
     def sample_actions(self, adaptation: Adaptation, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

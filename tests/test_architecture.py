@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from pathlib import Path
 
@@ -159,6 +160,28 @@ def test_what_is_public_is_documented(path: Path) -> None:
     inherited = {"forward", "close", "load_state_dict", "state_dict", "reset", "step", "main", "build"}
     for node in public_definitions(tree):
         assert ast.get_docstring(node) or node.name in inherited, f"{path.name}:{node.lineno} {node.name}"
+
+
+FRAGMENT = re.compile(r"(What|Of|The same|As|See)\b")
+
+
+def fragments(tree: ast.Module) -> list[str]:
+    """First lines of public docstrings that are no whole sentence, or one that only points elsewhere."""
+    texts = [ast.get_docstring(node) for node in (tree, *public_definitions(tree))]
+    openings = [text.splitlines()[0] for text in texts if text]
+    return [line for line in openings if FRAGMENT.match(line) or not line.endswith(".")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_docstrings_open_with_a_sentence(path: Path) -> None:
+    assert not fragments(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize("line", ["What it does.", "See the base class.", "As a collector does.", "A sentence that"])
+def test_fragments_are_found(line: str) -> None:
+    for code in ('"""{}"""', 'class A:\n  """{}"""', 'class A:\n  @property\n  def b(self):\n    """{}"""'):
+        assert fragments(ast.parse(code.format(line))) == [line]
+        assert not fragments(ast.parse(code.format("Assets of a test, whole.")))
 
 
 @pytest.mark.parametrize("part", ["losses", "estimators", "diagnostics"])

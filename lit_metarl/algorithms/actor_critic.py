@@ -1,4 +1,4 @@
-"""What off-policy actor-critic algorithms share."""
+"""The base of off-policy actor-critic algorithms: critics, targets, and the loop over a block's updates."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class ActorCritic(Algorithm, ABC):
         return policy_state_of(self.recipe, self.actor, self.sizes)
 
     def counters(self) -> State:
-        """Adds the number of updates, on which schedules depend."""
+        """The counters of every algorithm and the number of updates, on which schedules depend."""
         return super().counters() | {"updates": self.updates}
 
     def load_counters(self, state: State) -> None:

@@ -120,11 +120,11 @@ class Algorithm(LightningModule):
         self._log_evaluation(batch, "eval" if self.trainer.state.fn == "fit" else "validate")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """The same as ``test/…``."""
+        """Log :meth:`evaluation_metrics` as ``test/…``."""
         self._log_evaluation(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        """What was filmed, as it came."""
+        """Return ``batch``, the film that the DataModule made: callbacks write it."""
         return batch
 
     def _log_evaluation(self, batch: Any, prefix: str) -> None:
@@ -147,7 +147,7 @@ class Algorithm(LightningModule):
     # Policy --------------------------------------------------------------------------------------------------------
 
     def policy_state(self) -> State:
-        """What :func:`lit_metarl.load_policy` needs: :func:`policy_state_of` one network."""
+        """The policy as :func:`lit_metarl.load_policy` reads it: :func:`policy_state_of` one network."""
         raise NotImplementedError
 
     # Resume --------------------------------------------------------------------------------------------------------

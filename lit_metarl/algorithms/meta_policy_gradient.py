@@ -132,14 +132,14 @@ class MetaPolicyGradient(Algorithm):
         )
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """The outer update's and then the baseline's, where they have one."""
+        """The optimizers of the outer update and of the baseline, in this order, where they have one."""
         outer = self.outer.optimizer(list(self.meta_parameters().values()))
         return [optimizer for optimizer in (outer, self.baseline.optimizer()) if optimizer is not None]
 
     # Parameters as values ------------------------------------------------------------------------------------------
 
     def meta_parameters(self) -> Params:
-        """What is learned: the policy's initial parameters, and step sizes if they are learned."""
+        """The parameters that are learned: the policy's initial ones, and step sizes if they are learned."""
         return above(POLICY, dict(self.policy.named_parameters())) | above(STEP_SIZE, dict(self.learned_step_sizes))
 
     def split(self, meta: Params) -> tuple[Params, StepSizes]:
@@ -305,7 +305,7 @@ class MetaPolicyGradient(Algorithm):
         return policy_state_of(self.recipe, self.policy, self.sizes, self.action_scale)
 
     def counters(self) -> State:
-        """Adds the state of the outer update."""
+        """The counters of every algorithm and the state of the outer update."""
         return super().counters() | {"outer": self.outer.state()}
 
     def load_counters(self, state: State) -> None:
@@ -315,12 +315,12 @@ class MetaPolicyGradient(Algorithm):
 
 
 def above(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``values`` under names that begin with ``prefix``."""
+    """All ``values``, with ``prefix`` put before their names."""
     return {prefix + name: value for name, value in values.items()}
 
 
 def below(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of ``values`` whose name begins with ``prefix``, without it."""
+    """The entries of ``values`` whose name begins with ``prefix``, by the rest of their name."""
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 

@@ -1,4 +1,4 @@
-"""Means of what training measures."""
+"""Running means of a module's metrics and of its episodes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class MeanMetrics:
         return {name: value / count for name, value, count in zip(names, *totals.tolist(), strict=True) if count}
 
     def state(self) -> State:
-        """What was counted since the last :meth:`pop`."""
+        """The sums and counts since the last :meth:`pop`."""
         return {
             "sums": {name: value.detach().cpu() for name, value in self._sums.items()},
             "counts": dict(self._counts),

@@ -146,7 +146,7 @@ class PreconditionedSAC(SAC):
         }
 
     def counters(self) -> State:
-        """Adds the number of meta-updates."""
+        """The counters of SAC and the number of meta-updates."""
         return super().counters() | {"meta_updates": self.meta_updates}
 
     def load_counters(self, state: State) -> None:

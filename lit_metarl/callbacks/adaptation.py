@@ -1,4 +1,4 @@
-"""What meta-evaluation leaves behind: an adaptation curve, a table, films before and after adaptation."""
+"""The results of meta-evaluation: an adaptation curve, a table, films before and after adaptation."""
 
 from __future__ import annotations
 

@@ -27,14 +27,14 @@ from lit_metarl.types import ConfigError, DivergenceError, Interrupted, require
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Lightning's way to files, by :func:`write_checkpoint` and :func:`read_checkpoint`."""
+    """The way from Lightning to files: :func:`write_checkpoint` and :func:`read_checkpoint`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """See :func:`~lit_metarl.checkpoint.write_checkpoint`."""
+        """Write the file with :func:`~lit_metarl.checkpoint.write_checkpoint`."""
         write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """See :func:`~lit_metarl.checkpoint.read_checkpoint`; always on the CPU, and only data."""
+        """Read the file with :func:`~lit_metarl.checkpoint.read_checkpoint`: always on the CPU, and only data."""
         return read_checkpoint(Path(path))
 
 

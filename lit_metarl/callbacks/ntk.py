@@ -57,7 +57,7 @@ class NTKMonitor(Callback):
             self._measure(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure."""
+        """Measure the critic as it is after this epoch, if this is one of those that are measured."""
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._measure(pl_module)
 

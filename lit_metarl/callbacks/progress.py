@@ -48,7 +48,7 @@ class ProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on; a resumed run begins where it was, and that part takes no time."""
+        """Move the bar on; a resumed run begins where it was, and that part takes no time."""
         bar = self.train_progress_bar
         done = trainer.current_epoch * self.total_train_batches + batch_idx
         if bar.n == 0:
@@ -69,11 +69,11 @@ class ProgressBar(TQDMProgressBar):
         self._apart.close()
 
     def init_validation_tqdm(self) -> Tqdm:
-        """A bar for ``validate``; within a run none, an evaluation is one batch."""
+        """A bar for ``validate``, which is disabled within a run: an evaluation there is one batch."""
         return Tqdm(disable=True) if self.trainer.state.fn == "fit" else super().init_validation_tqdm()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands behind the bar."""
+        """The numbers behind the bar: environment steps, their rate, and the latest of :data:`SHOWN`."""
         env_steps = getattr(pl_module, "env_steps", 0)
         start, steps_then = self._since
         seconds = time.monotonic() - start

@@ -1,4 +1,4 @@
-"""What ``test`` and ``predict`` leave behind: a table and a film."""
+"""The results of ``test`` and ``predict``: a table and a film."""
 
 from __future__ import annotations
 

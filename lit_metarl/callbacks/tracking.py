@@ -1,4 +1,4 @@
-"""What makes a run findable and comparable: tags, its whole config, its id in the checkpoint."""
+"""The record by which a run is found and compared: tags, its whole config, its id in the checkpoint."""
 
 from __future__ import annotations
 

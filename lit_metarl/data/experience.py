@@ -38,11 +38,11 @@ class Loader:
             yield self.next_batch()
 
     def state_dict(self) -> State:
-        """Empty: the DataModule holds all state (this tells Lightning that nothing is lost within an epoch)."""
+        """No state: the DataModule has all. The method tells Lightning that nothing is lost within an epoch."""
         return {}
 
     def load_state_dict(self, state: State) -> None:
-        """Nothing to load."""
+        """Do nothing: the DataModule has all state."""
 
 
 class ExperienceDataModule(LightningDataModule):
@@ -93,12 +93,12 @@ class ExperienceDataModule(LightningDataModule):
 
     @property
     def obs_dim(self) -> int:
-        """O."""
+        """O, the length of the flat observation."""
         return self.spec.obs_dim
 
     @property
     def action_dim(self) -> int:
-        """A; refuses an environment with discrete actions."""
+        """A, the length of the action; ``ConfigError`` for an environment with discrete actions."""
         if self.spec.num_actions is not None:
             raise ConfigError(
                 f"data.env = {self.spec.name} has {self.spec.num_actions} discrete actions, "
@@ -113,7 +113,7 @@ class ExperienceDataModule(LightningDataModule):
 
     @property
     def context_dim(self) -> int:
-        """C, entries of the context that the policy is told."""
+        """C, the number of entries of the context that the policy is told."""
         return 0
 
     @property
@@ -124,7 +124,7 @@ class ExperienceDataModule(LightningDataModule):
     # What a kind of experience adds -----------------------------------------------------------------------------
 
     expected_policy: ClassVar[tuple[type, str]]
-    """The protocol that the module must follow, and which algorithms do."""
+    """The protocol that the module must follow, and the algorithms that do."""
 
     @abstractmethod
     def build(self) -> None:
@@ -157,10 +157,10 @@ class ExperienceDataModule(LightningDataModule):
 
     @abstractmethod
     def film(self) -> Any:
-        """What ``predict`` shows."""
+        """Film episodes for ``predict``."""
 
     def evaluation_state(self) -> State | None:
-        """What one evaluation leaves for the next; None if nothing."""
+        """The state that one evaluation leaves for the next; None if there is none."""
         return None
 
     def load_evaluation_state(self, state: State) -> None:
@@ -176,7 +176,7 @@ class ExperienceDataModule(LightningDataModule):
 
     @property
     def policy_device(self) -> torch.device:
-        """Where the module in training is."""
+        """The device that the module in training is on."""
         assert self.trainer is not None
         return self.trainer.lightning_module.device
 
@@ -219,7 +219,7 @@ class ExperienceDataModule(LightningDataModule):
         return Loader(self.batches_per_epoch, self._next_train_batch)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Nothing to do on the CPU, where walking through the batch would cost as much as acting."""
+        """Move ``batch`` to ``device``, except to the CPU, where walking through it would cost as much as acting."""
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def val_dataloader(self) -> Loader:
@@ -231,7 +231,7 @@ class ExperienceDataModule(LightningDataModule):
         return Loader(1, self.test)
 
     def predict_dataloader(self) -> Loader:
-        """One batch: what is filmed."""
+        """One batch: the film."""
         return Loader(1, self.film)
 
     def _next_train_batch(self) -> Any:

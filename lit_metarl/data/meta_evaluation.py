@@ -86,14 +86,14 @@ class TaskDataModule(ExperienceDataModule):
 
     @property
     def context_dim(self) -> int:
-        """C, entries of the context that the policy is told; 0 without ``oracle_context``."""
+        """C, the number of entries of the context that the policy is told; 0 without ``oracle_context``."""
         if not self.oracle_context:
             return 0
         return self.env_factory.context(self.env_factory.sample(1, np.random.default_rng(0))).shape[1]
 
     @property
     def action_dim(self) -> int:
-        """A; 1 for discrete actions."""
+        """A, the length of the action; 1 for discrete actions."""
         return self.spec.action_dim
 
     # Adaptation ----------------------------------------------------------------------------------------------------

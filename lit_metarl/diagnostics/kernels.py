@@ -174,7 +174,7 @@ class Sketch(KernelEstimate):
     def kernel(
         self, critic: nn.Module, params: Params, obs: Tensor, action: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Unbiased for J_e J_eᵀ, ``[E, M, M]``."""
+        """An unbiased estimate of J_e J_eᵀ, ``[E, M, M]``, along fresh directions."""
         directions = normal_directions(params, self.directions, generator)
         derivative = self.along(critic, params, obs, action, directions)
         return torch.einsum("sem,sen->emn", derivative, derivative) / self.directions
@@ -194,7 +194,7 @@ class JVP(Sketch):
         require(self.directions >= 1, "directions", self.directions, "at least one is needed")
 
     def along(self, critic: nn.Module, params: Params, obs: Tensor, action: Tensor, directions: Params) -> Tensor:
-        """∇Qᵀ U, ``[S, E, M]``."""
+        """The derivatives ∇Qᵀ U, ``[S, E, M]``, by forward mode."""
         return directional_derivatives(lambda p: action_values(critic, p, obs, action), params, directions)
 
 

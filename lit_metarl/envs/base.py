@@ -25,7 +25,7 @@ class EnvError(RuntimeError):
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What a module has to know of an environment.
+    """The sizes and clocks of an environment, by which modules are built and curves are counted.
 
     Attributes:
         name: ``suite/task``, unique among simulators; used as the environment's tag.

@@ -120,7 +120,7 @@ class GymEnv(BatchedEnv):
         self._judge_resume()
 
     def reset(self, mask: Array | None = None) -> Array:
-        """See the base class. Raises ``EnvError`` if an environment returns something else than its space says."""
+        """Start new episodes where ``mask`` ``[E]`` is True; ``EnvError`` if what one returns is not in its space."""
         ids = self.selected(mask)
         self._elapsed[ids] = 0
         for i in self._pending.begin(ids).tolist():
@@ -141,7 +141,7 @@ class GymEnv(BatchedEnv):
         return self._obs.copy()
 
     def step(self, action: Array) -> StepResult:
-        """See the base class.
+        """Advance every environment by one step, one after the other; ``action`` is ``[E, A]`` or integers ``[E]``.
 
         Raises:
             EnvError: an ended episode, a bad action, or a broken environment: one that raises, returns something else
@@ -192,7 +192,7 @@ class GymEnv(BatchedEnv):
         self._pending.give(rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """See the base class; without the environments' own state where it cannot be saved."""
+        """The whole state, but without that of environments which cannot be saved."""
         self._judge_resume()
         return {
             **self.common_state(),
@@ -225,7 +225,7 @@ class GymEnv(BatchedEnv):
             load_env(self._envs[i], saved)
 
     def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
-        """See the base class; a picture of another shape is scaled and padded. Raises ``EnvError`` without pictures."""
+        """Picture of one environment, scaled and padded to ``[height, width, 3]``; ``EnvError`` if it draws none."""
         env = self._envs[index]
         if env.render_mode != "rgb_array":
             raise EnvError(f"{self.spec.name} draws no pictures: it has no render_mode 'rgb_array'.")

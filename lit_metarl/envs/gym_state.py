@@ -40,7 +40,7 @@ def _own_state(env: Any) -> bool:
 
 
 def obstacles(env: Any) -> Iterator[str]:
-    """Why the state of ``env`` cannot be saved and restored; nothing if it can."""
+    """Reasons why the state of ``env`` cannot be saved and restored; none if it can."""
     parts: list[tuple[str, Any]] = []
     for layer, attributes in _layers(env):
         if _own_state(layer):

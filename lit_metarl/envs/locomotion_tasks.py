@@ -52,7 +52,7 @@ from lit_metarl.envs.tasks import TaskFamily
 
 @dataclass(frozen=True)
 class LocomotionFamily(TaskFamily):
-    """What the families share: a robot in one of two setups.
+    """The base of the families: a robot in one of two setups.
 
     Args:
         robot: half_cheetah, ant, walker2d, hopper, humanoid or swimmer; families and setups may know fewer.
@@ -126,7 +126,7 @@ class Direction(LocomotionFamily):
         return {"direction": np.stack([np.cos(sign), np.sin(sign)], axis=1) if self.as_angle else sign}
 
     def paid_robot(self, base: Robot) -> Robot:
-        """See the base class."""
+        """The robot as it is, or with its velocity in the plane if ``as_angle``."""
         return replace(base, position=PLANAR[self.robot], motion=Motion(default=(1.0, 0.0))) if self.as_angle else base
 
 
@@ -156,7 +156,7 @@ class Direction2D(LocomotionFamily):
         return {"direction": directions(generator, num_tasks)}
 
     def paid_robot(self, base: Robot) -> Robot:
-        """See the base class."""
+        """The robot with its velocity in the plane, paid as ``reward`` says."""
         robot = replace(base, position=PLANAR[self.robot], motion=Motion(default=(1.0, 0.0)))
         if self.reward == "projection":
             return robot
@@ -207,7 +207,7 @@ class Velocity(LocomotionFamily):
         return (2 * (tasks["velocity"] - low) / (high - low) - 1).astype(np.float32)[:, None]
 
     def paid_robot(self, base: Robot) -> Robot:
-        """See the base class."""
+        """The robot paid for its speed, and for survival, so that falling is no way out of a penalty."""
         # Falling must not end a penalty: 15 covers ProMP's 10 m/s, and the hopper, whom nobody released, likewise.
         # HypeRL's ant is paid 1 − |v − v*| beside survival.
         survival = {
@@ -259,7 +259,7 @@ class Goal(LocomotionFamily):
         return (tasks["goal"] / self.size).astype(np.float32)
 
     def paid_robot(self, base: Robot) -> Robot:
-        """See the base class."""
+        """The ant that sees its coordinates, paid for its distance from the goal."""
         weight = 0.1 if self.setup == "promp" else base.control_weight
         motion = Motion(goal_penalty, "goal", (0.0, 0.0))
         return replace(ant_with_coordinates(base), position=PLANAR["ant"], motion=motion, control_weight=weight)
@@ -312,5 +312,5 @@ class RandomParameters(LocomotionFamily):
         return np.concatenate(columns, axis=1).astype(np.float32)
 
     def paid_robot(self, base: Robot) -> Robot:
-        """See the base class."""
+        """The robot as it is; walker2d with the released frame skip of 5."""
         return replace(base, frame_skip=5) if self.robot == "walker2d" else base

@@ -136,7 +136,7 @@ class Corners(_CornerWorld):
         return state + 0.2 * np.clip(action, -1.0, 1.0)
 
     def reward(self, before: Array, after: Array, goal: Array) -> Array:
-        """See the class, ``[E]``."""
+        """Progress to the goal near its corner, or a penalty on the distance, as ``reward_kind`` says; ``[E]``."""
         if self.reward_kind != "sparse":
             return _penalty(after - goal, squared=self.reward_kind == "dense_squared")
         progress = np.linalg.norm(before - goal, axis=1) - np.linalg.norm(after - goal, axis=1)
@@ -167,7 +167,7 @@ class Momentum(_CornerWorld):
         return np.concatenate([state[:, :2] + velocity, velocity], axis=1)
 
     def reward(self, before: Array, after: Array, goal: Array) -> Array:
-        """See the class, ``[E]``."""
+        """Closeness to the goal, or a penalty on the distance, as ``reward_kind`` says; ``[E]``."""
         offset = after[:, :2] - goal
         if self.reward_kind == "sparse":
             return np.maximum(2.0 - np.linalg.norm(offset, axis=1), 0.0)

@@ -67,7 +67,7 @@ class PointWorld(TaskFamily):
         """Reward ``[E]`` of a step from ``before`` to ``after``, states ``[E, S]``, towards ``goal`` ``[E, A]``."""
 
     def reached(self, after: Array, goal: Array) -> Array:
-        """``[E]`` bool: the episode terminates; by default it never does."""
+        """Whether the episode terminates, ``[E]`` bool; by default it never does."""
         return np.zeros(len(after), dtype=bool)
 
 
@@ -92,7 +92,7 @@ class PointEnv(BatchedEnv):
         return self._state.copy()
 
     def step(self, action: Array) -> StepResult:
-        """See the base class. Raises ``EnvError`` for an ended episode and a bad action."""
+        """Move every point by one step; ``EnvError`` for an ended episode and a bad action."""
         action = np.asarray(action, dtype=np.float64)
         self.check_step(action, self._steps < 0)
         before, self._state = self._state, self.world.move(self._state, action)

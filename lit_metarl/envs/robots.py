@@ -109,7 +109,7 @@ def all_inside(sim: BatchSimulation, low: float, high: float, skip: int) -> Arra
 
 @dataclass(frozen=True)
 class Motion:
-    """How motion is paid: a function of a coordinate of the robot, its mean velocity over a step, and the task.
+    """The reward of motion: a function of a coordinate of the robot, its mean velocity over a step, and the task.
 
     Attributes:
         reward: ``(position, velocity, task) → [E]``; position (m) after the step and velocity (m/s) are ``[E]`` on a
@@ -125,7 +125,7 @@ class Motion:
 
 @dataclass(frozen=True)
 class Robot:
-    """How one robot observes, is paid, fails and starts.
+    """One robot: how it observes, is paid, fails and starts.
 
     reward = forward_weight · motion(position, Δposition/Δt, task) + healthy_reward · healthy + survival_reward
     − control_weight · ‖ctrl‖² − contact_cost

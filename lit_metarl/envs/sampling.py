@@ -31,12 +31,12 @@ def check_sizes(size: float, larger: float) -> None:
 
 
 def interval(generator: np.random.Generator, shape: int | tuple[int, ...], low: float, high: float) -> Array:
-    """Uniform on low ≤ |x| ≤ high, of both signs; ``shape``."""
+    """Draws uniform on low ≤ |x| ≤ high, of both signs; ``shape``."""
     return generator.uniform(low, high, shape) * generator.choice((-1.0, 1.0), shape)
 
 
 def square(generator: np.random.Generator, num: int, low: float, high: float) -> Array:
-    """Uniform on the square (ring) low ≤ ‖x‖∞ ≤ high; ``[num, 2]``."""
+    """Draws uniform on the square (ring) low ≤ ‖x‖∞ ≤ high; ``[num, 2]``."""
     # The area within ‖x‖∞ ≤ r grows as r². Given r, one coordinate is ±r and the other uniform between.
     radius = np.sqrt(generator.uniform(low**2, high**2, num))
     point = np.stack([interval(generator, num, 1.0, 1.0), generator.uniform(-1.0, 1.0, num)], axis=1)
@@ -46,7 +46,7 @@ def square(generator: np.random.Generator, num: int, low: float, high: float) ->
 
 
 def disc(generator: np.random.Generator, num: int, low: float, high: float) -> Array:
-    """Uniform on the disc (ring) low ≤ ‖x‖₂ ≤ high; ``[num, 2]``."""
+    """Draws uniform on the disc (ring) low ≤ ‖x‖₂ ≤ high; ``[num, 2]``."""
     radius = np.sqrt(generator.uniform(low**2, high**2, num))
     return radius[:, None] * directions(generator, num)
 

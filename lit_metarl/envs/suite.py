@@ -97,7 +97,7 @@ class SuiteEnv(BatchedEnv):
         return self._obs.copy()
 
     def step(self, action: Array) -> StepResult:
-        """See the base class. Raises ``EnvError`` for an ended episode and for diverging physics."""
+        """Advance every environment by one agent step; ``EnvError`` for an ended episode and diverging physics."""
         self.check_step(action, self.needs_reset)
         native = self._to_native(action)
         reward = np.zeros(self.num_envs)
@@ -125,7 +125,7 @@ class SuiteEnv(BatchedEnv):
         return time_step
 
     def state_dict(self) -> dict[str, Any]:
-        """See the base class: physics, model arrays, task attributes, random streams and counters."""
+        """The whole state: physics, model arrays, task attributes, random streams and counters."""
         return {**self.common_state(), "envs": [self._state_of(i) for i in range(self.num_envs)]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -142,7 +142,7 @@ class SuiteEnv(BatchedEnv):
             self._obs[i] = unpack(saved["obs"])
 
     def render(self, index: int = 0, width: int = 320, height: int = 240) -> Array:
-        """See the base class; the task's first camera."""
+        """Picture of one environment by the task's first camera, ``[height, width, 3]`` uint8."""
         return self._envs[index].physics.render(height=height, width=width, camera_id=0)
 
     def close(self) -> None:

@@ -51,17 +51,17 @@ class TabularMDP:
 
     @property
     def num_states(self) -> int:
-        """S."""
+        """S, the number of states."""
         return self.transition.shape[0]
 
     @property
     def num_actions(self) -> int:
-        """A."""
+        """A, the number of actions."""
         return self.transition.shape[1]
 
     @property
     def ends(self) -> Array:
-        """Which states end the episode, ``[S]`` bool."""
+        """Mask of the states that end the episode, ``[S]`` bool."""
         return np.zeros(self.num_states, dtype=bool) if self.terminal is None else self.terminal
 
 

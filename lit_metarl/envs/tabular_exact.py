@@ -1,4 +1,4 @@
-"""What is exact about a finite MDP and a softmax policy: value, gradient, Hessian, and all trajectories.
+"""Exact results about a finite MDP and a softmax policy: value, gradient, Hessian, and all trajectories.
 
 π_θ(a|s) = exp θ[s, a] / Σ_b exp θ[s, b] with a table θ ``[S, A]``; float64 throughout. Axes: ``S`` states,
 ``A`` actions, ``H`` horizon, ``M`` trajectories, ``T`` = H steps.

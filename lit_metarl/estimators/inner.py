@@ -56,8 +56,9 @@ class LogLikelihood(InnerSurrogate):
 
 @dataclass(frozen=True)
 class LikelihoodRatio(InnerSurrogate):
-    """LVC, the inner surrogate of ProMP (Rothfuss et al. 2019), ``[..., N]``. Order 1 unbiased; order 2 lacks
-    the products of scores of different steps, at low variance.
+    """LVC, the inner surrogate of ProMP (Rothfuss et al. 2019), ``[..., N]``: of low variance, unbiased at order 1.
+
+    Order 2 lacks the products of scores of different steps.
     """
 
     def per_trajectory(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
@@ -68,7 +69,7 @@ class LikelihoodRatio(InnerSurrogate):
 
 @dataclass(frozen=True)
 class DiCE(InnerSurrogate):
-    """Unbiased at every order without a critic (Foerster et al. 2018), ``[..., N]``; high variance."""
+    """DiCE (Foerster et al. 2018), ``[..., N]``: unbiased at every order without a critic, at high variance."""
 
     def per_trajectory(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
         """Σ_t γ^t (Π_{s≤t} ρ_s) r_t, ``[..., N]``: :func:`~lit_metarl.estimators.surrogates.dice`."""
@@ -96,7 +97,7 @@ class LoadedDiCE(InnerSurrogate):
 
 @dataclass(frozen=True)
 class DoublyRobust(InnerSurrogate):
-    """Unbiased at every order with the state-value critic ``signals.value`` (Tang et al. 2021, Eq. 3), ``[..., N]``."""
+    """Doubly robust estimate (Tang et al. 2021, Eq. 3), ``[..., N]``: unbiased at every order; the critic is V."""
 
     def per_trajectory(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
         """V_0 + Σ_t γ^t (Π_{s≤t} ρ_s) δ_t, ``[..., N]``: :func:`~lit_metarl.estimators.off_policy.doubly_robust`."""
@@ -122,7 +123,7 @@ class TruncatedDR(InnerSurrogate):
         require(self.c_max > 0, "c_max", self.c_max, "it must be above 0")
 
     def per_trajectory(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
-        """``[..., N]``: :func:`~lit_metarl.estimators.off_policy.truncated_doubly_robust`."""
+        """V-trace v_0, ``[..., N]``: :func:`~lit_metarl.estimators.off_policy.truncated_doubly_robust`."""
         return off_policy.truncated_doubly_robust(
             _log_ratio(log_prob, signals), signals.reward, signals.value, signals.mask, gamma, self.rho_max, self.c_max
         )

@@ -82,12 +82,12 @@ class KernelObjective(MetaObjective):
 
     @abstractmethod
     def of_kernel(self, kernel: Tensor, gamma: float) -> Tensor:
-        """``[E, M, M]`` → ``[E]``; M ≥ 2."""
+        """The objective of a kernel, ``[E, M, M]`` → ``[E]``; M ≥ 2."""
 
     def value(
         self, critic: nn.Module, params: Params, batch: SarsaBatch, gamma: float, generator: torch.Generator
     ) -> Tensor:
-        """:meth:`of_kernel` at the batch's observations and actions, ``[E]``."""
+        """The kernel's objective, :meth:`of_kernel`, at the batch's observations and actions, ``[E]``."""
         return self.of_kernel(self.derivative.kernel(critic, params, batch.obs, batch.action, generator), gamma)
 
 
@@ -100,7 +100,7 @@ class LogCosine(KernelObjective):
     """
 
     def of_kernel(self, kernel: Tensor, gamma: float) -> Tensor:
-        """``[E, M, M]`` → ``[E]``; −inf for a diagonal kernel."""
+        """The log of the mean cosine, ``[E, M, M]`` → ``[E]``; −inf for a diagonal kernel."""
         scale = kernel.diagonal(dim1=-2, dim2=-1).sqrt()
         return mean_magnitudes(kernel / (scale.unsqueeze(-1) * scale.unsqueeze(-2)))[1].log()
 
@@ -116,7 +116,7 @@ class LogRatio(KernelObjective):
     """
 
     def of_kernel(self, kernel: Tensor, gamma: float) -> Tensor:
-        """``[E, M, M]`` → ``[E]``; −inf for a diagonal kernel."""
+        """The log of the ratio of means, ``[E, M, M]`` → ``[E]``; −inf for a diagonal kernel."""
         diagonal, others = mean_magnitudes(kernel)
         return others.log() - diagonal.log()
 
@@ -129,7 +129,7 @@ class Eq10(KernelObjective):
     """
 
     def of_kernel(self, kernel: Tensor, gamma: float) -> Tensor:
-        """``[E, M, M]`` → ``[E]``."""
+        """The difference of the means, ``[E, M, M]`` → ``[E]``."""
         diagonal, others = mean_magnitudes(kernel)
         return others - diagonal
 
@@ -144,7 +144,7 @@ class Contraction(KernelObjective):
     """
 
     def of_kernel(self, kernel: Tensor, gamma: float) -> Tensor:
-        """``[E, M, M]`` → ``[E]``."""
+        """The mean hinge, ``[E, M, M]`` → ``[E]``."""
         diagonal = kernel.diagonal(dim1=-2, dim2=-1)
         neighbours = off_diagonal(kernel).abs().sum(-1)
         return ((1.0 + gamma) * neighbours / diagonal - (1.0 - gamma)).relu().mean(-1)
@@ -167,7 +167,7 @@ class Eq14Printed(MetaObjective):
     def value(
         self, critic: nn.Module, params: Params, batch: SarsaBatch, gamma: float, generator: torch.Generator
     ) -> Tensor:
-        """``[E]``."""
+        """Eq. 14 along fresh directions, ``[E]``."""
         directions = normal_directions(params, self.derivative.directions, generator)
         obs, action = torch.cat([batch.obs, batch.next_obs]), torch.cat([batch.action, batch.next_action])
         here, there = self.derivative.along(critic, params, obs, action, directions).chunk(2, dim=-1)

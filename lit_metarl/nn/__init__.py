@@ -1,4 +1,4 @@
-"""Networks; what a config names by class path."""
+"""Networks and baselines, which a config names by class path."""
 
 from lit_metarl.nn.actors import ActorFactory, TanhGaussianMLP
 from lit_metarl.nn.baselines import Baseline, BaselineFactory, LinearFeature, LinearTime, NoBaseline, TimeMean

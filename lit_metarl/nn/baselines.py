@@ -81,7 +81,7 @@ class Fitted(Baseline):
         self.formula = formula
 
     def predict(self, trajectories: Trajectories, returns: Tensor) -> Tensor:
-        """See :meth:`Baseline.predict`."""
+        """b(s_t) ``[B, N, T]`` of the formula, fitted on this very round."""
         return self.formula.fit_predict(trajectories.obs, returns, trajectories.mask)
 
 
@@ -102,7 +102,7 @@ class LinearFeature(ClosedForm):
 
     @torch.no_grad()
     def fit_predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-        """See :meth:`ClosedForm.fit_predict`."""
+        """Predictions ``[B, N, T]`` of the regression on observation and time."""
         clipped = obs.double().clamp(-OBS_LIMIT, OBS_LIMIT)
         features = torch.cat([clipped, clipped.square(), _time_features(returns)], dim=-1)
         return _ridge_regression(features, returns, mask, self.ridge, self.held_out)
@@ -125,7 +125,7 @@ class LinearTime(ClosedForm):
 
     @torch.no_grad()
     def fit_predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-        """See :meth:`ClosedForm.fit_predict`; ``obs`` is not read."""
+        """Predictions ``[B, N, T]`` of the regression on time; ``obs`` is not read."""
         return _ridge_regression(_time_features(returns), returns, mask, self.ridge, self.held_out)
 
 
@@ -141,7 +141,7 @@ class TimeMean(ClosedForm):
 
     @torch.no_grad()
     def fit_predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-        """See :meth:`ClosedForm.fit_predict`; ``obs`` is not read."""
+        """Mean over trajectories of the return from every step on, ``[B, N, T]``; ``obs`` is not read."""
         count = mask.double()
         total = returns.double() * count
         sums, counts = total.sum(1, keepdim=True), count.sum(1, keepdim=True)
@@ -152,10 +152,10 @@ class TimeMean(ClosedForm):
 
 @dataclass(frozen=True)
 class NoBaseline(ClosedForm):
-    """b = 0."""
+    """No baseline: b = 0 at every step."""
 
     def fit_predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-        """Zeros ``[B, N, T]``."""
+        """The baseline 0 of every step, ``[B, N, T]``."""
         return torch.zeros_like(returns)
 
 

@@ -1,4 +1,4 @@
-"""How a network is told the task: a context belongs to a task, not to a step."""
+"""The ways a network is told the task, by a context that belongs to a task and not to a step."""
 
 from __future__ import annotations
 

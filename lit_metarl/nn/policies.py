@@ -25,7 +25,7 @@ class Tanh(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[...]`` → ``[...]``."""
+        """tanh(x) element-wise, ``[...]`` → ``[...]``."""
         if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
             return 2.0 * torch.sigmoid(2.0 * x) - 1.0
         return torch.tanh(x)

@@ -1,4 +1,4 @@
-"""How a network was built, in a form that a checkpoint can hold: class paths and primitives."""
+"""Recipes of networks in a form that a checkpoint can hold: class paths and primitives."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ SAMPLES_AT_ONCE = 16_000
 
 
 class Unrolled(NamedTuple):
-    """Signals k's data under the parameters θ_k that adaptation reaches; all with the graph to θ_0."""
+    """Every round k's data under the parameters θ_k that adaptation reaches, with the graph to θ_0."""
 
     distributions: tuple[Any, ...]  # K + 1 of them, fields [B, N, T, ...]
     log_probs: tuple[Tensor, ...]  # K + 1 of them, [B, N, T]
@@ -34,7 +34,7 @@ class Unrolled(NamedTuple):
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """How a policy adapts.
+    """The adaptation of a policy: gradient steps on each task's surrogate.
 
     Attributes:
         policy: observations ``[..., O]`` → distribution; called with given parameters, never changed.

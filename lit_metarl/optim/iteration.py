@@ -24,7 +24,7 @@ class Iteration:
         parameters: what is learned, by name: the initial parameters, and step sizes if they are learned.
         split: ``parameters`` → initial parameters θ_0 and step sizes α, by the policy's parameter names.
         trajectories: K + 1 rounds, fields ``[B, N, T, ...]``.
-        signals: the same as estimators see them, ``[B, N, T]``.
+        signals: these rounds as estimators see them, ``[B, N, T]``.
         correction: the iteration → K credits ``[B, N]`` of the inner trajectories, or an empty list.
         ascend: one optimizer step towards a larger scalar, its gradient averaged over processes; None without one.
         reduce: mean of a tensor over processes; the identity on one.
@@ -97,6 +97,6 @@ class Iteration:
 
     @torch.no_grad()
     def assign(self, parameters: Params) -> None:
-        """Set the parameters."""
+        """Give the parameters the values of ``parameters``, by name."""
         for name, parameter in self.parameters.items():
             parameter.copy_(parameters[name])

@@ -1,4 +1,4 @@
-"""Outer updates: how the meta-objective moves the initial parameters."""
+"""Outer updates, which move the initial parameters along the meta-objective."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_metarl.types import Params, Signals, State, require
 
 
 class OuterUpdate(ABC):
-    """How the initial parameters move: in a config a frozen dataclass, of which every module has its own copy."""
+    """A rule that moves the initial parameters: in a config a frozen dataclass, of which every module has a copy."""
 
     def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer | None:
         """Optimizer of the parameters; None if the update needs none."""
@@ -75,11 +75,11 @@ class VPG(OuterUpdate):
         require(known, "outer.optimizer_class", self.optimizer_class, "it must be the name of a class in torch.optim")
 
     def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        """The torch optimizer."""
+        """The torch optimizer, with ``lr``."""
         return getattr(torch.optim, self.optimizer_class)(parameters, lr=self.lr, **(self.optimizer_args or {}))
 
     def update(self, iteration: Iteration) -> dict[str, Tensor]:
-        """One step."""
+        """Take one step of the optimizer along the likelihood surrogate's gradient."""
         value = iteration.objective(iteration.unroll(), likelihood)
         iteration.ascend(value)
         return {"objective": value.detach()}
@@ -132,7 +132,7 @@ class PPO(OuterUpdate):
         self.penalties[:] = state["penalties"]
 
     def update(self, iteration: Iteration) -> dict[str, Tensor]:
-        """``epochs`` steps."""
+        """Take ``epochs`` steps on the same data."""
         inner_rounds = len(iteration.masks) - 1
         if not self.adaptive_kl or len(self.penalties) != inner_rounds:
             self.penalties[:] = [self.kl_penalty] * inner_rounds
@@ -197,7 +197,7 @@ class TRPO(OuterUpdate):
         require(self.backtrack_steps >= 1, "outer.backtrack_steps", self.backtrack_steps, "it must be at least 1")
 
     def update(self, iteration: Iteration) -> dict[str, Tensor]:
-        """One constrained step."""
+        """Take one step within the trust region."""
         with torch.no_grad():
             old = iteration.unroll().distributions[-1]
 

@@ -21,7 +21,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 class TrustRegionStep(NamedTuple):
-    """What the step did; all zero where it was rejected and the parameters are the old ones."""
+    """The outcome of a step; all zero where it was rejected and the parameters are the old ones."""
 
     improvement: float  # of the objective, in its own units
     kl: float  # of the new parameters, in nats

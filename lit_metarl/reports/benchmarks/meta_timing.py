@@ -74,7 +74,7 @@ class Rounds:
         self.generator = torch.Generator().manual_seed(0)
 
     def hooks(self) -> dict[str, Callable[..., None]]:
-        """For ``LambdaCallback``."""
+        """The hooks by name, for ``LambdaCallback``."""
         return {
             "setup": _log_every_iteration,
             "on_train_epoch_start": self.start,
@@ -83,7 +83,7 @@ class Rounds:
         }
 
     def start(self, trainer: Any, module: Any) -> None:
-        """An iteration begins."""
+        """Start the clock of an iteration that begins."""
         self.clock = wrap_parts(self.data, module)
 
     def remember(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
@@ -92,7 +92,7 @@ class Rounds:
         self.state = {name: value.clone() for name, value in module.state_dict().items()}
 
     def end(self, trainer: Any, module: Any) -> None:
-        """An iteration has ended: measure the rest of the round, in the other order every other time."""
+        """Measure the rest of the round after its iteration, in the other order every other time."""
         self.clock.unwrap()
         order = slice(None, None, -1 if len(self.measured) % 2 else 1)
         largest = max(simulator.num_tasks for simulator in self.simulators)
@@ -120,7 +120,7 @@ class Memory:
     baseline = peak = float("nan")
 
     def hooks(self) -> dict[str, Callable[..., None]]:
-        """For ``LambdaCallback``."""
+        """The hooks by name, for ``LambdaCallback``."""
         return {
             "setup": _log_every_iteration,
             "on_train_epoch_start": self.start,
@@ -128,12 +128,12 @@ class Memory:
         }
 
     def start(self, trainer: Any, module: Any) -> None:
-        """An iteration begins."""
+        """Read the memory before the first iteration."""
         if trainer.current_epoch == 0:
             self.baseline = resident("VmRSS")
 
     def end(self, trainer: Any, module: Any) -> None:
-        """An iteration has ended."""
+        """Read the peak after an iteration."""
         self.peak = resident("VmHWM")
 
 
@@ -188,7 +188,7 @@ def time_collection(simulator: Any, module: Any, generator: torch.Generator, tim
 
 
 class Result(NamedTuple):
-    """All that is measured."""
+    """Everything that the benchmark measures, with its settings and the machine."""
 
     settings: dict[str, Any]
     machine: dict[str, Any]
@@ -197,7 +197,7 @@ class Result(NamedTuple):
 
 
 def measure(args: argparse.Namespace) -> Result:
-    """All that is measured: memory first, on iterations alone, then the rounds.
+    """Measure everything: memory first, on iterations alone, then the rounds.
 
     Raises:
         ReportError, ConfigError, EnvError: the tasks cannot be built or trained on.

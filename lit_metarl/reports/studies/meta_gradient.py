@@ -47,13 +47,13 @@ class ExactValue(ClosedForm):
     """V_t(s) of the initial policy in closed form, ``[B, N, T]``: a baseline that depends on no trajectory."""
 
     def fit_predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-        """See :meth:`ClosedForm.fit_predict`; only ``obs`` is read."""
+        """V_t(s_t) ``[B, N, T]``, read from ``obs``, which is the one-hot state."""
         return mask * (obs * state_values(MDP, THETA, GAMMA, HORIZON)[:-1]).sum(-1)
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """A row of the table.
+    """One estimator of the meta-gradient, a row of the table.
 
     Attributes:
         name: in the table.
@@ -161,11 +161,11 @@ class Enumeration:
         return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(self.iteration.parameters.values()))])
 
     def everyone(self, value: Tensor) -> list[Tensor]:
-        """``value [C]`` as the credit of every inner trajectory, K times ``[C, size]``."""
+        """Credits that give every inner trajectory its task's ``value [C]``, K times ``[C, size]``."""
         return [value[:, None].expand(chosen.shape) for chosen in self.chosen[:-1]]
 
     def credits(self) -> list[Tensor]:
-        """The correction's, K times ``[C, size]``; where it compares with other tasks, with infinitely many."""
+        """The correction's credits, K times ``[C, size]``; comparisons with other tasks are with infinitely many."""
         correction, own = self.module.correction, self.iteration.credits
         centred = self.returns - self.probability @ self.returns
         if isinstance(correction, corrections.EMAMLCorrection):

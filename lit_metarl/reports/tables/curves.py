@@ -58,7 +58,7 @@ class Run:
         return self.experiment, self.environment, self.algorithm, self.config
 
     def reached(self, step: int) -> bool:
-        """Whether it was evaluated in the window before ``step``, and would next have been only after ``step``."""
+        """Whether the run has an evaluation in the window before ``step``, and would have the next only after it."""
         interval = np.diff(self.steps).max() if len(self.steps) > 1 else 0
         evaluated = (self.steps > step * (1 - WINDOW)) & (self.steps <= step)
         return bool(evaluated.any() and (self.steps[-1] >= step or self.steps[-1] + interval > step))

@@ -87,11 +87,11 @@ def _strata(scores: Any) -> list[Array]:
 
 
 def probability_of_improvement(scores: ArrayLike, baseline: ArrayLike) -> float:
-    """Mean over tasks of ``P(X > Y)``, the chance that a seed beats one of ``baseline``; a tie counts one half, a
-    NaN makes the result NaN.
+    """Mean over tasks of ``P(X > Y)``, the chance that a seed beats one of ``baseline``; a tie is one half.
 
     ``P(X > Y) = 1/(S·S') Σᵢⱼ (1[xᵢ > yⱼ] + ½·1[xᵢ = yⱼ])``, the Mann-Whitney U over its maximum. It says how often,
-    not by how much: use :func:`interquartile_mean` of the scores for that. Agarwal et al. 2021, section 4.3.
+    not by how much: use :func:`interquartile_mean` of the scores for that. Agarwal et al. 2021, section 4.3. A NaN
+    makes the result NaN.
 
     Args:
         scores: ``[S, K]``, or ``[S]`` of one task.
