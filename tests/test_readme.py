@@ -58,6 +58,19 @@ def test_pictures_exist() -> None:
         assert (ROOT / (markdown or html)).is_file()
 
 
+def test_contributing_names_what_exists() -> None:
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    code = "".join(path.read_text() for part in ("lit_metarl", "tests") for path in (ROOT / part).rglob("*.py"))
+    words = re.findall(r"`([^`\n]+)`", text)
+    paths = [word for word in words if re.fullmatch(r"\.?[\w-]+(/[\w.-]+)+", word)]
+    names = [word for word in words if re.fullmatch(r"[A-Z]\w+(\.\w+)?|[a-z]+_[a-z]+|lit_metarl(\.\w+)+", word)]
+    assert len(paths) > 20
+    assert len(names) > 20
+    assert all((ROOT / path).exists() for path in paths)
+    for name in names:
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", code), name
+
+
 def test_set_up_is_two_commands_and_ci_runs_the_test_command() -> None:
     assert len(SET_UP) == 2
     command = SET_UP[1].rpartition(".venv/bin/")[2]
