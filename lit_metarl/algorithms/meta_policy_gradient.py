@@ -156,7 +156,9 @@ class MetaPolicyGradient(Algorithm):
     @torch.no_grad()
     def before_adaptation(self, context: Tensor) -> Adaptation:
         """θ_0 for every task, ``[B, ...]`` views without a graph, and what the policy makes of ``context [B, C]``."""
-        tasks = len(context)
+        tasks, entries = context.shape
+        remedy = f"the tasks are told with {entries} numbers; give the module the DataModule's context_dim"
+        require(entries == self.sizes.context, "model.context_dim", self.sizes.context, remedy)
         params = {name: p.detach().expand(tasks, *p.shape) for name, p in self.policy.named_parameters()}
         return self._to_act_with(params, context.to(self.device))
 
@@ -289,13 +291,13 @@ class MetaPolicyGradient(Algorithm):
         """``return`` (after adaptation, on test tasks) and ``return_after_k_steps``; other splits below their name."""
         metrics: dict[str, Tensor] = {}
         for split, returns in batch.returns.items():
-            below = "" if split == "test" else f"{split}/"
+            where = "" if split == "test" else f"{split}/"
             per_task = self.gather(returns.float().mean(-1))  # [K + 1, B]
-            metrics[f"{below}return"] = per_task[-1].mean()
-            metrics[f"{below}return_std"] = per_task[-1].std(correction=0)
-            metrics |= {f"{below}return_after_{k}_steps": value.mean() for k, value in enumerate(per_task)}
+            metrics[f"{where}return"] = per_task[-1].mean()
+            metrics[f"{where}return_std"] = per_task[-1].std(correction=0)
+            metrics |= {f"{where}return_after_{k}_steps": value.mean() for k, value in enumerate(per_task)}
             if split in batch.random:
-                metrics[f"{below}return_random"] = self.gather(batch.random[split].float().mean(-1)).mean()
+                metrics[f"{where}return_random"] = self.gather(batch.random[split].float().mean(-1)).mean()
         return metrics
 
     # Policy and resume ---------------------------------------------------------------------------------------------
