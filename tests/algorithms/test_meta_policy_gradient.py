@@ -494,7 +494,7 @@ def test_metrics_of_an_evaluation() -> None:
 
 
 def test_a_context_that_the_policy_was_not_built_for_is_refused() -> None:
-    with pytest.raises(ConfigError, match="model.context_dim = 0 cannot be used: the tasks are told with 2 numbers"):
+    with pytest.raises(ConfigError, match=r"model\.context_dim = 0 cannot be used: the tasks are told with 2 numbers"):
         make().before_adaptation(torch.zeros(3, 2))
 
 
