@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lit_metarl.nn.conditioning import condition
+from lit_metarl.nn.conditioning import condition, told_call
 from lit_metarl.nn.recipe import from_recipe
 from lit_metarl.types import ConfigError, Sizes
 
@@ -57,7 +57,8 @@ class TrainedPolicy:
         task = torch.as_tensor(np.asarray([] if context is None else context), dtype=torch.float32)
         if task.shape != (self.sizes.context,):
             raise ValueError(f"this policy takes a context [{self.sizes.context}], not {list(task.shape)}.")
-        action = self.actor(batch, *condition(self.actor, dict(self.actor.named_parameters()), task)).mode_action
+        params = dict(self.actor.named_parameters())
+        action = told_call(self.actor, params, batch, condition(self.actor, params, task)).mode_action
         return (action.mul(self.action_scale).clamp(-1.0, 1.0) if action.is_floating_point() else action).numpy()
 
 

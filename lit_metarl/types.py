@@ -110,12 +110,21 @@ class Trajectories(NamedTuple):
     reward: Tensor  # [B, N, T] raw
     log_prob: Tensor  # [B, N, T] of the behaviour policy at ``action``, summed over A
     mask: Tensor  # [B, N, T] 1 while the episode ran, 0 after its end
+    final_obs: Tensor  # [B, N, O] the successor of the last step, which no policy acted on
+    terminated: Tensor  # [B, N] bool: the MDP ended with the last step; otherwise the time limit cut the episode
     context: Tensor  # [B, C] what the policy was told of the task; C = 0 for nothing
 
     @property
     def returns(self) -> Tensor:
         """Undiscounted return of every episode, ``[B, N]``."""
         return self.reward.sum(-1)
+
+    @property
+    def next_obs(self) -> Tensor:
+        """True successor of every step, ``[B, N, T, O]``; anything where the mask is 0."""
+        ahead = torch.cat([self.obs[:, :, 1:], self.final_obs.unsqueeze(2)], dim=2)
+        last = torch.cat([self.mask[:, :, 1:] == 0, torch.ones_like(self.mask[:, :, :1], dtype=torch.bool)], dim=2)
+        return torch.where(last.unsqueeze(-1), self.final_obs.unsqueeze(2), ahead)
 
 
 class MetaBatch(NamedTuple):
@@ -162,6 +171,13 @@ class MetaPolicy(Protocol):
 
     def before_adaptation(self, context: Tensor) -> Adaptation:
         """Knowledge of ``B`` tasks before any data, without a graph; ``context [B, C]``, C = 0 for nothing."""
+        ...
+
+    def begin_round(self, adaptation: Adaptation, trajectories: int, generator: torch.Generator) -> Adaptation:
+        """An adaptation to act a round of that many episodes per task with, such as a draw of a posterior for each.
+
+        All randomness comes from ``generator``, which is on the CPU.
+        """
         ...
 
     def adapt(self, adaptation: Adaptation, trajectories: Trajectories) -> Adaptation:

@@ -48,6 +48,7 @@ def random_rounds(
     generator = torch.Generator().manual_seed(seed)
     dtype = next(module.parameters()).dtype
     adaptation, rounds = unadapted(module, tasks), []
+    ends = torch.zeros(tasks, 4, module.sizes.obs, dtype=dtype), torch.zeros(tasks, 4, dtype=torch.bool)
     for step in range(steps + 1):
         lengths = torch.randint(2, 6, (tasks, 4, 1), generator=generator)
         mask = torch.ones(tasks, 4, 5, dtype=dtype) if full else (torch.arange(5) < lengths).to(dtype)
@@ -55,7 +56,7 @@ def random_rounds(
         reward = torch.randn(tasks, 4, 5, generator=generator, dtype=dtype) * mask
         action, log_prob = module.sample_actions(adaptation, obs, generator)
         alive = mask.view(*mask.shape, *[1] * (action.ndim - mask.ndim)).to(action.dtype)
-        rounds.append(Trajectories(obs, action * alive, reward, log_prob * mask, mask, torch.zeros(tasks, 0)))
+        rounds.append(Trajectories(obs, action * alive, reward, log_prob * mask, mask, *ends, torch.zeros(tasks, 0)))
         if step < steps:
             adaptation = module.adapt(adaptation, rounds[-1])
     return rounds

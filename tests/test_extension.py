@@ -128,11 +128,10 @@ class Deterministic(ActorFactory):
 class Delayed(ActorCritic):
     """A deterministic policy whose actor moves at every second update of the critics."""
 
-    with_target = ("critic", "actor")
-
     def __init__(self, obs_dim, action_dim, noise: float = 0.1, delay: int = 2, **actor_critic):
         super().__init__(obs_dim, action_dim, Deterministic(), EnsembleCriticMLP((16,)), **actor_critic)
         self.noise, self.delay = noise, delay
+        self.follow("actor")
 
     def target(self, batch):
         noise = (0.2 * torch.randn_like(batch.action)).clamp(-0.5, 0.5)
@@ -148,7 +147,7 @@ class Delayed(ActorCritic):
 
     def explore(self, obs, generator):
         mode = self.actor(obs).mode_action
-        return (mode + self.noise * torch.randn(mode.shape, generator=generator)).clamp(-1.0, 1.0)
+        return (mode + self.noise * torch.randn(mode.shape, generator=generator).to(mode.device)).clamp(-1.0, 1.0)
 '''
 
 HYPER = """
@@ -197,7 +196,8 @@ class Value(Baseline):
         self.net, self.lr = nn.Linear(sizes.obs + 1, 1), lr
 
     def forward(self, trajectories):
-        time = torch.linspace(0.0, 1.0, trajectories.obs.shape[-2]).expand(trajectories.obs.shape[:-1])
+        obs = trajectories.obs
+        time = torch.linspace(0.0, 1.0, obs.shape[-2], device=obs.device).expand(obs.shape[:-1])
         return self.net(torch.cat([trajectories.obs, time.unsqueeze(-1)], -1)).squeeze(-1) * trajectories.mask
 
     @torch.no_grad()
@@ -273,7 +273,7 @@ def test_an_inner_surrogate(workshop: Callable[..., Workshop]) -> None:
 def test_an_outer_update_with_a_state_of_its_own(workshop: Callable[..., Workshop]) -> None:
     mine = workshop("my_outer", OUTER, META, "model: {init_args: {outer: my_outer.HeavyBall}}")
     mine.check_resume()
-    state = torch.load(mine.fit("other"), weights_only=True)["algorithm"]["counters"]["outer"]
+    state = torch.load(mine.fit("other"), weights_only=True)["algorithm"]["counters"]["outer"][1]
     assert all(value.abs().max() > 0 for value in state["velocity"].values())
 
 

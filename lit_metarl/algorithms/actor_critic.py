@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,8 @@ class ActorCritic(Algorithm, ABC):
     """A policy and an ensemble of critics that learn from replayed transitions, with slowly moving targets.
 
     One update: the critics regress on :meth:`target`, then :meth:`update_actor`, then the Polyak step of the targets.
-    A subclass is its target, its actor step and how it explores; more networks with a target are named in
-    ``with_target``, other optimizers belong in :meth:`configure_optimizers`, the critics' first.
+    A subclass is its target, its actor step and how it explores; more networks get a target by :meth:`follow`, other
+    optimizers belong in :meth:`configure_optimizers`, the critics' first.
 
     Args:
         obs_dim: O; linked from the DataModule by the command line.
@@ -38,9 +37,6 @@ class ActorCritic(Algorithm, ABC):
     Raises:
         ConfigError: a value outside its range, or an actor that could not be loaded again.
     """
-
-    with_target: ClassVar[tuple[str, ...]] = ("critic",)
-    """Networks that a ``target_…`` follows slowly."""
 
     target_critic: nn.Module
 
@@ -65,8 +61,8 @@ class ActorCritic(Algorithm, ABC):
         self.recipe = recipe_of(actor)
         self.actor = actor.build(self.sizes)
         self.critic = critic.build(self.sizes)
-        for name in self.with_target:
-            setattr(self, f"target_{name}", copy.deepcopy(getattr(self, name)).requires_grad_(False))
+        self.followed: list[str] = []
+        self.follow("critic")
         self.actor_lr, self.critic_lr = actor_lr, critic_lr
         self.gamma = gamma
         self.polyak = polyak
@@ -131,11 +127,16 @@ class ActorCritic(Algorithm, ABC):
         self.minimise(loss, self.optimizer(0))
         return {"critic_loss": loss.detach(), "q_value": value.detach().mean()}
 
+    def follow(self, name: str) -> None:
+        """Let a copy of the network ``name``, ``target_<name>``, follow its parameters slowly."""
+        setattr(self, f"target_{name}", copy.deepcopy(self.get_submodule(name)).requires_grad_(False))
+        self.followed.append(name)
+
     @torch.no_grad()
     def update_targets(self, polyak: float | None = None) -> None:
-        """target ← (1 − τ)·target + τ·network, for all of ``with_target``; τ is ``polyak``, the setting if None."""
+        """target ← (1 − τ)·target + τ·network, for all that is followed; τ is ``polyak``, the setting if None."""
         tau = self.polyak if polyak is None else polyak
-        for name in self.with_target:
+        for name in self.followed:
             network, target = self.get_submodule(name), self.get_submodule(f"target_{name}")
             torch._foreach_lerp_(list(target.parameters()), list(network.parameters()), tau)
 

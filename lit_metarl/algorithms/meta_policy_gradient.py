@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -10,13 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from lit_metarl.algorithms.base import Algorithm, policy_state_of
 from lit_metarl.estimators import InnerSurrogate, LogLikelihood, gae, normalise, reward_to_go
 from lit_metarl.nn import BaselineFactory, CategoricalMLP, GaussianMLP, LinearFeature, PolicyFactory
-from lit_metarl.nn.conditioning import HYPERNETWORK, condition
+from lit_metarl.nn.conditioning import HYPERNETWORK, condition, told_call
 from lit_metarl.nn.recipe import recipe_of
 from lit_metarl.optim.corrections import NoCorrection, SamplingCorrection
 from lit_metarl.optim.inner_loop import InnerLoop, StepSizes
@@ -36,7 +38,9 @@ from lit_metarl.types import (
     require,
 )
 
-POLICY, STEP_SIZE, TOLD, SIGNALS = "policy.", "step_size.", "told.", "signals."
+log = logging.getLogger(__name__)
+
+POLICY, STEP_SIZE, CONTEXT, SIGNALS = "policy.", "step_size.", "context.", "signals."
 
 
 class MetaPolicyGradient(Algorithm):
@@ -110,6 +114,8 @@ class MetaPolicyGradient(Algorithm):
         policy = policy or (GaussianMLP() if num_actions is None else CategoricalMLP())
         self.recipe = recipe_of(policy)
         self.policy = policy.build(self.sizes)
+        remedy = "its hypernetwork makes weights of a context, and there is none: set data.oracle_context true"
+        require(context_dim > 0 or not hasattr(self.policy, HYPERNETWORK), "model.policy", policy, remedy)
         self.baseline = (baseline or LinearFeature()).build(self.sizes)
         self.correction = correction or self.default_correction
         self.outer = copy.deepcopy(outer or self.default_outer)  # it may have state of its own
@@ -125,6 +131,7 @@ class MetaPolicyGradient(Algorithm):
         remedy = f"it finds none of the parameters {', '.join(names)}"
         require(bool(self.adapted_parameters), "model.adapted_parameters", adapted_parameters, remedy)
         self.inner_lr = inner_lr
+        self._outer_steps = self._baseline_learns = False  # whether they have an optimizer
         learned = self.adapted_parameters if learn_inner_lr else []
         parameters = dict(self.policy.named_parameters())
         self.learned_step_sizes = nn.ParameterDict(
@@ -134,7 +141,9 @@ class MetaPolicyGradient(Algorithm):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers of the outer update and of the baseline, in this order, where they have one."""
         outer = self.outer.optimizer(list(self.meta_parameters().values()))
-        return [optimizer for optimizer in (outer, self.baseline.optimizer()) if optimizer is not None]
+        baseline = self.baseline.optimizer()
+        self._outer_steps, self._baseline_learns = outer is not None, baseline is not None
+        return [optimizer for optimizer in (outer, baseline) if optimizer is not None]
 
     # Parameters as values ------------------------------------------------------------------------------------------
 
@@ -162,6 +171,10 @@ class MetaPolicyGradient(Algorithm):
         params = {name: p.detach().expand(tasks, *p.shape) for name, p in self.policy.named_parameters()}
         return self._to_act_with(params, context.to(self.device))
 
+    def begin_round(self, adaptation: Adaptation, trajectories: int, generator: torch.Generator) -> Adaptation:
+        """The adaptation itself: all episodes of a task are acted with the same parameters."""
+        return adaptation
+
     def adapt(self, adaptation: Adaptation, trajectories: Trajectories) -> Adaptation:
         """One adaptation step of every task on its own round, and that round as estimators saw it.
 
@@ -179,11 +192,8 @@ class MetaPolicyGradient(Algorithm):
     def _to_act_with(self, params: Params, context: Tensor) -> Adaptation:
         """Parameters, and the policy's other arguments: most of a hypernetwork's work is done here, once per task."""
         with self._precision():
-            told = vmap(lambda p, c: condition(self.policy, p, c))(params, context) if context.shape[-1] else ()
-        weights_or_context = told[0] if told else {}
-        if not isinstance(weights_or_context, dict):
-            weights_or_context = {"context": weights_or_context}
-        return above(POLICY, params) | above(TOLD, weights_or_context)
+            told = vmap(lambda p, c: condition(self.policy, p, c))(params, context)
+        return above(POLICY, params) | above(CONTEXT, told)
 
     @torch.no_grad()
     def sample_actions(self, adaptation: Adaptation, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -198,15 +208,9 @@ class MetaPolicyGradient(Algorithm):
         return self._distributions(adaptation, obs).mode_action
 
     def _distributions(self, adaptation: Adaptation, obs: Tensor) -> Any:
-        params, told = below(POLICY, adaptation), below(TOLD, adaptation)
-        if not told:
-            arguments: tuple[Any, ...] = ()
-        elif hasattr(self.policy, HYPERNETWORK):
-            arguments = (told,)
-        else:
-            arguments = (told["context"],)
         with self._precision():
-            return vmap(lambda p, x, *rest: functional_call(self.policy, p, (x, *rest)))(params, obs, *arguments)
+            call = vmap(lambda params, told, x: told_call(self.policy, params, x, told))
+            return call(below(POLICY, adaptation), below(CONTEXT, adaptation), obs)
 
     def _precision(self) -> AbstractContextManager[Any]:
         """That of the training step: a ratio is 1 only if data is collected in the precision it is trained in."""
@@ -238,12 +242,11 @@ class MetaPolicyGradient(Algorithm):
         self.finish_step(batch.env_steps, last.returns.flatten(), last.mask.sum(-1).flatten())
 
     def _update_baseline(self, rounds: Sequence[Trajectories]) -> dict[str, Tensor]:
+        if not self._baseline_learns:
+            return {}
         returns = [reward_to_go(data.reward, data.mask, self.inner.gamma) for data in rounds]
         losses = [self.baseline.loss(data, target) for data, target in zip(rounds, returns, strict=True)]
-        learned = [loss for loss in losses if loss is not None]
-        if not learned:
-            return {}
-        loss = torch.stack(learned).mean()
+        loss = torch.stack(losses).mean()
         self.minimise(loss, self.optimizer(-1))
         return {"baseline_loss": loss.detach()}
 
@@ -273,17 +276,22 @@ class MetaPolicyGradient(Algorithm):
             trajectories,
             signals,
             self.correction.credits,
-            lambda value: self.minimise(-value, self.optimizer(0)),
+            (lambda value: self.minimise(-value, self.optimizer(0))) if self._outer_steps else None,
             mean_over_processes,
         )
 
-    def meta_gradient(self, trajectories: Sequence[Trajectories]) -> Params:
-        """Estimate of the meta-gradient on K + 1 rounds, fields ``[B, N, T, ...]``, by meta-parameter; to be ascended.
+    def meta_gradient(self, trajectories: Sequence[Trajectories], adaptations: Sequence[Adaptation] = ()) -> Params:
+        """Estimate of the meta-gradient of this process's tasks, by meta-parameter; to be ascended.
 
         That of the score-function surrogate with the module's correction, which every outer surrogate has at the
-        parameters that collected.
+        parameters that collected. Also within ``no_grad``, as in a hook of an evaluation.
+
+        Args:
+            trajectories: K + 1 rounds, fields ``[B, N, T, ...]``.
+            adaptations: as of :meth:`iteration`.
         """
-        return self.iteration(trajectories).gradient(likelihood)
+        with torch.enable_grad(), self._precision():
+            return self.iteration(trajectories, adaptations).gradient(likelihood)
 
     # Evaluation ----------------------------------------------------------------------------------------------------
 
@@ -308,12 +316,21 @@ class MetaPolicyGradient(Algorithm):
 
     def counters(self) -> State:
         """The counters of every algorithm and the state of the outer update."""
-        return super().counters() | {"outer": self.outer.state()}
+        return super().counters() | {"outer": [type(self.outer).__qualname__, self.outer.state()]}
 
     def load_counters(self, state: State) -> None:
-        """Inverse of :meth:`counters`."""
+        """Inverse of :meth:`counters`; another outer update than the checkpoint's starts afresh."""
         super().load_counters(state)
-        self.outer.load_state(state["outer"])
+        name, outer = state["outer"]
+        if name == type(self.outer).__qualname__:
+            self.outer.load_state(outer)
+        else:
+            log.warning("model.outer was %s: %s starts without its state", name, type(self.outer).__qualname__)
+
+    def on_train_start(self) -> None:
+        """Let the config's step sizes hold on resume, and the outer update's state be where the parameters are."""
+        super().on_train_start()
+        self.outer.load_state(move_data_to_device(self.outer.state(), self.device))
 
 
 def above(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:

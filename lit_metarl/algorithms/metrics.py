@@ -16,7 +16,7 @@ class MeanMetrics:
     """Means of scalars, each over the updates that produced it, and of the episodes that ended.
 
     An update may leave a metric out, such as an actor's loss while only the critics move: nothing is counted for it.
-    Nothing is synchronised with the device or between processes before :meth:`pop`.
+    Scalars are not synchronised with the device, nor anything between processes, before :meth:`pop`.
     """
 
     def __init__(self) -> None:
@@ -31,6 +31,8 @@ class MeanMetrics:
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Count one update's detached scalars, on any device."""
         for name, value in values.items():
+            # A copy, since the value may be a parameter's own memory; bf16 sums would stop growing.
+            value = value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
 

@@ -36,7 +36,8 @@ class PreconditionedSAC(SAC):
     Raises:
         ConfigError: a value outside its range, or a critic that the objective's kernel cannot treat.
         DivergenceError: the objective, its gradient or a critic would not be finite. ``diverged.ckpt`` gets the last
-            critics whose meta-gradient was finite, ``last.ckpt`` stays that of the last whole epoch.
+            critics whose meta-gradient was finite (since the process started), ``last.ckpt`` stays that of the last
+            whole epoch.
     """
 
     def __init__(

@@ -175,6 +175,11 @@ class ExperienceDataModule(LightningDataModule):
         return self.trainer.lightning_module
 
     @property
+    def frame_period(self) -> int:
+        """Agent steps between two pictures of a film, of which a second has about 30."""
+        return max(1, round(1.0 / (30.0 * self.spec.frame_dt)))
+
+    @property
     def policy_device(self) -> torch.device:
         """The device that the module in training is on."""
         assert self.trainer is not None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_metarl.data.experience import ExperienceDataModule, cpu_generator
 from lit_metarl.data.streams import Stream
-from lit_metarl.data.trajectories import ChooseActions, TaskSimulator, horizon_of
+from lit_metarl.data.trajectories import TaskSimulator, horizon_of
 from lit_metarl.envs.base import Tasks
 from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.types import Adaptation, MetaEpisodes, MetaPolicy, Trajectories, require
@@ -25,8 +25,7 @@ class TaskDataModule(ExperienceDataModule):
         num_tasks: B of training, all processes together.
         trajectories: N, episodes of a task in each round.
         adaptation_steps: K, rounds that a task is adapted with.
-        action_scale: the simulator gets ``clip(action_scale · action, −1, 1)``. The ProMP family of papers uses 0.1:
-            policy actions in [-10, 10] span the simulator's bounds.
+        action_scale: the simulator gets ``clip(action_scale · action, −1, 1)``.
         oracle_context: tell the policy the task's context.
         seed: root of every random stream.
         eval_tasks: tasks of an evaluation, per split, all processes together.
@@ -47,7 +46,7 @@ class TaskDataModule(ExperienceDataModule):
         num_tasks: int,
         trajectories: int,
         adaptation_steps: int = 1,
-        action_scale: float = 0.1,
+        action_scale: float = 1.0,
         oracle_context: bool = False,
         seed: int = 0,
         eval_tasks: int = 20,
@@ -109,23 +108,24 @@ class TaskDataModule(ExperienceDataModule):
     ) -> tuple[list[Trajectories], list[Adaptation]]:
         """``steps + 1`` rounds, and the adaptation that each was collected with."""
         adaptations = [self.policy.before_adaptation(simulator.context)]
-        rounds = [simulator.run(self._chooser(adaptations[0], generator))]
+        rounds = [self._round(simulator, adaptations[0], generator)]
         for _ in range(steps):
             adaptations.append(self._adapt(adaptations[-1], rounds[-1]))
-            rounds.append(simulator.run(self._chooser(adaptations[-1], generator)))
+            rounds.append(self._round(simulator, adaptations[-1], generator))
         return rounds, adaptations
 
     def _adapt(self, adaptation: Adaptation, trajectories: Trajectories) -> Adaptation:
         return self.policy.adapt(adaptation, Trajectories(*(x.to(self.policy_device) for x in trajectories)))
 
-    def _chooser(self, adaptation: Adaptation, generator: torch.Generator) -> ChooseActions:
+    def _round(self, simulator: TaskSimulator, adaptation: Adaptation, generator: torch.Generator) -> Trajectories:
         device = self.policy_device
+        acting = self.policy.begin_round(adaptation, simulator.trajectories, generator)
 
         def choose(obs: Tensor) -> tuple[Tensor, Tensor]:
-            action, log_prob = self.policy.sample_actions(adaptation, obs.to(device), generator)
+            action, log_prob = self.policy.sample_actions(acting, obs.to(device), generator)
             return self.finite_action(action), log_prob.cpu()
 
-        return choose
+        return simulator.run(choose)
 
     # Evaluation ----------------------------------------------------------------------------------------------------
 
@@ -179,29 +179,26 @@ class TaskDataModule(ExperienceDataModule):
         films, returns = {}, []
         for step in range(self.eval_adaptation_steps + 1):
             if step > 0:
-                adaptation = self._adapt(adaptation, simulator.run(self._chooser(adaptation, generator)))
-            films[f"after_{step}_steps"], result = self._film_one(filmed, adaptation)
+                adaptation = self._adapt(adaptation, self._round(simulator, adaptation, generator))
+            acting = self.policy.begin_round(adaptation, 1, generator)
+            films[f"after_{step}_steps"], result = self._film_one(filmed, acting)
             returns.append(result)
         filmed.close()
         simulator.close()
         seen = {"test": torch.stack(returns)}, {"test": _as_tensors(sampled)}
-        return MetaEpisodes(*seen, {}, films, 1.0 / (self.spec.frame_dt * self._frame_period))
+        return MetaEpisodes(*seen, {}, films, 1.0 / (self.spec.frame_dt * self.frame_period))
 
-    @property
-    def _frame_period(self) -> int:
-        return max(1, round(1.0 / (30.0 * self.spec.frame_dt)))
-
-    def _film_one(self, filmed: TaskSimulator, adaptation: Adaptation) -> tuple[Tensor, Tensor]:
+    def _film_one(self, filmed: TaskSimulator, acting: Adaptation) -> tuple[Tensor, Tensor]:
         """Pictures ``[T, height, width, 3]`` and return ``[1, 1]`` of an episode of the most likely actions."""
         pictures: list[Tensor] = []
         device = self.policy_device
 
         def shoot(t: int) -> None:
-            if t % self._frame_period == 0:
+            if t % self.frame_period == 0:
                 pictures.append(torch.from_numpy(filmed.env.render(0, *self.video_size).copy()))
 
         def act(obs: Tensor) -> tuple[Tensor, Tensor]:
-            return self.finite_action(self.policy.mode_actions(adaptation, obs.to(device))), torch.zeros(1, 1)
+            return self.finite_action(self.policy.mode_actions(acting, obs.to(device))), torch.zeros(1, 1)
 
         returns = filmed.run(act, shoot).returns
         return torch.stack(pictures), returns

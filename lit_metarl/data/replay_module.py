@@ -208,8 +208,7 @@ class ReplayDataModule(ExperienceDataModule):
     def film(self) -> Episodes:
         """One filmed episode."""
         self._eval_env = self.env_factory.make(1, self.stream_seed(Stream.PREDICT_ENV))
-        period = max(1, round(1.0 / (30.0 * self.spec.frame_dt)))
-        return run_episodes(self._eval_env, self._act, period, self.video_size)
+        return run_episodes(self._eval_env, self._act, self.frame_period, self.video_size)
 
     def _make_eval_env(self, episodes: int, stream: Stream) -> BatchedEnv:
         return self.env_factory.make(episodes // self.world_size, self.stream_seed(stream))

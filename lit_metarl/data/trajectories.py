@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_metarl.data.stepping import Stepper, uniform_actions
-from lit_metarl.envs.base import BatchedEnv, EnvSpec, Tasks, one_torch_thread
+from lit_metarl.envs.base import BatchedEnv, EnvError, EnvSpec, Tasks, one_torch_thread
 from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.types import Trajectories, require
 
@@ -75,7 +75,8 @@ class TaskSimulator:
             after_step: called with the step's number while environment 0 is in its episode.
 
         Raises:
-            EnvError: an observation or a reward is not finite as float32; names task, trajectory and step.
+            EnvError: an observation or a reward is not finite as float32, or an episode goes on after T steps; names
+                task, trajectory and step.
         """
         with one_torch_thread():
             return self._run(choose, after_step)
@@ -85,9 +86,11 @@ class TaskSimulator:
         obs = self._observe(self.stepper.reset())
         record: dict[str, Tensor] = {}  # time first: every step writes one piece of memory
         alive = torch.ones(B, N)
+        final_obs, terminated = torch.zeros_like(obs), torch.zeros(B, N, dtype=torch.bool)
         for t in range(T):
             action, log_prob = choose(obs)
-            reward = self.stepper.step(self._to_env(action)).reward.view(B, N)
+            step = self.stepper.step(self._to_env(action))
+            reward = step.reward.view(B, N)
             now = {"obs": obs, "action": action, "reward": reward, "log_prob": log_prob, "mask": alive}
             if t == 0:
                 record = {name: torch.zeros(T, *value.shape, dtype=value.dtype) for name, value in now.items()}
@@ -97,12 +100,17 @@ class TaskSimulator:
             if after_step is not None and alive[0, 0]:
                 after_step(t)
             if self.stepper.ended.any():
-                alive = alive * torch.from_numpy(~self.stepper.ended).view(B, N)
+                ends = torch.from_numpy(self.stepper.ended).view(B, N) & (alive > 0)
+                final_obs[ends] = self._observe(step.next_obs)[ends]
+                terminated |= ends & step.terminated.view(B, N)
+                alive = alive * ~ends
                 if not alive.any():
                     break
             obs = self._observe(self.stepper.observe())
+        if alive.any():
+            raise EnvError(f"{self.env.spec.name}: an episode did not end within its {T} steps.")
         fields = {name: values.movedim(0, 2).contiguous() for name, values in record.items()}
-        return Trajectories(**fields, context=self.context)
+        return Trajectories(**fields, final_obs=final_obs, terminated=terminated, context=self.context)
 
     def _observe(self, obs: Tensor) -> Tensor:
         return obs.view(self.num_tasks, self.trajectories, -1)

@@ -26,6 +26,8 @@ class TrajectoryDataModule(TaskDataModule):
         env: the simulator and its distribution of tasks.
         num_tasks: B, tasks of an iteration, all processes together.
         trajectories: N, episodes of a task in each round.
+        action_scale: the simulator gets ``clip(action_scale · action, −1, 1)``. The ProMP family of papers uses 0.1:
+            policy actions in [-10, 10] span the simulator's bounds.
         train_tasks: draw the tasks of every iteration, with replacement, from that many fixed ones; None draws new
             ones from the distribution each time.
         epoch_iterations: iterations of an epoch (evaluation and checkpoint follow each epoch).
@@ -40,13 +42,14 @@ class TrajectoryDataModule(TaskDataModule):
         env: TaskFamily,
         num_tasks: int = 20,
         trajectories: int = 20,
+        action_scale: float = 0.1,
         train_tasks: int | None = None,
         epoch_iterations: int = 10,
         **tasks: Any,
     ) -> None:
         require(epoch_iterations >= 1, "data.epoch_iterations", epoch_iterations, "it must be at least 1")
         require(train_tasks is None or train_tasks >= 1, "data.train_tasks", train_tasks, "at least 1, or null")
-        super().__init__(env, num_tasks, trajectories, **tasks)
+        super().__init__(env, num_tasks, trajectories, action_scale=action_scale, **tasks)
         self.train_tasks = train_tasks
         self.epoch_iterations = epoch_iterations
 

@@ -70,7 +70,9 @@ class EnumeratedRound(NamedTuple):
             return inner.per_trajectory(log_prob[None], signals, gamma, discounted=True)[0]
 
         def errors(derivative: Callable[..., Tensor], truth: Tensor) -> Quality:
-            each = vmap(derivative, (None, *[0] * 7))(self.theta, self.state, self.action, *self.signals)
+            each = vmap(derivative, (None, *[0] * (2 + len(self.signals))))(
+                self.theta, self.state, self.action, *self.signals
+            )
             return quality_of(each, self.probability, truth)
 
         gradient = jacrev(surrogate)

@@ -37,7 +37,7 @@ def critic_loss(value: Tensor, target: Tensor) -> Tensor:
     Returns:
         Scalar, summed over critics so that each has the gradient it would have alone.
     """
-    return (value - target).square().mean(dim=1).sum()
+    return (value - target).square().flatten(1).mean(dim=1).sum()
 
 
 def actor_loss(value: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:

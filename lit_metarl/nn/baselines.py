@@ -32,12 +32,12 @@ class Baseline(nn.Module):
         """
         raise NotImplementedError
 
-    def loss(self, trajectories: Trajectories, returns: Tensor) -> Tensor | None:
-        """Scalar to minimise on a round, after the outer update that used its predictions; None if nothing is learned.
+    def loss(self, trajectories: Trajectories, returns: Tensor) -> Tensor:
+        """Scalar to minimise on a round, after the outer update that used its predictions; only where one is learned.
 
         Learned before, the baseline would depend on the very actions whose log-probabilities it multiplies.
         """
-        return None
+        raise NotImplementedError
 
     def optimizer(self) -> torch.optim.Optimizer | None:
         """Optimizer of the parameters; None if nothing is learned."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-
-from lit_metarl.types import Params
 
 HYPERNETWORK = "hypernetwork"
 
@@ -27,12 +26,12 @@ def with_context(x: Tensor, context: Tensor | None) -> Tensor:
     return torch.cat([x, rows.expand(*x.shape[:-1], -1)], dim=-1)
 
 
-def condition(policy: nn.Module, params: Params, context: Tensor) -> tuple[Any, ...]:
-    """Arguments that ``policy`` takes besides the observations, for one task.
+def condition(policy: nn.Module, params: Mapping[str, Tensor], context: Tensor) -> dict[str, Tensor]:
+    """Tensors by name that :func:`told_call` hands to ``policy`` besides the observations, for one task.
 
-    Nothing where C = 0; the context where the policy has no attribute ``hypernetwork``; else the weights, a dictionary
-    of tensors, that its hypernetwork makes of the context. Whoever acts asks for them once per task and passes them at
-    every step: most of a hypernetwork's cost is in making weights.
+    Nothing where C = 0; the context where the policy has no attribute ``hypernetwork``; else the weights, by name, that
+    its hypernetwork makes of the context. Whoever acts asks for them once per task and passes them at every step: most
+    of a hypernetwork's cost is in making weights.
 
     Args:
         policy: network, called with given parameters.
@@ -40,10 +39,21 @@ def condition(policy: nn.Module, params: Params, context: Tensor) -> tuple[Any, 
         context: ``[C]``.
     """
     if context.shape[-1] == 0:
-        return ()
+        return {}
     hypernetwork = getattr(policy, HYPERNETWORK, None)
     if hypernetwork is None:
-        return (context,)
+        return {"context": context}
     prefix = HYPERNETWORK + "."
     own = {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
-    return (functional_call(hypernetwork, own, (context,)),)
+    weights: dict[str, Tensor] = functional_call(hypernetwork, own, (context,), strict=True)
+    return weights
+
+
+def told_call(policy: nn.Module, params: Mapping[str, Tensor], obs: Tensor, told: dict[str, Tensor]) -> Any:
+    """The policy's distribution at ``obs [..., O]``, given the result of :func:`condition`.
+
+    The policy is called as ``(obs)``, ``(obs, context)``, or ``(obs, weights)`` if it has a ``hypernetwork``.
+    """
+    if not told:
+        return functional_call(policy, dict(params), (obs,))
+    return functional_call(policy, dict(params), (obs, told if hasattr(policy, HYPERNETWORK) else told["context"]))

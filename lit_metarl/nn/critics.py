@@ -42,7 +42,7 @@ class EnsembleCriticMLP(CriticFactory):
 
 
 class EnsembleCritic(nn.Module):
-    """Q_e(obs, action) for ``e = 1 … E``: ``[M, O], [M, A] → [E, M]``."""
+    """Q_e(obs, action) for ``e = 1 … E``: ``[..., M, O], [..., M, A] → [E, ..., M]``."""
 
     def __init__(self, sizes: Sizes, hidden: Sequence[int], members: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class EnsembleCritic(nn.Module):
         self.trunk = ensemble_mlp(members, [sizes.obs + sizes.context + sizes.action, *hidden, 1])
 
     def forward(self, obs: Tensor, action: Tensor, context: Tensor | None = None) -> Tensor:
-        x = torch.cat([with_context(obs, context), action], dim=-1).expand(self.members, -1, -1)
-        value = self.trunk(x)
+        x = torch.cat([with_context(obs, context), action], dim=-1)
+        value = self.trunk(x.flatten(0, -2).expand(self.members, -1, -1)).unflatten(1, x.shape[:-1])
         # bf16 products under autocast, float32 values; float64 parameters keep their precision.
         return value.to(torch.promote_types(value.dtype, torch.float32)).squeeze(-1)

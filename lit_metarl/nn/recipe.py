@@ -36,7 +36,7 @@ def from_recipe(recipe: State) -> Any:
     """The object that ``recipe`` describes, nested ones built first.
 
     Raises:
-        ConfigError: its class cannot be imported.
+        ConfigError: its class cannot be imported, or is no dataclass.
     """
     try:
         cls = pkgutil.resolve_name(recipe["class_path"])
@@ -45,6 +45,8 @@ def from_recipe(recipe: State) -> Any:
             f"the class {recipe['class_path']} cannot be imported ({error}): define it at the top of a module that "
             "Python finds."
         ) from error
+    if not (isinstance(cls, type) and is_dataclass(cls)):  # a checkpoint may be anybody's: nothing else is called
+        raise ConfigError(f"{recipe['class_path']} is no dataclass: such a thing builds no network of ours.")
     return cls(**{key: _restored(value) for key, value in recipe["init_args"].items()})
 
 

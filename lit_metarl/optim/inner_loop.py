@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from lit_metarl.estimators import InnerSurrogate
-from lit_metarl.nn.conditioning import condition
+from lit_metarl.nn.conditioning import condition, told_call
 from lit_metarl.types import Params, Signals, Trajectories
 
 StepSizes = Mapping[str, float | Tensor]
@@ -54,8 +54,7 @@ class InnerLoop:
 
     def distribution(self, params: Params, trajectories: Trajectories) -> Any:
         """π at one task's observations, fields ``[N, T, ...]``."""
-        told = condition(self.policy, params, trajectories.context)
-        return functional_call(self.policy, params, (trajectories.obs, *told))
+        return told_call(self.policy, params, trajectories.obs, condition(self.policy, params, trajectories.context))
 
     def log_prob(self, params: Params, trajectories: Trajectories) -> Tensor:
         """log π of one task's actions, ``[N, T]``."""
@@ -129,5 +128,5 @@ class InnerLoop:
             )
             return self.values(params, *alone)[0]
 
-        each = Trajectories(0, 0, 0, 0, 0, context=None)  # type: ignore[arg-type]
+        each = Trajectories(0, 0, 0, 0, 0, 0, 0, context=None)  # type: ignore[arg-type]
         return vmap(vmap(grad(one), in_dims=(None, each, 0)))(params, trajectories, signals)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_metarl.estimators import step_wise_is
 from lit_metarl.optim.inner_loop import InnerLoop, StepSizes, Unrolled
-from lit_metarl.types import Params, Signals, Trajectories
+from lit_metarl.types import Params, Signals, Trajectories, require
 
 OuterSurrogate = Callable[[Tensor, Signals, float], Tensor]
 """(log π ``[B, N, T]`` with its graph, the last round, γ of the γ^t weight) → a value per trajectory, ``[B, N]``."""
@@ -47,6 +47,15 @@ class Iteration:
         self._ascend = ascend
         with torch.no_grad():
             self.credits = correction(self)
+        remedy = (
+            f"it gives {len(self.credits)} credits; none, or one for each of the {len(trajectories) - 1} inner rounds"
+        )
+        require(
+            len(self.credits) in (0, len(trajectories) - 1),
+            "model.correction",
+            getattr(correction, "__self__", correction),
+            remedy,
+        )
 
     @property
     def masks(self) -> tuple[Tensor, ...]:

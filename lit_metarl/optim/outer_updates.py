@@ -29,7 +29,10 @@ class OuterUpdate(ABC):
         """Move the parameters on this iteration's data; returns detached scalars to log, ``objective`` among them."""
 
     def state(self) -> State:
-        """Tensors and Python scalars that the next update depends on, besides the optimizer's; empty if none."""
+        """Tensors and Python scalars that the next update depends on, besides the optimizer's; empty if none.
+
+        The same on all processes: the checkpoint holds that of the first.
+        """
         return {}
 
     def load_state(self, state: State) -> None:  # noqa: B027 - an update without state has nothing to do

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ from lit_metarl.optim import (
     LinearisedLeaveOneOut,
     NoCorrection,
     Plain,
+    SamplingCorrection,
     inner_loop,
 )
 from lit_metarl.optim.outer_updates import likelihood, ratio
@@ -226,8 +228,8 @@ def test_padding_does_not_matter(cls: type[MetaPolicyGradient], steps: int) -> N
     rounds = random_rounds(module, steps=steps)
     longer = [
         Trajectories(
-            *(torch.cat([x, torch.zeros(3, 4, 3, *x.shape[3:], dtype=x.dtype)], dim=2) for x in trajectories[:-1]),
-            context=trajectories.context,
+            *(torch.cat([x, torch.zeros(3, 4, 3, *x.shape[3:], dtype=x.dtype)], dim=2) for x in trajectories[:5]),
+            *trajectories[5:],
         )
         for trajectories in rounds
     ]
@@ -324,7 +326,7 @@ def test_adaptive_penalties_follow_the_kl_of_their_round() -> None:
             ((old.kl(new) * trajectories.mask).sum() / trajectories.mask.sum()).item()
             for old, new, trajectories in zip(before, after, rounds, strict=True)
         ]
-        assert module.counters()["outer"] == {"penalties": module.outer.penalties}
+        assert module.counters()["outer"] == ["PPO", {"penalties": module.outer.penalties}]
         other = make(ProMP)
         other.load_counters(module.counters())
         assert other.outer.penalties == module.outer.penalties
@@ -496,6 +498,50 @@ def test_metrics_of_an_evaluation() -> None:
 def test_a_context_that_the_policy_was_not_built_for_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.context_dim = 0 cannot be used: the tasks are told with 2 numbers"):
         make().before_adaptation(torch.zeros(3, 2))
+
+
+def test_another_outer_update_than_the_checkpoints_starts_afresh(caplog: pytest.LogCaptureFixture) -> None:
+    module = make(ProMP, outer=PPO(adaptive_kl=True))
+    module.load_counters(make(outer=VPG()).counters())
+    assert "model.outer was VPG: PPO starts without its state" in caplog.text
+    assert module.outer.penalties == []
+
+
+@dataclass(frozen=True)
+class OneCredit(SamplingCorrection):
+    """A credit for the first inner round, whatever their number."""
+
+    def credits(self, iteration: Any) -> list[Tensor]:
+        return CrossTask().credits(iteration)[:1]
+
+
+def test_a_correction_has_a_credit_for_every_inner_round() -> None:
+    module = make(correction=OneCredit())
+    module.iteration(random_rounds(module))
+    with pytest.raises(
+        ConfigError,
+        match=r"OneCredit.* cannot be used: it gives 1 credits; none, or one for each of the 2 inner rounds",
+    ):
+        module.iteration(random_rounds(module, steps=2))
+
+
+def test_the_meta_gradient_can_be_had_within_an_evaluation_and_from_what_collecting_knew() -> None:
+    module = make()
+    rounds = random_rounds(module)
+    expected = module.meta_gradient(rounds)
+    batch = batch_of(module, rounds)
+    with torch.no_grad():
+        found = module.meta_gradient(batch.rounds, batch.adaptations)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    batch.adaptations[1]["signals.advantage"].zero_()  # they are read, not computed again
+    changed = module.meta_gradient(batch.rounds, batch.adaptations)
+    assert not torch.equal(changed["policy.trunk.0.weight"], expected["policy.trunk.0.weight"])
+
+
+def test_an_update_that_ascends_without_an_optimizer_is_told() -> None:
+    module = attach(make(TRPOMAML))
+    with pytest.raises(RuntimeError, match="this iteration has no optimizer"):
+        VPG().update(module.iteration(random_rounds(module)))
 
 
 # In a Trainer ------------------------------------------------------------------------------------------------------

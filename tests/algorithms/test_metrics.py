@@ -39,3 +39,12 @@ def test_counting_goes_on_after_a_checkpoint() -> None:
     expected = straight.pop(CPU)
     assert expected["actor"] == 14.0
     assert resumed.pop(CPU) == expected
+
+
+def test_a_value_that_changes_afterwards_and_one_of_half_precision_are_counted_as_they_were() -> None:
+    metrics, parameter = MeanMetrics(), torch.ones(())
+    for value in (1.0, 100.0):
+        metrics.add({"parameter": parameter.fill_(value)})
+    for _ in range(1000):
+        metrics.add({"half": torch.ones((), dtype=torch.bfloat16)})
+    assert metrics.pop(CPU) == {"parameter": 50.5, "half": 1.0}

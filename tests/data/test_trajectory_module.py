@@ -91,6 +91,32 @@ def test_padding_follows_the_end_of_each_episode() -> None:
     assert torch.equal(data.log_prob[data.mask > 0], torch.full((26,), -0.5))
 
 
+def test_the_end_of_an_episode_is_kept_apart_from_its_cut() -> None:
+    data = TaskSimulator(Countdown(), 2, 3, seed=0, action_scale=0.1, oracle_context=False).run(constant(4.0))
+    assert torch.equal(data.final_obs[..., 0], data.mask.sum(-1))  # the observation counts the steps
+    assert data.terminated.tolist() == [[True, True, True], [True, True, False]]  # the last one is cut at 6 of 7 steps
+    steps = torch.arange(1.0, 7.0).expand(2, 3, 6)
+    assert torch.equal(data.next_obs[..., 0][data.mask > 0], steps[data.mask > 0])
+
+
+class EndlessEnv(CountdownEnv):
+    """Says that it is cut after 6 steps, and is not."""
+
+    def step(self, action):
+        return super().step(action)._replace(terminated=np.zeros(self.num_envs, bool), truncated=self.steps > 99)
+
+
+@dataclass(frozen=True)
+class Endless(Countdown):
+    def make(self, num_envs: int, seed: int) -> Any:
+        return EndlessEnv(num_envs, seed, self.broken_at)
+
+
+def test_an_episode_that_goes_on_beyond_its_limit_is_refused() -> None:
+    with pytest.raises(EnvError, match="test/countdown: an episode did not end within its 6 steps"):
+        TaskSimulator(Endless(), 1, 2, seed=0, action_scale=1.0, oracle_context=False).run(constant(0.0))
+
+
 def test_trajectories_have_no_graph() -> None:
     weight = torch.ones(1, requires_grad=True)
     simulator = TaskSimulator(Countdown(), 1, 2, seed=0, action_scale=0.1, oracle_context=False)

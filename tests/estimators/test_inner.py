@@ -286,6 +286,7 @@ def test_world_is_what_it_seems(world):
         (lambda: LoadedDiCE(decay=1.1), "decay"),
         (lambda: LoadedDiCE(decay=-0.1), "decay"),
         (lambda: TruncatedDR(rho_max=0.0), "rho_max"),
+        (lambda: TruncatedDR(rho_max=-1.0), "rho_max"),
         (lambda: TruncatedDR(c_max=-1.0), "c_max"),
         (lambda: replace(TayPO(), order=-1), "order"),
     ],

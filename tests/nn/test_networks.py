@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lit_metarl.losses.sac import critic_loss
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.nn.actors import LOG_STD_MAX, LOG_STD_MIN
 from lit_metarl.nn.mlp import EnsembleLinear, ensemble_mlp
@@ -61,3 +62,17 @@ def test_log_std_stays_within_its_bounds(scale: float) -> None:
     assert distribution.mean.shape == distribution.log_std.shape == (50, 2)
     assert distribution.log_std.min() >= LOG_STD_MIN
     assert distribution.log_std.max() <= LOG_STD_MAX
+
+
+def test_a_critic_of_many_tasks_is_that_of_each_with_its_context() -> None:
+    """As many tasks as members: neither may be taken for the other."""
+    critic = EnsembleCriticMLP([8], members=2).build(Sizes(3, 2, context=4))
+    obs, action, context = torch.randn(2, 5, 3), torch.randn(2, 5, 2), torch.randn(2, 4)
+    together = critic(obs, action, context)
+    assert together.shape == (2, 2, 5)  # members, tasks, transitions
+    for task in range(2):
+        alone = critic(torch.cat([obs[task], context[task].expand(5, -1)], -1)[:, :3], action[task], context[task])
+        torch.testing.assert_close(together[:, task], alone)
+    target = torch.randn(2, 5)
+    each = [critic_loss(together[:, task], target[task]) for task in range(2)]
+    torch.testing.assert_close(critic_loss(together, target), (each[0] + each[1]) / 2)

@@ -112,3 +112,9 @@ def test_a_policy_that_could_not_be_loaded_is_refused_before_it_is_trained() -> 
         recipe_of(Forgets([3]))
     with pytest.raises(ConfigError, match="cannot be imported"):
         SAC(3, 2, actor=Plain(dict))
+
+
+@pytest.mark.parametrize("path", ["os.getenv", "collections.OrderedDict"])
+def test_a_checkpoint_calls_nothing_but_dataclasses(path: str) -> None:
+    with pytest.raises(ConfigError, match=f"{path} is no dataclass"):
+        from_recipe({"class_path": path, "init_args": {"key": "PATH"}})

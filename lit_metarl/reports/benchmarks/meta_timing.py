@@ -229,9 +229,9 @@ def _algorithms(sizes: dict[str, Any]) -> dict[str, Any]:
     return {
         "MAML": MAML(**sizes),
         "FO-MAML": FOMAML(**sizes),
-        "SG-MRL, cross_task": SGMRL(**sizes, correction=CrossTask()),
-        "SG-MRL, leave_one_out": SGMRL(**sizes, correction=LeaveOneOut()),
-        "SG-MRL, first_order": SGMRL(**sizes, correction=LinearisedLeaveOneOut()),
+        "SG-MRL, CrossTask": SGMRL(**sizes, correction=CrossTask()),
+        "SG-MRL, LeaveOneOut": SGMRL(**sizes, correction=LeaveOneOut()),
+        "SG-MRL, LinearisedLeaveOneOut": SGMRL(**sizes, correction=LinearisedLeaveOneOut()),
         "ProMP": ProMP(**sizes),
         "ProMP-TayPO-2": ProMPTayPO2(**sizes),
     }

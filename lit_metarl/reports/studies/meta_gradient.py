@@ -143,8 +143,9 @@ class Enumeration:
         for chosen in self.chosen:
             adaptation = self.module.adapt(adaptation, rounds[-1]) if rounds else adaptation
             reward = ALL.reward[chosen]
+            ends = torch.zeros(*reward.shape[:2], 2), torch.zeros(*reward.shape[:2], dtype=torch.bool)
             nought = torch.zeros_like(reward)
-            data = Trajectories(OBS[chosen], ALL.action[chosen], reward, nought, ALL.mask[chosen], nothing)
+            data = Trajectories(OBS[chosen], ALL.action[chosen], reward, nought, ALL.mask[chosen], *ends, nothing)
             log_prob = vmap(self.module.inner.log_prob)(below(POLICY, adaptation), data).detach()
             rounds.append(data._replace(log_prob=log_prob))
         return rounds

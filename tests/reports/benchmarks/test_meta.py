@@ -98,7 +98,7 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 def test_the_text_says_what_is_reached() -> None:
-    own = dict.fromkeys(NAMES, 4.0) | {"SG-MRL, leave_one_out": 6.0, "SG-MRL, cross_task": 4.08}
+    own = dict.fromkeys(NAMES, 4.0) | {"SG-MRL, LeaveOneOut": 6.0, "SG-MRL, CrossTask": 4.08}
     memory = Memory()
     memory.baseline, memory.peak = 0.5, 1.25
     settings = {"robot": "ant", "tasks": 3, "trajectories": 2, "horizon": 5, "rounds": 1, "hidden": [8, 4]}
@@ -109,9 +109,9 @@ def test_the_text_says_what_is_reached() -> None:
     assert lines["MAML's iterations"] == "MAML's iterations 125 (125 to 125) env steps/s"
     assert lines["whole to bare"] == "whole to bare 0.875 (0.875 to 0.875) goal ≥ 0.85: reached"
     assert lines["update"].startswith("update 25.0 % 2000.0")
-    assert "4080.0 MAML 1.010 (1.010 to 1.010) goal ≤ 1.02: reached" in lines["SG-MRL, cross_task"]
-    assert "6000.0 MAML 1.250 (1.250 to 1.250) goal ≤ 1.15: missed" in lines["SG-MRL, leave_one_out"]
-    assert lines["SG-MRL, first_order"].endswith("1.000 (1.000 to 1.000)")  # no goal
+    assert "4080.0 MAML 1.010 (1.010 to 1.010) goal ≤ 1.02: reached" in lines["SG-MRL, CrossTask"]
+    assert "6000.0 MAML 1.250 (1.250 to 1.250) goal ≤ 1.15: missed" in lines["SG-MRL, LeaveOneOut"]
+    assert lines["SG-MRL, LinearisedLeaveOneOut"].endswith("1.000 (1.000 to 1.000)")  # no goal
     assert "0.50 GiB before the first iteration, at most 1.25 GiB (+0.75); goal ≤ 1.5: reached" in text
     assert lines["400"] == "400 20.00 (20.00 to 20.00) 2.00 (2.00 to 2.00)"
 
