@@ -24,7 +24,8 @@ class ActorFactory(ABC):
     def build(self, sizes: Sizes) -> nn.Module:
         """Module from observations ``[..., O]`` to a distribution with ``sample(noise)`` and ``mode_action``.
 
-        Where ``sizes.context`` is not 0 it is called with a context ``[C]`` or ``[..., C]`` besides.
+        Where ``sizes.context`` is not 0 it is called with the context besides, ``[C]`` or with axes in front that the
+        observations begin with.
         """
 
 

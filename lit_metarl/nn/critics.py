@@ -21,7 +21,8 @@ class CriticFactory(ABC):
     def build(self, sizes: Sizes) -> nn.Module:
         """Module from ``(obs [M, O], action [M, A])`` to action values ``[E, M]`` of ``E`` independent members.
 
-        Where ``sizes.context`` is not 0 it is called with a context ``[C]`` or ``[M, C]`` besides.
+        Where ``sizes.context`` is not 0 it is called with the context besides, ``[C]`` or with axes in front that the
+        observations begin with.
         """
 
 
