@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lit_metarl.tracking.store import TrackingError, check_store, connect, find_runs, has_run, open_store
+from lit_metarl.tracking.store import (
+    StoredRun,
+    TrackingError,
+    check_store,
+    connect,
+    find_runs,
+    has_run,
+    list_runs,
+    open_store,
+)
 
 if TYPE_CHECKING:
     from lit_metarl.tracking.logger import MLflowLogger, environment_tags
 
 __all__ = [
     "MLflowLogger",
+    "StoredRun",
     "TrackingError",
     "check_store",
     "connect",
     "environment_tags",
     "find_runs",
     "has_run",
+    "list_runs",
     "open_store",
 ]
 

@@ -14,10 +14,9 @@ import platform
 import posixpath
 import re
 import subprocess
-import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,76 +32,16 @@ from lit_metarl.tracking.store import (
     ensure_experiment,
     reason_of,
 )
+from lit_metarl.tracking.writer import MetricWriter
 
 log = logging.getLogger(__name__)
 
-_POINTS_PER_WRITE = 1000  # MLflow's limits
-_PARAMS_PER_WRITE = 100
+_PARAMS_PER_WRITE = 100  # MLflow's limits
 _VALUE_LENGTH = 6000
 _KEY_LENGTH = 250
 _PACKAGES = ("lit_metarl", "torch", "lightning", "mujoco", "gymnasium", "dm_control", "mlflow")
 
 OF_CHECKPOINT = "checkpoint"
-
-Point = tuple[str, float, int, int]  # name, value, time in ms, step
-
-
-class MetricWriter:
-    """Collects metric points and writes them from a background thread, ``period`` seconds after the first.
-
-    Points leave the buffer only once they are in the database, so a write that failed is tried again by the next one.
-    (MLflow's own asynchronous logging drops them with a line in the log.)
-    """
-
-    def __init__(self, client: Any, run_id: str, period: float = 1.0) -> None:
-        self._client, self._run_id, self._period = client, run_id, period
-        self._points: list[Point] = []
-        self._timer: threading.Timer | None = None
-        self._buffer_lock = threading.Lock()
-        self._write_lock = threading.Lock()
-        self.told: str | None = None  # what went wrong, since the last write that succeeded
-
-    def add(self, points: list[Point]) -> None:
-        """Take ``points`` to be written soon."""
-        with self._buffer_lock:
-            self._points += points
-            if self._timer is None:
-                self._timer = threading.Timer(self._period, self._write_in_background)
-                self._timer.daemon = True
-                self._timer.start()
-
-    def flush(self) -> None:
-        """Write all points and return when they are in the database.
-
-        Raises:
-            TrackingError: the database refuses them; they are kept for the next call.
-        """
-        from mlflow.entities import Metric
-        from mlflow.exceptions import MlflowException
-
-        with self._write_lock:
-            while batch := self._points[:_POINTS_PER_WRITE]:
-                try:
-                    self._client.log_batch(self._run_id, metrics=[Metric(*point) for point in batch])
-                except MlflowException as error:
-                    self.told = (
-                        f"metric points of run {self._run_id} cannot be written to {self._client.tracking_uri}: "
-                        f"{reason_of(error)}. Check the space on the disk, and who locks the file."
-                    )
-                    raise TrackingError(f"{len(self._points)} {self.told}") from error
-                with self._buffer_lock:
-                    del self._points[: len(batch)]
-            self.told = None
-
-    def _write_in_background(self) -> None:
-        with self._buffer_lock:
-            self._timer = None
-        before = self.told
-        try:
-            self.flush()
-        except TrackingError as error:
-            if self.told != before:
-                log.warning("%s Trying again later.", error)
 
 
 class MLflowLogger(Logger):
@@ -114,6 +53,8 @@ class MLflowLogger(Logger):
         run_name: name of a new run; None for one that says what is trained, see :meth:`name_run`.
         run_id: ``checkpoint`` for the run of the checkpoint that training resumes, if it is in this store, and a new
             one otherwise; None for a new one; or the id of the run to continue.
+        tags: further tags of a new run, there from its first moment on.
+        artifacts: files that a new run gets a copy of.
     """
 
     def __init__(
@@ -122,6 +63,8 @@ class MLflowLogger(Logger):
         experiment_name: str = "lit_metarl",
         run_name: str | None = None,
         run_id: str | None = OF_CHECKPOINT,
+        tags: dict[str, str] | None = None,
+        artifacts: list[str] | None = None,
     ) -> None:
         super().__init__()
         if not experiment_name.strip():
@@ -130,6 +73,8 @@ class MLflowLogger(Logger):
         self._experiment_name = experiment_name
         self._run_name = run_name
         self._run_id = None if run_id == OF_CHECKPOINT else run_id
+        self._tags: Mapping[str, str] = tags or {}
+        self._artifacts: Sequence[str] = artifacts or ()
         self._steps: Callable[[], int] | None = None
         self._logged_until = 0  # time in ms of the latest point
         self._client: Any = None
@@ -155,9 +100,12 @@ class MLflowLogger(Logger):
             client = connect(self._root)
             if self._run_id is None:
                 experiment_id = ensure_experiment(client, self._root, self._experiment_name)
-                self._run_id = client.create_run(experiment_id, run_name=self._run_name, tags=_own_tags()).info.run_id
+                tags = {**_own_tags(), **self._tags}
+                self._run_id = client.create_run(experiment_id, run_name=self._run_name, tags=tags).info.run_id
                 self._unnamed = self._run_name is None
                 self._started = True
+                for path in self._artifacts:
+                    client.log_artifact(self._run_id, str(Path(path).expanduser()))
             else:
                 self._check_run(client, self._run_id)
             self._writer = MetricWriter(client, self._run_id)

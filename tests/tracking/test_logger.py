@@ -22,9 +22,10 @@ from lightning.pytorch.loggers.logger import Logger
 from mlflow.exceptions import MlflowException
 
 import lit_metarl
-from lit_metarl.tracking import MLflowLogger, TrackingError, connect, environment_tags, open_store
+from lit_metarl.tracking import MLflowLogger, TrackingError, connect, environment_tags, list_runs, open_store
 from lit_metarl.tracking import logger as logger_module
-from lit_metarl.tracking.logger import MetricWriter, clean_key
+from lit_metarl.tracking.logger import clean_key
+from lit_metarl.tracking.writer import MetricWriter
 
 # the package need not be installed: a process started elsewhere finds the one under test
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(lit_metarl.__file__).parents[1])}
@@ -289,6 +290,31 @@ def test_a_new_run_has_a_unique_name_a_source_and_a_user(root: str) -> None:
     assert runs[2].info.run_name == "mine"
     assert runs[0].data.tags["mlflow.source.name"]
     assert runs[0].data.tags["mlflow.user"]
+
+
+def test_a_new_run_gets_the_tags_and_files_of_its_config(root: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("title: Two arms.")
+    logger = MLflowLogger(root, "tagged", tags={"arm": "maml"}, artifacts=[str(tmp_path / "recipe.yaml")])
+    logger.log_metrics({"eval/return": 1.0}, step=3)
+    logger.log_metrics({"eval/return": 2.0, "train/loss": 0.1}, step=4)
+    logger.finalize("success")
+    client = connect(root)
+    assert client.get_run(logger.run_id).data.tags.items() >= {"arm": "maml"}.items()
+    assert Path(client.download_artifacts(logger.run_id, "recipe.yaml")).read_text() == "title: Two arms."
+    plain = MLflowLogger(root, "tagged")
+    assert plain.run_id != logger.run_id
+
+    (run,) = list_runs(root, "tagged", "arm")
+    info = client.get_run(logger.run_id).info
+    assert run[:2] == (logger.run_id, "FINISHED")
+    assert run.tags["arm"] == "maml"
+    assert (run.started_ms, run.ended_ms, run.evaluations) == (info.start_time, info.end_time, 2)
+    assert [each.run_id for each in list_runs(root, "tagged", "mlflow.user")] == [plain.run_id, logger.run_id]
+    assert not list_runs(root, "untagged", "arm")
+    assert not list_runs(tmp_path / "nowhere", "tagged", "arm")
+    assert not (tmp_path / "nowhere").exists()
+    client.delete_run(logger.run_id)
+    assert not list_runs(root, "tagged", "arm")
 
 
 @pytest.mark.parametrize(("ended", "expected"), [("success", "FINISHED"), ("killed", "KILLED"), ("failed", "FAILED")])
