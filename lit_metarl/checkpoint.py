@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
+"""Name of the file in a run's folder that is locked while the run is trained."""
+_HOLDER = ".lock.holder"
 
 
 class CheckpointError(RuntimeError):
@@ -118,3 +124,44 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sign_lock(folder: Path) -> None:
+    """Write down that this process has locked ``folder``."""
+    (folder / _HOLDER).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+
+
+def signed_by(folder: Path) -> str:
+    """Who locked ``folder`` last, as :func:`sign_lock` wrote it."""
+    try:
+        return (folder / _HOLDER).read_text(encoding="utf-8")
+    except OSError:
+        return "another process"
+
+
+def trained_by(folder: Path) -> str | None:
+    """The process that has the run in ``folder`` locked now; None if none has."""
+    if not (folder / LOCK).is_file():
+        return None
+    words = signed_by(folder).split()
+    if words[0] == "process" and words[-1] == socket.gethostname() and not _is_alive(int(words[1])):
+        return None  # without trying the lock, which would be in the way of a process that takes it just now
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return None
+    except Timeout:
+        return signed_by(folder)
+    except NotImplementedError:  # a file system without locks
+        return None
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from test_cli import SMOKE, error_of, runs
 
 from lit_metarl.__main__ import main
+from lit_metarl.checkpoint import trained_by
 from lit_metarl.tracking import connect
 
 fork = multiprocessing.get_context("fork")  # a training in a process of its own, without the imports of a new one
@@ -99,7 +100,11 @@ def test_a_second_process_is_refused_until_the_first_has_ended(
     )
     assert connect("mlruns").get_run(path.parent.name).info.status == "RUNNING"
     assert first.process.is_alive()
+    assert trained_by(path.parent) == holder
     first.stop(signal.SIGKILL)
+    assert trained_by(path.parent) is None
+    path.with_name(".lock.holder").write_text(f"process 1 on {os.uname().nodename}")  # as if its number was given anew
+    assert trained_by(path.parent) is None
     part = path.with_name(".last.ckpt.part")  # as if it had been saving
     part.write_bytes(b"half of a checkpoint")
     epochs = torch.load(path, weights_only=True)["epoch"] + 2

@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_metarl.algorithms import Algorithm
 from lit_metarl.callbacks.signals import StopSignals, name_of
-from lit_metarl.checkpoint import CheckpointError, link_checkpoint, read_checkpoint, write_checkpoint
+from lit_metarl.checkpoint import (
+    LOCK,
+    CheckpointError,
+    link_checkpoint,
+    read_checkpoint,
+    sign_lock,
+    signed_by,
+    write_checkpoint,
+)
 from lit_metarl.processes import lost_peer
 from lit_metarl.tracking.logger import mlflow_logger
 from lit_metarl.types import ConfigError, DivergenceError, Interrupted, require
@@ -95,17 +102,17 @@ class RunCheckpoint(Checkpoint):
     def _take_lock(self) -> str | None:
         """Lock the folder and sweep what a crash left there; what stands in the way, if anything does."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        lock, holder = FileLock(self.directory / ".lock"), self.directory / ".lock.holder"
+        lock = FileLock(self.directory / LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            by = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+            by = signed_by(self.directory)
             return f"{self.directory} is being trained by {by}: wait for its end or stop it, then resume."
         except NotImplementedError:
             rank_zero_warn(f"The file system of {self.directory} has no locks: train this run in one process only.")
             return None
         self._lock = lock
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        sign_lock(self.directory)
         for left_by_crash in self.directory.glob(".*.part"):
             left_by_crash.unlink(missing_ok=True)
         return None
