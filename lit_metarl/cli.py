@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -239,6 +239,34 @@ class CLI(LightningCLI):
         if logger is not None:
             logger.check()
         return trainer
+
+
+class Resolver(CLI):
+    """Complete configs of ``fit``, from the signatures of what they name; nothing is built."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Nothing yet: each call has its own."""
+        self.config = {"subcommand": None}
+
+    def _set_seed(self) -> None:
+        """Nothing: no random number is drawn."""
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing, as nothing is instantiated."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing."""
+
+    def __call__(self, config: Mapping[str, Any], flags: Sequence[str] = ()) -> dict[str, Any]:
+        """Every option of ``fit --config <config> <flags>`` as a config: with defaults, without what links set.
+
+        Raises:
+            ConfigError: Trainer options that cannot work; the parser itself exits with 2 and one line.
+        """
+        self.config = self.parser.parse_args(["fit", "--config", yaml.safe_dump(dict(config)), *flags])
+        self.subcommand = "fit"
+        check_trainer(self.settings.trainer, True)
+        return yaml.safe_load(self.parser.dump(self.config, format="yaml", skip_unset=False))["fit"]
 
 
 def run(arguments: Sequence[str]) -> None:

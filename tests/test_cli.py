@@ -11,8 +11,11 @@ import torch
 import lit_metarl
 from lit_metarl.__main__ import main
 from lit_metarl.checkpoint import CheckpointError
+from lit_metarl.cli import Resolver
+from lit_metarl.config import load_config
 from lit_metarl.envs.rendering import rendering_available
 from lit_metarl.tracking import connect
+from lit_metarl.types import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PENDULUM = [f"--config={CONFIGS / 'experiment' / 'sac_small_pendulum.yaml'}"]
@@ -69,6 +72,18 @@ def test_fit_resume_validate_test_and_load(capsys: pytest.CaptureFixture[str]) -
     np.testing.assert_allclose(lit_metarl.load_policy(run / "best.ckpt")(obs[0]), policy(obs)[0], rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"takes observations \[3\]"):
         policy(np.zeros(4))
+
+
+def test_a_resolved_config_is_complete_and_stays_what_it_is() -> None:
+    resolve, given = Resolver(), load_config(CONFIGS / "experiment" / "sac_small_pendulum.yaml")
+    config = resolve(given, ["--model.gamma=0.98", "--seed_everything=3"])
+    assert config["model"]["init_args"]["gamma"] == 0.98
+    assert config["trainer"]["callbacks"][0]["init_args"] == {"every_n_batches": 0, "monitor": "eval/return"}
+    assert config["seed_everything"] == 3
+    assert "seed" not in config["data"]["init_args"]  # which is linked
+    assert resolve(config) == config
+    with pytest.raises(ConfigError, match=r"trainer.max_steps = 5 cannot be used"):
+        resolve(config, ["--trainer.max_steps=5"])
 
 
 def test_predict_films_an_episode() -> None:
