@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from lit_metarl.errors import COMMANDS, cause_of, one_line, unknown_command
+
+if TYPE_CHECKING:
+    from lit_metarl.cli import Resolver
 
 USAGE = """\
 usage: lit-metarl COMMAND [options]
@@ -18,6 +22,7 @@ commands:
   validate   evaluate:         lit-metarl validate --config … --ckpt_path last
   test       test episodes:    lit-metarl test --config … --ckpt_path best
   predict    film an episode:  lit-metarl predict --config … --ckpt_path best
+  sweep      train a recipe:   lit-metarl sweep configs/sweep/navigation.yaml
   benchmark  time the whole training loop, part by part; that of meta-learning: lit-metarl benchmark meta
   report     results table from the runs in mlruns/
   compare    two experiments, with intervals over seeds and tasks
@@ -68,6 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
         from lit_metarl.reports.command import main as report
 
         return report(arguments)
+    if command == "sweep":
+        from lit_metarl.sweep.command import main as sweep
+
+        return sweep(arguments[1:], _resolver)
     return _train(arguments)
 
 
@@ -75,6 +84,13 @@ def _at_home(word: str) -> str:
     """``word`` with the home folder for a ``~``, which a shell leaves alone in ``--key=~/path``."""
     flag, equals, value = word.rpartition("=")
     return flag + equals + os.path.expanduser(value)
+
+
+def _resolver() -> Resolver:
+    from lit_metarl.cli import Resolver, quieten
+
+    quieten()
+    return Resolver()
 
 
 def _train(arguments: list[str]) -> int:

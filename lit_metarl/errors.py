@@ -14,7 +14,19 @@ from collections.abc import Iterable
 _NOISE = re.compile(
     r"^(Does not validate against|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value|tip:)", re.IGNORECASE
 )
-COMMANDS = ("fit", "validate", "test", "predict", "benchmark", "report", "compare", "study", "doctor", "completion")
+COMMANDS = (
+    "fit",
+    "validate",
+    "test",
+    "predict",
+    "sweep",
+    "benchmark",
+    "report",
+    "compare",
+    "study",
+    "doctor",
+    "completion",
+)
 OTHER_WORDS = {"train": "fit", "run": "fit", "resume": "fit", "eval": "validate", "evaluate": "validate"}
 LISTED = 30  # names that are still read
 ENVS = "lit_metarl.envs"

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "tracking": {"types"},
     "callbacks": {"types", "envs", "tracking", "algorithms", "data", "diagnostics", "checkpoint", "processes"},
     "policy": {"types", "nn", "checkpoint"},
+    "sweep": {"types", "config", "checkpoint", "tracking", "settings"},
 }
 # Files of a part that may import more than the rest of it.
 MAY_ALSO_IMPORT = {
@@ -86,6 +87,11 @@ def test_imports_point_one_way(path: Path) -> None:
         studies = ("meta_gradient", "preconditioning")
         training = {m for m in imports(path) if m.startswith(("lit_metarl.algorithms", "lit_metarl.data"))}
         assert path.parent.name == "benchmarks" or path.stem in studies or not training
+
+
+def test_sweeps_stand_on_top() -> None:
+    users = {part_of(path) for path in FILES if any(name.startswith("lit_metarl.sweep") for name in imports(path))}
+    assert users == {"sweep", "__main__"}
 
 
 def test_the_rule_can_fail() -> None:

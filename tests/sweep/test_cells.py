@@ -1,0 +1,146 @@
+"""Cells and their keys: the same for what is the same run, another for every setting that matters."""
+
+from __future__ import annotations
+
+import pickle
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from sweep_cases import CONFIGS, PENDULUM, cells_of, resolver, write_recipe
+
+from lit_metarl.config import load_config
+from lit_metarl.sweep.cells import KEY_TAG, key_of, make_cells
+from lit_metarl.sweep.recipe import load_recipe
+from lit_metarl.types import ConfigError
+
+NAVIGATION = load_recipe(CONFIGS / "sweep" / "navigation.yaml")
+
+
+def leaves(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where the values of a config are that are no mapping or list."""
+    if isinstance(tree, dict | list) and tree:
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return [leaf for name, value in items for leaf in leaves(value, (*path, name))]
+    return [path]
+
+
+def changed(config: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
+    other = deepcopy(config)
+    place = other
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = "another value"
+    return other
+
+
+def test_every_setting_that_matters_changes_the_key_and_no_other() -> None:
+    config = resolver()(load_config(CONFIGS / "experiment" / "navigation_sgmrl.yaml"))
+    paths = leaves(config)
+    assert len(paths) > 60
+    same = {".".join(map(str, path)) for path in paths if key_of(changed(config, path)) == key_of(config)}
+    bar = {"trainer.callbacks.1.init_args.refresh_rate"}
+    of_a_start = {"enable_progress_bar", "enable_model_summary", "default_root_dir", "profiler"}
+    logger = {f"trainer.logger.init_args.{name}" for name in config["trainer"]["logger"]["init_args"]}
+    checkpoint = {"trainer.callbacks.0.init_args.every_n_batches"}
+    start = {"ckpt_path", "weights_only"} & config.keys()
+    assert (
+        same
+        == bar
+        | {f"trainer.{name}" for name in of_a_start}
+        | logger
+        | {"trainer.logger.class_path"}
+        | checkpoint
+        | start
+    )
+
+
+def test_the_key_does_not_depend_on_order_or_on_who_says_a_default() -> None:
+    (plain,) = cells_of()
+    (spelt,) = cells_of(overrides={"model.gamma": 0.99, "trainer.check_val_every_n_epoch": 1})
+    (turned,) = cells_of(overrides={"trainer.check_val_every_n_epoch": 1, "model.gamma": 0.99})
+    (elsewhere,) = cells_of(more=("--trainer.logger.root=elsewhere",))
+    assert plain.config["model"]["init_args"]["gamma"] == 0.99
+    assert {cell.key for cell in (spelt, turned, elsewhere)} == {plain.key}
+    assert key_of(dict(reversed(plain.config.items()))) == plain.key
+    assert elsewhere.file("log").as_posix() == f"elsewhere/sweeps/swing/sac-seed0-{plain.key}.log"
+
+
+def test_cells_are_arms_times_grid_times_seeds_a_seed_after_the_other() -> None:
+    cells = cells_of(seeds=[4, 2], grid={"model.gamma": [0.9, 0.95], "data.batch_size": [8]})
+    assert [str(cell) for cell in cells] == [
+        f"sac model.gamma={gamma} data.batch_size=8 seed {seed}" for seed in (4, 2) for gamma in (0.9, 0.95)
+    ]
+    assert len({cell.key for cell in cells}) == 4
+    first = cells[0]
+    assert first.config["model"]["init_args"]["gamma"] == 0.9
+    assert first.config["seed_everything"] == 4
+    assert first.config["trainer"]["logger"]["init_args"] == {
+        "root": "mlruns",
+        "experiment_name": "swing",
+        "run_name": "sac model.gamma=0.9 data.batch_size=8 seed 4",
+        "run_id": "checkpoint",
+        "tags": {"recipe": "swing", "arm": "sac model.gamma=0.9 data.batch_size=8", KEY_TAG: first.key},
+        "artifacts": ["swing.yaml"],
+    }
+    assert first.evaluations == 6
+    assert pickle.loads(pickle.dumps(first)) == first
+
+
+def test_a_cell_is_trained_as_its_config_says() -> None:
+    (cell,) = cells_of()
+    again = resolver()(cell.config)
+    assert again == cell.config
+    assert key_of(again) == cell.key
+
+
+def test_later_settings_win() -> None:
+    recipe = write_recipe(
+        experiments={"a": {"config": [PENDULUM], "overrides": {"trainer.max_epochs": 7, "model.gamma": 0.7}}},
+        overrides={"trainer.max_epochs": 8, "model.gamma": 0.8, "data.batch_size": 8},
+        grid={"data.eval_episodes": [5]},
+        seeds=2,
+    )
+    overlay = {"trainer": {"max_epochs": 1}, "data": {"init_args": {"eval_episodes": 1, "capacity": 100}}}
+    cells = make_cells(load_recipe(recipe), resolver(), [overlay], ["--data.capacity=200"], [9])
+    (config,) = [cell.config for cell in cells]
+    data = config["data"]["init_args"]
+    assert config["trainer"]["max_epochs"] == 1
+    assert config["model"]["init_args"]["gamma"] == 0.7
+    assert (data["batch_size"], data["eval_episodes"], data["capacity"]) == (8, 5, 200)
+    assert config["seed_everything"] == 9
+
+
+def test_one_run_is_one_cell() -> None:
+    with pytest.raises(ConfigError, match=r"swing.yaml: sac model.gamma=0.9 seed 0 and sac .* are the same run"):
+        cells_of(grid={"model.gamma": [0.9, 9e-1]})
+
+
+def test_runs_that_would_not_be_recorded_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"trainer.logger = False cannot be used: a sweep reads in the store"):
+        cells_of(more=("--trainer.logger=false",))
+
+
+def test_unknown_settings_are_refused_by_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cells_of(grid={"model.gama": [0.9]})
+    assert "lit-metarl: error: model.gama: SAC takes no gama. Did you mean gamma?" in capsys.readouterr().err
+
+
+def test_shipped_arms_differ_only_where_their_recipe_says() -> None:
+    cells = {cell.arm: cell.config for cell in make_cells(NAVIGATION, resolver(), seeds=[0])}
+    assert {config["trainer"]["max_epochs"] for config in cells.values()} == {30}
+    data = [config["data"] for config in cells.values()]
+    assert all(each == data[0] for each in data)
+    corrections = {
+        cells[arm]["model"]["init_args"]["correction"]["class_path"] for arm in ("sgmrl", "sgmrl_linearised")
+    }
+    assert {name.rpartition(".")[2] for name in corrections} == {"LeaveOneOut", "LinearisedLeaveOneOut"}
+    cheetah = make_cells(load_recipe(CONFIGS / "sweep" / "half_cheetah_direction.yaml"), resolver(), seeds=[0])
+    steps = set()
+    for cell in cheetah:
+        init, epochs = cell.config["data"]["init_args"], cell.config["trainer"]["max_epochs"]
+        rounds = init["adaptation_steps"] + 1
+        horizon = init["env"]["init_args"]["max_episode_steps"]
+        steps.add(epochs * init["epoch_iterations"] * init["num_tasks"] * init["trajectories"] * rounds * horizon)
+    assert steps == {16_000_000}

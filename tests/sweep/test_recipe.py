@@ -1,0 +1,113 @@
+"""Recipes: what a file may say, and one clear error for each kind of bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweep_cases import CONFIGS, PENDULUM, write_recipe
+
+from lit_metarl.sweep.recipe import flags, load_recipe, read_seeds
+from lit_metarl.types import ConfigError
+
+
+def test_a_list_of_experiments_names_its_arms_by_file() -> None:
+    recipe = load_recipe(write_recipe(experiments=[PENDULUM], seeds=[7, 3], grid={"model.gamma": [0.9, 0.99]}))
+    assert [arm.name for arm in recipe.arms] == ["sac_small_pendulum"]
+    assert recipe.arms[0].config["trainer"]["max_epochs"] == 6
+    assert recipe.seeds == (7, 3)
+    assert recipe.points() == [{"model.gamma": 0.9}, {"model.gamma": 0.99}]
+    assert recipe.name == "swing"
+
+
+def test_files_of_an_arm_are_merged_in_order_and_relative_to_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "shorter.yaml").write_text("trainer: {max_epochs: 2}")
+    arm = {"config": [PENDULUM, "../shorter.yaml"], "overrides": {"model.gamma": 0.9}}
+    recipe = load_recipe(write_recipe("deep/r.yaml", experiments={"short": arm}))
+    assert recipe.arms[0].config["trainer"]["max_epochs"] == 2
+    assert recipe.arms[0].overrides == {"model.gamma": 0.9}
+    assert recipe.points() == [{}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedes": 3}, "a key of swing.yaml = 'sedes' cannot be used: choose from title, experiments, grid, seeds,"),
+        ({"title": None}, "title of swing.yaml = None cannot be used: say in one sentence what it shows."),
+        ({"experiments": None}, "experiments of swing.yaml = None cannot be used: write a list of experiment files"),
+        ({"experiments": []}, "experiments of swing.yaml = [] cannot be used: write a list of experiment files"),
+        ({"experiments": [3]}, "experiments of swing.yaml = 3 cannot be used: name a file, relative to ."),
+        (
+            {"experiments": ["gone.yaml"]},
+            "experiments of swing.yaml: config file gone.yaml cannot be read: No such file",
+        ),
+        ({"experiments": [PENDULUM, PENDULUM]}, "two arms would be called ['sac_small_pendulum']"),
+        ({"experiments": {"a": PENDULUM}}, "experiments.a of swing.yaml = '"),
+        (
+            {"experiments": {"a": {"files": [PENDULUM]}}},
+            "a key of experiments.a of swing.yaml = 'files' cannot be used",
+        ),
+        ({"experiments": {"a": {"config": []}}}, "config of experiments.a of swing.yaml = [] cannot be used"),
+        ({"grid": {"model.gamma": []}}, "grid.model.gamma of swing.yaml = [] cannot be used: write a list of at least"),
+        ({"grid": {"model.gamma": 0.9}}, "grid.model.gamma of swing.yaml = 0.9 cannot be used: write a list"),
+        ({"grid": [1]}, "grid of swing.yaml = [1] cannot be used: write a mapping of settings to lists"),
+        ({"grid": {"gamma": [1]}}, "grid of swing.yaml = 'gamma' cannot be used: write a setting as on the command"),
+        (
+            {"grid": {"seed_everything": [1]}},
+            "grid of swing.yaml = 'seed_everything' cannot be used: seeds are written",
+        ),
+        (
+            {"overrides": {"optimizer.lr": 1}},
+            "overrides of swing.yaml = 'optimizer.lr' cannot be used: write a setting",
+        ),
+        ({"overrides": [1]}, "overrides of swing.yaml = [1] cannot be used: write a mapping"),
+        (
+            {"seeds": 0},
+            "seeds of swing.yaml = 0 cannot be used: write how many there are, or a list of different ones.",
+        ),
+        ({"seeds": True}, "seeds of swing.yaml = True cannot be used"),
+        ({"seeds": [1, 1]}, "seeds of swing.yaml = [1, 1] cannot be used"),
+        ({"seeds": [True]}, "seeds of swing.yaml = [True] cannot be used"),
+        ({"seeds": None}, "seeds of swing.yaml = None cannot be used"),
+        ({"seeds": [-1]}, "seed_everything = -1: give a number from 0 to 4294967295"),
+    ],
+)
+def test_bad_recipes_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_recipe(write_recipe(**changes))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config file gone.yaml cannot be read: No such file"):
+        load_recipe(Path("gone.yaml"))
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        load_recipe(Path("list.yaml"))
+
+
+def test_seeds_and_flags_as_words() -> None:
+    assert read_seeds(3) == (0, 1, 2)
+    settings = {"model": "SAC", "model.gamma": 0.5, "data.size": [1, 2], "trainer.logger": None, "model.x": True}
+    assert flags(settings) == [
+        "--model=SAC",
+        "--model.gamma=0.5",
+        "--data.size=[1, 2]",
+        "--trainer.logger=null",
+        "--model.x=true",
+    ]
+
+
+def test_shipped_recipes_say_what_the_papers_ask_for() -> None:
+    recipes = {path.stem: load_recipe(path) for path in CONFIGS.glob("sweep/*.yaml")}
+    assert recipes.keys() == {"navigation", "half_cheetah_direction"}
+    names = {name: [arm.name for arm in recipe.arms] for name, recipe in recipes.items()}
+    assert names["navigation"] == ["maml", "fomaml", "emaml", "sgmrl", "sgmrl_linearised"]
+    assert names["half_cheetah_direction"] == ["promp", "promp_taypo2", "maml", "sgmrl"]
+    assert {name: len(recipe.seeds) for name, recipe in recipes.items()} == {
+        "navigation": 5,
+        "half_cheetah_direction": 3,
+    }
