@@ -155,7 +155,8 @@ def _plan(cells: Sequence[Cell], states: Mapping[str, CellState], workers: int) 
     left = durations_of(cells, states).left(parts, workers)
     counts = Counter(str(state.state) for state in states.values())
     cost = in_words(left) + (" (no cell has finished yet)" if left is None else "")
-    lines.append(f"{len(cells)} cells: {_in_words(counts)}; time left with {workers} workers: {cost}")
+    many = f"{workers} worker{'s' if workers > 1 else ''}"
+    lines.append(f"{len(cells)} cells: {_in_words(counts)}; time left with {many}: {cost}")
     return "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,7 @@ from lit_metarl.sweep.state import CellLock, CellState, State, abandon_runs, loo
 
 ERROR = "lit-metarl: error: "
 POLL_S = 0.1
+_TRACEBACK = "Traceback (most recent call last):"
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
 
@@ -157,12 +158,16 @@ def train(cell: Cell, threads: int = 1, retry: bool = False) -> Outcome:
 def last_error(log: Path) -> str:
     """The last line of ``log`` that says what went wrong; its last line at all if none does."""
     try:
-        lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+        text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    lines = [line for line in lines if line and not line.startswith("# ")]
+    text = text[text.rfind("\n# ") + 1 :]  # of the last attempt
+    lines = [line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith("# ")]
     errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
-    return (errors or lines or [""])[-1]
+    if not errors and _TRACEBACK in lines:
+        after = lines[len(lines) - lines[::-1].index(_TRACEBACK) :]
+        errors = [line for line in after if not line.startswith(" ")][:1]  # notes follow it
+    return (errors or lines or [""])[-1].strip()
 
 
 def _ended(code: int) -> str:

@@ -97,8 +97,9 @@ class Workers:
         self._shown.say(f"{cell}: {outcome.state.state}{reason}; {self._summary()}")
 
     def _stop(self, number: int) -> None:
-        how = "which save; Ctrl-C again stops them at once" if number == signal.SIGTERM else "which do not save"
-        self._shown.say(f"stopping {len(self._running)} runs, {how}")
+        how = "which saves" if len(self._running) == 1 else "which save"
+        how = f"{how}; Ctrl-C again stops at once" if number == signal.SIGTERM else "saving nothing"
+        self._shown.say(f"stopping {len(self._running)} run{'s' if len(self._running) > 1 else ''}, {how}")
         for attempt in self._running.values():
             attempt.stop(number)
 

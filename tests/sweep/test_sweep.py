@@ -1,0 +1,180 @@
+"""Sweeps of real, tiny runs: stopped and gone on with, failed and retried, two at once, and bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from sweep_cases import SMOKE, write_recipe
+from test_cli import error_of
+
+from lit_metarl.__main__ import main
+from lit_metarl.checkpoint import trained_by
+from lit_metarl.sweep.cells import KEY_TAG
+from lit_metarl.tracking import StoredRun, connect, list_runs
+
+fork = multiprocessing.get_context("fork")  # a sweep in a process of its own, without the imports of a new one
+EPOCHS = 40
+BOOM = """
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class Boom(Callback):
+    '''Fails in the second epoch until there is a file named mended.'''
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1 and not Path("mended").exists():
+            raise RuntimeError("the simulator is on fire")
+"""
+
+
+class Sweep:
+    """``lit-metarl sweep swing.yaml`` in a forked process."""
+
+    def __init__(self, output: str, *flags: str) -> None:
+        self.output = Path(output)
+        self.process = fork.Process(target=self._run, args=(self.output, flags))
+        self.process.start()
+
+    @staticmethod
+    def _run(output: Path, flags: tuple[str, ...]) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        with output.open("w", buffering=1) as file:
+            sys.stdout = sys.stderr = file
+            torch.set_num_threads(1)
+            os._exit(main(["sweep", "swing.yaml", *SMOKE, *flags]))
+
+    def wait(self, done: Callable[[], bool]) -> None:
+        while not done():
+            assert self.process.is_alive(), self.output.read_text()
+            time.sleep(0.05)
+
+    def end(self, number: int | None = None) -> int:
+        if number is not None:
+            os.kill(self.process.pid or 0, number)
+        self.process.join(120)
+        return self.process.exitcode if self.process.exitcode is not None else -1
+
+
+@pytest.fixture
+def sweep() -> Iterator[Callable[..., Sweep]]:
+    started: list[Sweep] = []
+
+    def start(*args: str) -> Sweep:
+        started.append(Sweep(*args))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.join()
+    for folder in Path("mlruns/runs").glob("*"):  # what a killed sweep leaves behind goes on
+        holder = trained_by(folder)
+        if holder is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(holder.split()[1]), signal.SIGKILL)
+
+
+def runs() -> list[StoredRun]:
+    return list_runs("mlruns", "swing", KEY_TAG)
+
+
+def test_a_sweep_is_stopped_and_gone_on_with(sweep: Callable[..., Sweep], capsys: pytest.CaptureFixture[str]) -> None:
+    write_recipe(seeds=2)
+    epochs = f"--trainer.max_epochs={EPOCHS}"
+    first = sweep("first.txt", epochs, "--workers=2")
+    first.wait(lambda: sum((Path("mlruns/runs") / run.run_id / "last.ckpt").exists() for run in runs()) == 2)
+    names = {run.tags["mlflow.runName"]: run.run_id for run in runs()}
+    killed, saved = names["sac seed 0"], names["sac seed 1"]
+    holder = trained_by(Path("mlruns/runs") / killed)
+    assert holder is not None
+    os.kill(int(holder.split()[1]), signal.SIGKILL)
+    first.wait(lambda: "sac seed 0: interrupted (stopped by SIGKILL)" in first.output.read_text())
+    assert first.end(signal.SIGINT) == 130
+    lines = first.output.read_text().splitlines()
+    assert lines[0] == "swing: SAC on a pendulum."
+    assert "stopping 1 run, which saves; Ctrl-C again stops at once" in lines
+    assert lines[-1].startswith("lit-metarl: stopped by SIGINT: 2 interrupted; go on with `lit-metarl sweep swing.yaml")
+    # Of the killed one nobody was left to say so.
+    assert {run.run_id: run.status for run in runs()} == {saved: "KILLED", killed: "RUNNING"}
+    assert all(0 < run.evaluations < EPOCHS for run in runs())
+
+    flags = ["swing.yaml", *SMOKE, epochs]
+    assert main(["sweep", *flags, "--dry_run"]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(row[3], row[5]) for row in table[:2]] == [("interrupted", killed), ("interrupted", saved)]
+    for _ in range(2):  # the second time there is nothing to do
+        assert main(["sweep", *flags, "--seeds=[0]"]) == 0
+        (run,) = [run for run in runs() if run.run_id == killed]
+        assert (run.status, run.evaluations) == ("FINISHED", EPOCHS)  # every point once: it went on
+        assert len(runs()) == 2
+        assert "swing: 1 finished" in capsys.readouterr().out
+    artifact = connect("mlruns").download_artifacts(killed, "swing.yaml")
+    assert Path(artifact).read_text() == Path("swing.yaml").read_text()
+
+
+def test_what_fails_is_trained_once_shown_and_retried(
+    sweep: Callable[..., Sweep],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    Path("boom.py").write_text(BOOM)
+    write_recipe(seeds=1)
+    boom = "--trainer.callbacks+=boom.Boom"
+    both = [sweep("first.txt", boom), sweep("second.txt", boom)]
+    assert 1 in [each.end() for each in both]  # the other one leaves it alone, or came when it had failed
+    (run,) = runs()
+    assert run.status == "FAILED"
+    output = "".join(each.output.read_text() for each in both)
+    assert (
+        "lit-metarl: sac seed 0 failed: RuntimeError: the simulator is on fire (--retry tries again; mlruns/" in output
+    )
+
+    assert main(["sweep", "swing.yaml", *SMOKE, boom]) == 1
+    said = capsys.readouterr()
+    assert "swing: 1 failed" in said.out
+    assert "sac seed 0 failed: RuntimeError: the simulator is on fire" in said.err
+    assert [each.run_id for each in runs()] == [run.run_id]
+    Path("mended").touch()
+    assert main(["sweep", "swing.yaml", *SMOKE, boom, "--retry"]) == 0
+    (again,) = runs()
+    assert (again.run_id, again.status, again.evaluations) == (run.run_id, "FINISHED", 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["gone.yaml"], "config file gone.yaml cannot be read: No such file or directory."),
+        (["swing.yaml", "--seeds=0"], "--seeds = 0 cannot be used: write how many there are, or a list of different"),
+        (["swing.yaml", "--config=gone.yaml"], "config file gone.yaml cannot be read: No such file or directory."),
+        (["swing.yaml", "--trainer.max_steps=3"], "trainer.max_steps = 3 cannot be used"),
+        (["swing.yaml", "--model.gama=1"], "model.gama: SAC takes no gama. Did you mean gamma?"),
+        (["swing.yaml", "--worker=2"], "--worker=2 is not understood."),
+        (["swing.yaml", "--trainer.logger.root=swing.yaml"], "Cannot write in the tracking root swing.yaml"),
+    ],
+)
+def test_bad_input_is_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_recipe()
+    assert message in error_of(["sweep", *flags], capsys)
+    assert not Path("mlruns").exists()
+
+
+def test_help_says_how_many_workers_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["sweep", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "default: one for each CPU, with one thread each: the small networks" in words
+    with pytest.raises(SystemExit, match="2"):
+        main(["sweep", "swing.yaml", "--workers=0"])
+    assert "'0' is not an integer of at least 1" in capsys.readouterr().err
