@@ -14,15 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from lit_metarl.__main__ import main
+from lit_metarl.cli import Resolver
 from lit_metarl.config import load_config
 from lit_metarl.envs import locomotion_tasks, navigation
 from lit_metarl.envs.rendering import rendering_available
+from lit_metarl.sweep.cells import Cell, make_cells
+from lit_metarl.sweep.recipe import load_recipe
+from lit_metarl.sweep.state import State, look
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BASH = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+YAML = re.findall(r"```yaml\n(title:.*?)```", README, re.DOTALL)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SET_UP = [line for line in BASH if line.startswith("python3 -m venv")]
 
@@ -37,6 +43,10 @@ def smoke(line: str) -> list[str]:
 
 def words(line: str) -> list[str]:
     return shlex.split(line.removeprefix("PYTHONPATH=. "))
+
+
+def is_sweep(line: str) -> bool:
+    return words(line)[:2] == ["lit-metarl", "sweep"]
 
 
 def is_training(line: str) -> bool:
@@ -97,6 +107,44 @@ def test_every_training_command_runs(checkout: Path, monkeypatch: pytest.MonkeyP
             assert main([*command, *smoke(line), *more]) == 0, line
 
 
+def smoke_cells(path: Path) -> tuple[list[str], list[Cell]]:
+    """The flags that make a recipe take seconds, and its cells then."""
+    overlay = Path("configs/overlay/smoke_meta.yaml")
+    more = ["--trainer.accelerator=cpu"]
+    cells = make_cells(load_recipe(path), Resolver(), [load_config(overlay)], more, [0])
+    return ["--config", str(overlay), *more, "--seeds=1"], cells
+
+
+def test_every_sweep_command_runs(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its cells are trained in this process, without the ten seconds of imports that each has in its own."""
+    lines = [line for line in BASH if is_sweep(line)]
+    assert len(lines) == 3
+    for line in lines:
+        flags, cells = smoke_cells(Path(words(line)[2]))
+        for cell in cells:
+            if look([cell])[cell.key].state is State.ABSENT:
+                Path("cell.yaml").write_text(yaml.safe_dump(cell.config))
+                assert main(["fit", "--config=cell.yaml"]) == 0
+        capsys.readouterr()
+        assert main([*words(line)[1:], *flags]) == 0, line
+        assert f"{len(cells)} finished" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_sweep_of_the_readme_trains_in_processes(checkout: Path) -> None:
+    line = next(line for line in BASH if is_sweep(line) and "--dry_run" not in line)
+    flags, cells = smoke_cells(Path(words(line)[2]))
+    assert main([*words(line)[1:], *flags]) == 0
+    assert {state.state for state in look(cells).values()} == {State.FINISHED}
+
+
+def test_the_recipe_of_the_readme_is_one(checkout: Path) -> None:
+    (text,) = YAML
+    recipe = Path("inner_lr.yaml")
+    recipe.write_text(text.replace("../experiment", "configs/experiment"))
+    assert len(make_cells(load_recipe(recipe), Resolver())) == 2 * 2 * 3
+
+
 def test_the_policy_snippet(checkout: Path) -> None:
     code = next(code for code in PYTHON if "load_policy" in code)
     line = SET_UP[0].rpartition(".venv/bin/")[2]
@@ -119,7 +167,7 @@ def test_differences_of_papers_and_code_are_those_of_the_task_families() -> None
 
 
 def test_all_other_commands_are_known() -> None:
-    rest = [line for line in BASH if line not in SET_UP and not is_training(line)]
+    rest = [line for line in BASH if line not in SET_UP and not is_training(line) and not is_sweep(line)]
     assert rest == ["lit-metarl doctor", "mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db"]
 
 
