@@ -36,7 +36,8 @@ class BatchSimulation:
     Args:
         model: the compiled model; each simulation may change its float fields (:meth:`set_model_fields`).
         num_sims: E.
-        threads: threads of the pool, 0 for all CPUs of this process; never more than E.
+        threads: threads of the pool, 0 for all CPUs of this process or, if that is less, ``OMP_NUM_THREADS``; never
+            more than E.
         contact_forces: keep :attr:`contact_forces` current, which ``mj_step`` does not do. Costs about 6 µs per
             simulation in contact and one ``MjData`` (some 0.5 MB) per simulation.
 
@@ -241,5 +242,7 @@ def settable_model_fields(model: Any) -> list[str]:
 
 
 def _available_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs that this process may run on; no more than ``OMP_NUM_THREADS``, as of torch's and NumPy's threads."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cpus, int(asked)) if asked.isdecimal() and int(asked) > 0 else cpus

@@ -199,6 +199,16 @@ def test_threads(asked, num_sims, threads):
     assert 1 <= BatchSimulation(make_model(), num_sims).threads <= num_sims
 
 
+@pytest.mark.parametrize(("variable", "most"), [("1", 1), ("1000", 1000), ("2,1", 1000), ("0", 1000), (None, 1000)])
+def test_threads_that_nobody_asked_for_are_no_more_than_those_of_others(variable, most, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(3), raising=False)
+    assert BatchSimulation(make_model(), 5).threads == min(3, most)
+    assert BatchSimulation(make_model(), 5, 2).threads == 2
+
+
 @pytest.mark.parametrize(("num_sims", "threads"), [(0, 1), (2, -1)])
 def test_bad_sizes(num_sims, threads):
     with pytest.raises(ValueError, match="positive"):
