@@ -28,8 +28,8 @@ class Bars(Lines):
     """The same lines above a bar for the sweep and one for every run that goes on."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
-        self._progress = Progress(*columns, console=console, refresh_per_second=4)
+        texts = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[note]}")]
+        self._progress = Progress(texts[0], BarColumn(), texts[1], console=console, refresh_per_second=4)
         self._all = self._progress.add_task("all cells", total=None, note="")
         self._tasks: dict[str, TaskID] = {}
         self._progress.start()
