@@ -142,6 +142,7 @@ def _plan(cells: Sequence[Cell], states: Mapping[str, CellState], workers: int) 
     """The cells with their states, and what is left to do."""
     from lit_metarl.sweep.estimate import in_words
     from lit_metarl.sweep.state import State
+    from lit_metarl.sweep.training import last_error
     from lit_metarl.sweep.workers import durations_of, part_left
 
     width = max(len(str(cell)) for cell in cells)
@@ -149,6 +150,7 @@ def _plan(cells: Sequence[Cell], states: Mapping[str, CellState], workers: int) 
     for cell in cells:
         state = states[cell.key]
         took = f"in {in_words(state.seconds)}" if state.seconds is not None else state.note and f"by {state.note}"
+        took = last_error(cell.file("log")) if state.state is State.FAILED else took
         lines.append(f"{cell!s:<{width}}  {state.state:<11}  {cell.key}  {state.run_id or '-':<32}  {took}".rstrip())
     parts = [(cell.arm, part_left(cell, states[cell.key])) for cell in cells if states[cell.key].state in
              (State.ABSENT, State.INTERRUPTED)]  # fmt: skip

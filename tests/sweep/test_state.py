@@ -126,6 +126,8 @@ def test_a_process_inherits_the_lock_of_its_cell(cell: Cell) -> None:
 
 def test_the_plan_says_what_is_left_and_what_it_costs() -> None:
     cells = cells_of(seeds=4)
+    cells[3].file("log").parent.mkdir(parents=True)
+    cells[3].file("log").write_text("lit-metarl: error: no space left\n")
     states = {cell.key: CellState(State.ABSENT) for cell in cells}
     assert _plan(cells, states, 2).splitlines()[-1] == (
         "4 cells: 4 absent; time left with 2 workers: unknown (no cell has finished yet)"
@@ -133,6 +135,8 @@ def test_the_plan_says_what_is_left_and_what_it_costs() -> None:
     states[cells[0].key] = CellState(State.FINISHED, "1" * 32, seconds=3600.0)
     states[cells[1].key] = CellState(State.INTERRUPTED, "2" * 32, True, evaluations=3)  # half of six
     states[cells[2].key] = CellState(State.RUNNING, "3" * 32, note="another sweep")
+    lines = _plan(cells, states | {cells[3].key: CellState(State.FAILED, "4" * 32)}, 1).splitlines()
+    assert lines[3] == f"sac seed 3  failed       {cells[3].key}  {'4' * 32}  no space left"
     lines = _plan(cells, states, 1).splitlines()
     assert lines[0] == f"sac seed 0  finished     {cells[0].key}  {'1' * 32}  in 60 min"
     assert lines[2].endswith(f"{'3' * 32}  by another sweep")
