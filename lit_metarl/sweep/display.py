@@ -1,4 +1,4 @@
-"""What a sweep shows while it goes on: bars on a terminal, lines elsewhere."""
+"""The display of a sweep: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Lines:
 
 
 class Bars(Lines):
-    """The same lines above a bar for the sweep and one for every run that goes on."""
+    """Lines above a bar for the sweep and one for every run that goes on."""
 
     def __init__(self, console: Console) -> None:
         texts = [TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[note]}")]

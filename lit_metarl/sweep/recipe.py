@@ -1,4 +1,4 @@
-"""What a sweep trains, from a yaml file: experiments × grid of settings × seeds."""
+"""Recipes say in a yaml file what a sweep trains: experiments × grid of settings × seeds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Arm(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe file says, checked.
+    """A recipe file's content, checked.
 
     Attributes:
         path: the file; its name without the ending names the recipe and the MLflow experiment of its runs.

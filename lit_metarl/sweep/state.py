@@ -1,4 +1,4 @@
-"""What has become of a cell: read from the store and from who holds which lock."""
+"""The states of cells: read from the store and from who holds which lock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PATIENCE_S = 0.5  # a look at a lock holds it for microseconds
 
 
 class State(StrEnum):
-    """What has become of a cell."""
+    """The states that a cell can be in."""
 
     ABSENT = "absent"  # never begun, or stopped before its first checkpoint
     INTERRUPTED = "interrupted"  # stopped, with a checkpoint to go on from
@@ -92,7 +92,7 @@ class CellLock:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What a process must be passed to inherit the lock."""
+        """File descriptors that a process must be passed to inherit the lock."""
         return () if self._descriptor is None else (self._descriptor,)
 
     def let_go(self) -> None:

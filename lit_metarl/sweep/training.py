@@ -23,7 +23,7 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
 
 class Outcome(NamedTuple):
-    """What has become of a cell that was to be trained.
+    """The end of an attempt to train a cell.
 
     Attributes:
         state: of it now.
@@ -67,7 +67,7 @@ class Attempt:
             )
 
     def poll(self) -> Outcome | None:
-        """What has become of the cell; None while the process goes on."""
+        """Outcome of the attempt; None while the process goes on."""
         code = self._process.poll()
         if code is None:
             return None
@@ -142,7 +142,7 @@ def begin(cell: Cell, threads: int = 1, retry: bool = False) -> Attempt | Outcom
 
 
 def train(cell: Cell, threads: int = 1, retry: bool = False) -> Outcome:
-    """What becomes of ``cell`` when it is trained here and now, see :func:`begin`; a signal stops it, saved."""
+    """Train ``cell`` here and now and return its outcome, see :func:`begin`; a signal stops it, saved."""
     attempt = begin(cell, threads, retry)
     if isinstance(attempt, Outcome):
         return attempt

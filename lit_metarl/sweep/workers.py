@@ -50,7 +50,7 @@ class Workers:
         self._durations = durations_of(cells, states)
 
     def run(self) -> tuple[dict[str, Outcome], int | None]:
-        """What has become of every cell, by key, and the signal that stopped the sweep, if one did."""
+        """Outcome of every cell, by key, and the signal that stopped the sweep, if one did."""
         told: int | None = None
         with StopRequest() as request:
             try:
@@ -119,7 +119,14 @@ class Workers:
     def _left(self) -> float | None:
         """Seconds until the end; what nothing is known of takes as long as a running one seems to."""
         known = Durations() if self._durations.typical("") is None else self._durations
-        parts = [(cell.arm, part_left(cell, self._states[cell.key])) for cell in self._waiting]
+        # Also those that were stopped: they are left for another time.
+        waiting = {cell.key for cell in self._waiting}
+        parts = [
+            (cell.arm, part_left(cell, self._states[cell.key]))
+            for cell in self._cells
+            if cell.key not in self._running
+            and (cell.key in waiting or self._states[cell.key].state in (State.ABSENT, State.INTERRUPTED))
+        ]
         for key, attempt in self._running.items():
             fraction, before = self._fractions.get(key) or 0.0, self._before[key]
             if known is not self._durations and fraction > before:
@@ -136,7 +143,7 @@ class Workers:
 
 
 def durations_of(cells: Sequence[Cell], states: Mapping[str, CellState]) -> Durations:
-    """What the finished ones of ``cells`` took."""
+    """Durations of the finished ones of ``cells``."""
     durations = Durations()
     for cell in cells:
         seconds = states[cell.key].seconds

@@ -153,7 +153,7 @@ def has_run(root: Path | str, run_id: str) -> bool:
 
 
 class StoredRun(NamedTuple):
-    """What the database says of a run.
+    """A run as the database has it.
 
     Attributes:
         status: RUNNING, FINISHED, FAILED or KILLED, as the run's process or MLflow last wrote it.
