@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
-from functools import partial
 
 import pytest
 from rich.console import Console
@@ -13,7 +11,6 @@ from sweep_cases import cells_of
 from lit_metarl.sweep.display import Bars, Lines, display
 from lit_metarl.sweep.estimate import Durations, in_words
 from lit_metarl.sweep.state import CellState, State
-from lit_metarl.sweep.training import train
 from lit_metarl.sweep.workers import part_left
 
 
@@ -70,10 +67,3 @@ def test_a_terminal_has_a_bar_for_all_and_one_for_each_run() -> None:
     last = text[text.rindex("maml [x] seed 0: finished") :]
     assert "1/2 finished, time left: 7 min" in last
     assert "all cells" in last
-
-
-def test_what_trains_a_cell_can_be_sent_to_another_process() -> None:
-    (cell,) = cells_of()
-    job = pickle.loads(pickle.dumps(partial(train, cell, threads=2)))
-    assert job.func is train
-    assert job.args == (cell,)

@@ -5,20 +5,26 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from sweep_cases import SMOKE, write_recipe
+from sweep_cases import SMOKE, resolver, write_recipe
 from test_cli import error_of
 
 from lit_metarl.__main__ import main
 from lit_metarl.checkpoint import trained_by
-from lit_metarl.sweep.cells import KEY_TAG
+from lit_metarl.config import load_config
+from lit_metarl.sweep.cells import KEY_TAG, make_cells
+from lit_metarl.sweep.recipe import load_recipe
+from lit_metarl.sweep.state import State
+from lit_metarl.sweep.training import StopRequest, train
 from lit_metarl.tracking import StoredRun, connect, list_runs
 
 fork = multiprocessing.get_context("fork")  # a sweep in a process of its own, without the imports of a new one
@@ -111,12 +117,15 @@ def test_a_sweep_is_stopped_and_gone_on_with(sweep: Callable[..., Sweep], capsys
     assert main(["sweep", *flags, "--dry_run"]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [(row[3], row[5]) for row in table[:2]] == [("interrupted", killed), ("interrupted", saved)]
-    for _ in range(2):  # the second time there is nothing to do
-        assert main(["sweep", *flags, "--seeds=[0]"]) == 0
-        (run,) = [run for run in runs() if run.run_id == killed]
-        assert (run.status, run.evaluations) == ("FINISHED", EPOCHS)  # every point once: it went on
-        assert len(runs()) == 2
-        assert "swing: 1 finished" in capsys.readouterr().out
+    overlay = load_config(Path(SMOKE[1]))
+    (cell,) = make_cells(load_recipe(Path("swing.yaml")), resolver(), [overlay], [*SMOKE[2:], epochs], [0])
+    outcome = pickle.loads(pickle.dumps(partial(train, cell)))()  # as a scheduler runs it
+    assert (outcome.state.state, outcome.state.run_id) == (State.FINISHED, killed)
+    assert main(["sweep", *flags, "--seeds=[0]"]) == 0  # nothing is left to do
+    assert capsys.readouterr().out == "swing: SAC on a pendulum.\nswing: 1 finished\n"
+    (run,) = [run for run in runs() if run.run_id == killed]
+    assert (run.status, run.evaluations) == ("FINISHED", EPOCHS)  # every point once: it went on
+    assert len(runs()) == 2
     artifact = connect("mlruns").download_artifacts(killed, "swing.yaml")
     assert Path(artifact).read_text() == Path("swing.yaml").read_text()
 
@@ -150,6 +159,26 @@ def test_what_fails_is_trained_once_shown_and_retried(
     assert main(["sweep", "swing.yaml", *SMOKE, boom, "--retry"]) == 0
     (again,) = runs()
     assert (again.run_id, again.status, again.evaluations) == (run.run_id, "FINISHED", 2)
+
+
+def test_the_first_signal_lets_runs_save_and_a_second_ctrl_c_does_not() -> None:
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with StopRequest() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.signal_for(None) is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (request.received, request.signal_for(None)) == (signal.SIGTERM, signal.SIGTERM)
+            assert request.signal_for(signal.SIGTERM) is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request.signal_for(signal.SIGTERM) is None
+            os.kill(os.getpid(), signal.SIGINT)
+            assert (request.received, request.signal_for(signal.SIGTERM)) == (signal.SIGTERM, signal.SIGINT)
+            assert request.signal_for(signal.SIGINT) is None
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
 
 
 @pytest.mark.parametrize(
