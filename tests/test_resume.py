@@ -271,3 +271,12 @@ def test_a_checkpoint_without_this_datamodules_state_is_refused(root: Path) -> N
     again, file = make_trainer(root, 2, first.logger.run_id), first.logger.run_dir / "last.ckpt"
     with pytest.raises(ConfigError, match=r"data = 'test_a_.*Renamed' cannot be used: the checkpoint holds no state"):
         again.fit(module, datamodule=datamodule, ckpt_path=file)
+
+
+def test_another_number_of_evaluation_episodes_starts_them_afresh(root: Path) -> None:
+    first, env = make_trainer(root, 1), Gymnasium("Pendulum-v1")
+    first.fit(*make_sac(env))
+    module, datamodule = make_sac(env, data={"eval_episodes": 4})
+    second = make_trainer(root, 2, first.logger.run_id)
+    second.fit(module, datamodule=datamodule, ckpt_path=first.logger.run_dir / "last.ckpt")
+    assert len(metrics_of(root, first.logger.run_id)["eval/return"]) == 2

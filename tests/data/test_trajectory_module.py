@@ -429,3 +429,10 @@ def test_an_environment_without_a_time_limit_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="no time limit"):
         TrajectoryDataModule(Endless())
+
+
+def test_a_single_training_task_is_drawn_every_time() -> None:
+    _, spy = fit(TrajectoryDataModule(Navigation2D(max_episode_steps=3), train_tasks=1, oracle_context=True, **SMALL))
+    contexts = torch.cat([batch.rounds[0].context for batch in spy.batches])
+    assert len(contexts) == 12
+    assert len(contexts.unique(dim=0)) == 1

@@ -282,6 +282,13 @@ def test_layers_of_another_kind_need_a_sketch():
         Layerwise().kernel(critic, params_of(critic), *inputs(4), seeded())
 
 
+def test_a_layer_whose_members_share_a_bias_needs_a_sketch():
+    critic = SmallCritic(members=2, hidden=(5, 5))
+    critic.trunk[0].bias = torch.nn.Parameter(torch.zeros(1, 1, 5, dtype=torch.float64))
+    with pytest.raises(ConfigError, match=r"Layerwise.*trunk.0.* is in no batched linear layer; use JVP"):
+        Layerwise().kernel(critic, params_of(critic), *inputs(4), seeded())
+
+
 def test_a_layer_that_is_used_twice_needs_a_sketch():
     critic = SmallCritic(hidden=(5, 5))
     critic.trunk[2] = critic.trunk[2]
