@@ -163,6 +163,7 @@ def test_what_fails_is_trained_once_shown_and_retried(
 
 def test_the_first_signal_lets_runs_save_and_a_second_ctrl_c_does_not() -> None:
     ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background command begins with it ignored
     before = signal.getsignal(signal.SIGINT)
     try:
         with StopRequest() as request:
@@ -179,6 +180,7 @@ def test_the_first_signal_lets_runs_save_and_a_second_ctrl_c_does_not() -> None:
         assert signal.getsignal(signal.SIGINT) is before
     finally:
         signal.signal(signal.SIGHUP, ignored)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 @pytest.mark.parametrize(
