@@ -50,8 +50,9 @@ def training(case: str, root: Path, run_id: str | None, temporary: Path) -> None
         trainer.fit(module, datamodule, ckpt_path=path)
     except Interrupted as stop:
         os._exit(128 + stop.number)
-    except KeyboardInterrupt:
-        os._exit(130)
+    except KeyboardInterrupt:  # before the run's own handlers are there: it has not taken the run, whose status stays
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(0)
 
 
