@@ -78,7 +78,7 @@ class CrossTask(SamplingCorrection):
 
 
 class _Marginal(SamplingCorrection):
-    """What a trajectory of the last inner round alone changes; earlier rounds have :class:`CrossTask` credits.
+    """Credits of what one trajectory of the last inner round changes; earlier rounds have :class:`CrossTask` credits.
 
     Leaving out an earlier trajectory changes what later rounds would have sampled.
     """
