@@ -24,6 +24,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lit_metarl.tracking.interrupts import uninterrupted
 from lit_metarl.tracking.store import (
     TrackingError,
     check_store,
@@ -98,20 +99,24 @@ class MLflowLogger(Logger):
         """
         if self._client is None:
             client = connect(self._root)
-            if self._run_id is None:
-                experiment_id = ensure_experiment(client, self._root, self._experiment_name)
-                tags = {**_own_tags(), **self._tags}
-                self._run_id = client.create_run(experiment_id, run_name=self._run_name, tags=tags).info.run_id
-                self._unnamed = self._run_name is None
-                self._started = True
-                for path in self._artifacts:
-                    client.log_artifact(self._run_id, str(Path(path).expanduser()))
-            else:
-                self._check_run(client, self._run_id)
-            self._writer = MetricWriter(client, self._run_id)
-            self._client, self._pid = client, os.getpid()
-            atexit.register(self._close_at_exit)
+            with uninterrupted():  # once a run is in the store, somebody answers for its status
+                self._open_run(client)
         return self._client
+
+    def _open_run(self, client: Any) -> None:
+        if self._run_id is None:
+            experiment_id = ensure_experiment(client, self._root, self._experiment_name)
+            tags = {**_own_tags(), **self._tags}
+            self._run_id = client.create_run(experiment_id, run_name=self._run_name, tags=tags).info.run_id
+            self._unnamed = self._run_name is None
+            self._started = True
+            for path in self._artifacts:
+                client.log_artifact(self._run_id, str(Path(path).expanduser()))
+        else:
+            self._check_run(client, self._run_id)
+        self._writer = MetricWriter(client, self._run_id)
+        self._client, self._pid = client, os.getpid()
+        atexit.register(self._close_at_exit)
 
     @rank_zero_only
     def start(self, resumed_at: int | None = None) -> None:

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from filelock import FileLock, Timeout
 
+from lit_metarl.tracking.interrupts import uninterrupted
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -129,17 +131,19 @@ class _PatientClient:
         from mlflow.exceptions import MlflowException
 
         deadline = time.monotonic() + LOCK_PATIENCE_S
-        while True:
-            try:
-                return call(*args, **kwargs)
-            except MlflowException as error:
-                if "database is locked" not in str(error) or time.monotonic() > deadline:
-                    raise
-                log.warning(
-                    "%s is locked by another process; waiting for it, %.0f s more at most",
-                    self._client.tracking_uri,
-                    deadline - time.monotonic(),
-                )
+        with uninterrupted() as let_interrupts_through:
+            while True:
+                try:
+                    return call(*args, **kwargs)
+                except MlflowException as error:
+                    if "database is locked" not in str(error) or time.monotonic() > deadline:
+                        raise
+                    log.warning(
+                        "%s is locked by another process; waiting for it, %.0f s more at most",
+                        self._client.tracking_uri,
+                        deadline - time.monotonic(),
+                    )
+                let_interrupts_through()
 
 
 def has_run(root: Path | str, run_id: str) -> bool:
@@ -205,7 +209,8 @@ def drop_points_after(root: Path | str, run_id: str, time_ms: int) -> int:
     for this, so it is done in its tables, ``latest_metrics`` included.
     """
     later = "run_uuid = ? AND timestamp > ? AND key NOT LIKE 'test/%' AND key NOT LIKE 'validate/%'"
-    with closing(sqlite3.connect(Path(root) / DATABASE, timeout=LOCK_PATIENCE_S)) as connection, connection:
+    database = sqlite3.connect(Path(root) / DATABASE, timeout=LOCK_PATIENCE_S)
+    with uninterrupted(), closing(database) as connection, connection:
         dropped = connection.execute(f"DELETE FROM metrics WHERE {later}", (run_id, time_ms)).rowcount
         if dropped:
             connection.execute("DELETE FROM latest_metrics WHERE run_uuid = ?", (run_id,))
