@@ -59,6 +59,12 @@ class Sizes(NamedTuple):
     num_actions: int | None = None  # of a discrete action space, None for a continuous one
     context: int = 0  # C, entries that describe the task; 0 where the networks are not told
 
+    def uniform_actions(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Uniformly random actions for ``obs [..., O]``: ``[..., A]`` in [-1, 1], or integers ``[...]`` if discrete."""
+        if self.num_actions is not None:
+            return torch.randint(self.num_actions, obs.shape[:-1], generator=generator, device=obs.device)
+        return 2.0 * torch.rand(*obs.shape[:-1], self.action, generator=generator, device=obs.device) - 1.0
+
 
 class Transition(NamedTuple):
     """One environment step; every field shares the leading axes."""

@@ -116,7 +116,7 @@ class PreconditionedSAC(SAC):
 
         The averaged gradient and objective decide for all processes alike whether they leave the finite numbers.
         """
-        next_action = 2.0 * torch.rand_like(batch.action) - 1.0
+        next_action = self.sizes.uniform_actions(batch.next_obs)
         sarsa = SarsaBatch(batch.obs, batch.action, batch.reward, batch.discount, batch.next_obs, next_action)
         parameters = dict(self.critic.named_parameters())
         params = {name: value.detach() for name, value in parameters.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -80,14 +79,14 @@ class NTKMonitor(Callback):
 
 def random_inputs(factory: EnvFactory, samples: int, spacing: int, seed: int) -> tuple[Tensor, Tensor]:
     """Observations ``[M, O]`` and actions ``[M, A]`` of a uniformly random policy, every ``spacing``-th step."""
-    env, generator = factory.make(1, seed), np.random.default_rng(seed)
+    env, generator = factory.make(1, seed), torch.Generator().manual_seed(seed)
     stepper, rows = Stepper(env, lambda index: "of the kernel's batch"), []
     obs = stepper.reset()
     for step in range(samples * spacing):
-        action = generator.uniform(-1.0, 1.0, (1, env.spec.action_dim))
+        action = env.spec.sizes.uniform_actions(obs, generator)
         if step % spacing == 0:
-            rows.append((obs, torch.tensor(action, dtype=torch.float32)))
-        stepper.step(action)
+            rows.append((obs, action))
+        stepper.step(action.numpy())
         obs = stepper.observe()
     env.close()
     return torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])

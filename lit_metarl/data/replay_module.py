@@ -11,7 +11,6 @@ from torch import Tensor
 from lit_metarl.data.collector import EPISODE_CAP, Collector, run_episodes
 from lit_metarl.data.experience import ExperienceDataModule, cpu_generator
 from lit_metarl.data.replay import Replay
-from lit_metarl.data.stepping import uniform_actions
 from lit_metarl.data.streams import Stream
 from lit_metarl.envs.base import BatchedEnv, EnvFactory
 from lit_metarl.types import Episodes, Policy, ReplayBlock, State, require
@@ -136,7 +135,7 @@ class ReplayDataModule(ExperienceDataModule):
     def collect(self, steps: int, uniform: bool) -> None:
         """Store ``steps`` steps of every environment, acting uniformly in [-1, 1] or with the policy."""
         if uniform:
-            choose = partial(uniform_actions, spec=self.spec, generator=self.generator)
+            choose = partial(self.spec.sizes.uniform_actions, generator=self.generator)
         else:
             choose = partial(self._explore, device=self.policy_device)
         with torch.no_grad():

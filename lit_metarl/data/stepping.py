@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_metarl.envs.base import BatchedEnv, EnvError, EnvSpec
+from lit_metarl.envs.base import BatchedEnv, EnvError
 
 
 class Step(NamedTuple):
@@ -78,11 +78,3 @@ class Stepper:
                 where = f"{self.env.spec.name}: {self.where(index)}, step {self.lengths[index]} of its episode"
                 raise EnvError(f"{where}: the {what} {problem}: {value.tolist()}.")
         return values
-
-
-def uniform_actions(obs: Tensor, spec: EnvSpec, generator: torch.Generator) -> Tensor:
-    """Uniformly random actions for ``obs`` ``[..., O]``: ``[..., A]`` in [-1, 1], or integers ``[...]`` if discrete."""
-    shape = obs.shape[:-1]
-    if spec.num_actions is not None:
-        return torch.randint(spec.num_actions, shape, generator=generator)
-    return 2.0 * torch.rand(*shape, spec.action_dim, generator=generator) - 1.0

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_metarl.data.stepping import Stepper, uniform_actions
+from lit_metarl.data.stepping import Stepper
 from lit_metarl.envs.base import BatchedEnv, EnvError, EnvSpec, Tasks, one_torch_thread
 from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.types import Trajectories, require
@@ -60,7 +60,7 @@ class TaskSimulator:
         """The random reference policy: uniform in the simulator's bounds, or over discrete actions."""
 
         def choose(obs: Tensor) -> tuple[Tensor, Tensor]:
-            action = uniform_actions(obs, self.env.spec, generator)
+            action = self.env.spec.sizes.uniform_actions(obs, generator)
             continuous = self.env.spec.num_actions is None
             return action / self.action_scale if continuous else action, torch.zeros(obs.shape[:-1])
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from lit_metarl.types import Sizes
+
 Array = np.ndarray
 Tasks = Mapping[str, Array]
 """Task parameters by name, each ``[E, ...]``: one row per environment."""
@@ -44,6 +46,11 @@ class EnvSpec:
     num_actions: int | None = None
     frame_dt: float = 0.02
     action_repeat: int = 1
+
+    @property
+    def sizes(self) -> Sizes:
+        """Sizes that networks for this environment are built for, without a context."""
+        return Sizes(self.obs_dim, self.action_dim, self.num_actions)
 
 
 class StepResult(NamedTuple):
