@@ -1,4 +1,4 @@
-"""Every command and every snippet of the README is run, on the smoke overlay where it would take long."""
+"""Every command and every snippet of the documents is run, on the smoke overlay where it would take long."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import yaml
 from lit_metarl.__main__ import main
 from lit_metarl.cli import Resolver
 from lit_metarl.config import load_config
-from lit_metarl.envs import locomotion_tasks, navigation
 from lit_metarl.envs.rendering import rendering_available
 from lit_metarl.sweep.cells import Cell, make_cells
 from lit_metarl.sweep.recipe import load_recipe
@@ -27,9 +26,12 @@ from lit_metarl.sweep.state import State, look
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BASH = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-YAML = re.findall(r"```yaml\n(title:.*?)```", README, re.DOTALL)
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TEXT = README + "".join((ROOT / place / "README.md").read_text() for place in ("configs", "lit_metarl/envs"))
+BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+BASH = list(dict.fromkeys(line for block in BLOCKS for line in block.splitlines()))
+YAML = re.findall(r"```yaml\n(title:.*?)```", TEXT, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+DOCUMENTS = [path for path in ROOT.rglob("*.md") if not {".venv", "mlruns"} & set(path.relative_to(ROOT).parts)]
 SET_UP = [line for line in BASH if line.startswith("python3 -m venv")]
 
 
@@ -61,11 +63,18 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_pictures_exist() -> None:
-    pictures = re.findall(r'!\[[^]]+\]\(([^)]+)\)|<img src="([^"]+)"', README)
-    assert pictures
-    for markdown, html in pictures:
-        assert (ROOT / (markdown or html)).is_file()
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_pictures_and_links_lead_somewhere(path: Path) -> None:
+    text = path.read_text()
+    for markdown, html in re.findall(r'\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)|<img src="([^"]+)"', text):
+        assert (path.parent / (markdown or html)).exists()
+    headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.encode()) <= 14_000
+    assert README.count("\n") <= 220
 
 
 def test_contributing_names_what_exists() -> None:
@@ -153,17 +162,6 @@ def test_the_policy_snippet(checkout: Path) -> None:
     scope = {"obs": np.zeros((2, 5))}
     exec(code.replace("<run id>", run.name), scope)
     assert scope["action"].shape == (2, 1)
-
-
-def test_differences_of_papers_and_code_are_those_of_the_task_families() -> None:
-    rows = [
-        line.replace("``", "`")
-        for module in (navigation, locomotion_tasks)
-        for line in (module.__doc__ or "").splitlines()
-        if line.startswith("|") and "---" not in line and "released code |" not in line
-    ]
-    assert len(rows) > 10
-    assert all(row in README for row in rows)
 
 
 def test_all_other_commands_are_known() -> None:

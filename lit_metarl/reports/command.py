@@ -25,7 +25,7 @@ class Command(NamedTuple):
 
     Attributes:
         module: in this package.
-        block: of the README, where the section belongs.
+        block: of a document, where the section belongs.
         description: one line.
     """
 
