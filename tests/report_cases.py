@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 from mlflow.entities import Metric
 
 from lit_metarl.reports.command import main
+from lit_metarl.sweep.cells import KEY_TAG
 from lit_metarl.tracking import MLflowLogger
 
 CHEETAH, WALKER = "dm_control/cheetah_run", "dm_control/walker_walk"
@@ -26,10 +28,20 @@ def add_run(
     width: int = 64,
     commit: str = "abc1234",
     before: float | None = None,
+    arm: str = "",
+    more: Mapping[str, float] | None = None,
 ) -> str:
-    """One run through the logger of a training run; its evaluation at step s comes s / 1000 seconds after its start."""
+    """One run through the logger of a training run; its evaluation at step s comes s / 1000 seconds after its start.
+
+    Args:
+        before: slope of the return before adaptation.
+        arm: of the recipe ``experiment``; its key follows from ``seed``, ``arm`` and ``width``.
+        more: slopes of other metrics.
+    """
     logger = MLflowLogger(str(root), experiment, run_name=f"seed {seed}")
     logger.set_tags({"algorithm": "SAC", "environment": environment, "seed": seed, "git_commit": commit})
+    if arm:
+        logger.set_tags({"recipe": experiment, "arm": arm, KEY_TAG: f"{arm}-{seed}-{width}"})
     config = {
         "seed_everything": seed,
         "trainer": {"logger": {"init_args": {"experiment_name": experiment, "run_id": logger.run_id}}},
@@ -40,8 +52,9 @@ def add_run(
     logger.log_text(yaml.safe_dump(config), "config/fit.yaml")
     start = logger.experiment.get_run(logger.run_id).info.start_time
     points = [Metric("eval/return", slope * step / 1000, start + step, step) for step in steps]
-    if before is not None:
-        points += [Metric("eval/return_after_0_steps", before * step / 1000, start + step, step) for step in steps]
+    slopes = dict(more or {}) | ({} if before is None else {"eval/return_after_0_steps": before})
+    for metric, rise in slopes.items():
+        points += [Metric(metric, rise * step / 1000, start + step, step) for step in steps]
     logger.experiment.log_batch(logger.run_id, metrics=points)
     logger.log_metrics({"train/return": -1.0}, step=steps[-1])
     if status == "running":

@@ -24,6 +24,7 @@ import numpy as np
 
 from lit_metarl.reports.section import ReportError, blank_figure
 from lit_metarl.reports.tables.statistics import Array
+from lit_metarl.sweep.cells import KEY_TAG
 from lit_metarl.tracking import connect
 from lit_metarl.tracking.store import DATABASE
 
@@ -51,6 +52,9 @@ class Run:
     returns: Array  # [T] mean of the evaluation episodes
     times: Array  # [T] ms since 1970
     before: Array | None = None  # [T] of a meta-learner, the return before adaptation
+    arm: str = ""  # of a recipe, in which a sweep trained it
+    run_id: str = ""
+    key: str = ""  # of the recipe's cell
 
     @property
     def group(self) -> tuple[str, str, str, str]:
@@ -122,6 +126,18 @@ def read_runs(
     return read, len(runs) - len(read)
 
 
+def logged_metrics(root: Path | str, experiment: str) -> list[str]:
+    """Names of the metrics that any finished run of ``experiment`` has; empty if there is no such experiment.
+
+    Raises:
+        TrackingError: the store cannot be opened.
+    """
+    client = connect(root)
+    found = client.get_experiment_by_name(experiment)
+    runs = _all_runs(client, [found.experiment_id]) if found else []
+    return sorted({name for run in runs if run.info.status == "FINISHED" for name in run.data.metrics})
+
+
 def _all_runs(client: Any, experiment_ids: list[str]) -> Iterator[Any]:
     token = None
     while True:
@@ -157,6 +173,9 @@ def _read_run(client: Any, run: Any, experiment: str, metric: str) -> Run | None
         returns=np.array([values[step] for step in steps]),
         times=np.array([times[step] for step in steps], dtype=np.float64),
         before=np.array([before[step] for step in steps]) if before else None,
+        arm=tags.get("arm", ""),
+        run_id=run_id,
+        key=tags.get(KEY_TAG, ""),
     )
 
 

@@ -1,0 +1,259 @@
+"""The record of a recipe: ``<name>.csv`` beside it, the evaluations of every finished run, one a line.
+
+It is committed, so tables and curves are made of it on any machine, long after the store is gone. What the record
+holds of a run stays until the same arm and seed have finished again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lit_metarl.reports.section import ReportError
+from lit_metarl.reports.tables.curves import RETURN, Run, logged_metrics, read_runs
+
+BEFORE = "eval/return_after_0_steps"
+# Returns, of all splits; their spread and what random actions earn are not results.
+_RECORDED = re.compile(r"eval/(\w+/)?return(_after_\d+_steps)?")
+
+
+class Evaluation(NamedTuple):
+    """A line of a record: one metric of one evaluation of one run.
+
+    Attributes:
+        arm: as the sweep names it, with its place in the grid.
+        seed: of the run.
+        metric: ``eval/return``, of a meta-learner also ``eval/return_after_k_steps`` for each k below the last, whose
+            return is ``eval/return``, and both of other splits, ``eval/out_of_distribution/return``.
+        step: environment steps.
+        value: six significant digits of it.
+        minutes: from the start of the run.
+        run: id in the store where it was trained.
+        key: of the cell, see :func:`lit_metarl.sweep.cells.key_of`.
+        commit: of the code that trained it.
+        config: short hash of the settings without the seed.
+        algorithm: name of the class.
+        environment: ``suite/task``.
+    """
+
+    arm: str
+    seed: str
+    metric: str
+    step: int
+    value: float
+    minutes: float
+    run: str
+    key: str
+    commit: str
+    config: str
+    algorithm: str
+    environment: str
+
+
+COLUMNS = Evaluation._fields
+
+
+def record_of(recipe: Path | str) -> Path:
+    """The file of a recipe's record."""
+    return Path(recipe).with_suffix(".csv")
+
+
+def read_record(path: Path | str) -> list[Evaluation]:
+    """Read the record in ``path``; empty if there is no such file.
+
+    Raises:
+        ReportError: the file is damaged; the message names the line and the remedy.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = csv.reader(file)
+            if (head := next(lines, None)) != list(COLUMNS):
+                raise _damaged(path, 1, f"the columns are {head}, not {','.join(COLUMNS)}")
+            rows = [_row(path, lines.line_num, line) for line in lines]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ReportError(f"Cannot read the record {path}: {error}.") from error
+    _check(path, rows)
+    return rows
+
+
+def _row(path: Path, number: int, line: Sequence[str]) -> Evaluation:
+    if len(line) != len(COLUMNS):
+        raise _damaged(path, number, f"it has {len(line)} fields, not {len(COLUMNS)}")
+    arm, seed, metric, step, value, minutes, *rest = line
+    try:
+        return Evaluation(arm, seed, metric, int(step), float(value), float(minutes), *rest)
+    except ValueError as error:
+        raise _damaged(path, number, str(error)) from error
+
+
+def _check(path: Path, rows: Sequence[Evaluation]) -> None:
+    """Refuse what merging two versions of the file by hand can leave: a run or an evaluation twice."""
+    runs: dict[tuple[str, str], str] = {}
+    seen = set()
+    for number, row in enumerate(rows, 2):
+        if runs.setdefault((row.arm, row.seed), row.run) != row.run:
+            raise _damaged(path, number, f"{row.arm} seed {row.seed} has a second run, {row.run}")
+        if (place := (row.run, row.metric, row.step)) in seen:
+            raise _damaged(path, number, f"{row.metric} at step {row.step} of this run is there twice")
+        seen.add(place)
+
+
+def _damaged(path: Path, number: int, reason: str) -> ReportError:
+    return ReportError(f"{path}, line {number}: {reason}. Delete the line, or restore the file: git checkout {path}")
+
+
+def record_text(rows: Iterable[Evaluation]) -> str:
+    """The content of a record's file, in an order that does not depend on that of ``rows``."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in sorted(rows, key=lambda row: (row.arm, len(row.seed), row.seed, row.metric, row.step)):
+        arm, seed, metric, step, value, minutes, *rest = row
+        writer.writerow([arm, seed, metric, step, f"{value:.6g}", f"{minutes:.2f}", *rest])
+    return text.getvalue()
+
+
+def read_store(root: Path | str, recipe: str) -> list[Evaluation]:
+    """The evaluations of the finished cells of ``recipe`` in the store; of one arm and seed the newest run's.
+
+    Raises:
+        ReportError: there is no store, or no finished run of the recipe in it.
+        TrackingError: the store cannot be opened.
+    """
+    found = {RETURN: read_runs(root, [recipe])[0]}
+    for name in logged_metrics(root, recipe):
+        if _RECORDED.fullmatch(name) and name != RETURN:
+            found[name] = read_runs(root, [recipe], metric=name)[0]
+    newest = {(run.arm, run.seed): run.run_id for run in found[RETURN] if run.key}  # the oldest come first
+    rows = []
+    for metric, runs in found.items():
+        rows += [row for run in runs if newest.get((run.arm, run.seed)) == run.run_id for row in _rows(run, metric)]
+    if not rows:
+        raise ReportError(f"No finished run in {root} is of the recipe {recipe}.")
+    return _without_last_step(rows)
+
+
+def _rows(run: Run, metric: str) -> list[Evaluation]:
+    minutes = (run.times - run.start) / 60_000
+    return [
+        Evaluation(
+            run.arm, run.seed, metric, int(step), float(f"{value:.6g}"), round(float(minute), 2), run.run_id, run.key,
+            run.commit, run.config, run.algorithm, run.environment,
+        )
+        for step, value, minute in zip(run.steps, run.returns, minutes, strict=True)
+    ]  # fmt: skip
+
+
+def _without_last_step(rows: Sequence[Evaluation]) -> list[Evaluation]:
+    """Leave out ``return_after_K_steps``, which is ``return``: a third of a meta-learner's lines."""
+    last: dict[tuple[str, str], int] = {}
+    for row in rows:
+        split, step = _step_of(row.metric)
+        if step is not None:
+            last[row.run, split] = max(step, last.get((row.run, split), 0))
+    kept = []
+    for row in rows:
+        split, step = _step_of(row.metric)
+        if step is None or step < last[row.run, split]:
+            kept.append(row)
+    return kept
+
+
+def _step_of(metric: str) -> tuple[str, int | None]:
+    """The split (``eval/out_of_distribution/``) and the number of adaptation steps of a metric; None for a return."""
+    split, _, name = metric.rpartition("/")
+    found = re.fullmatch(r"return_after_(\d+)_steps", name)
+    return f"{split}/", int(found[1]) if found else None
+
+
+def merge(recorded: Sequence[Evaluation], stored: Sequence[Evaluation]) -> tuple[list[Evaluation], list[str]]:
+    """Put what has finished into the record: a run of the store takes the place of that of the same arm and seed.
+
+    A run of less than half the steps does not, as a quick look with other settings must not cost the record.
+
+    Returns:
+        The new record, and a sentence about each run that was replaced or left out.
+    """
+    old, new = _ends(recorded), _ends(stored)
+    remarks, replaced = [], set()
+    for arm, seed in new:
+        (run, step), (before, last) = new[arm, seed], old.get((arm, seed), ("", 0))
+        if 2 * step < last:
+            remarks.append(
+                f"Left out: run {run} of {arm} seed {seed}, as it has {step:,} steps and the recorded one {last:,}; "
+                "delete that one's lines to have this one."
+            )
+            continue
+        replaced.add((arm, seed))
+        if before not in ("", run):
+            remarks.append(f"Replaced: run {before} of {arm} seed {seed} by {run}.")
+    kept = [row for row in recorded if (row.arm, row.seed) not in replaced]
+    return kept + [row for row in stored if (row.arm, row.seed) in replaced], remarks
+
+
+def _ends(rows: Sequence[Evaluation]) -> dict[tuple[str, str], tuple[str, int]]:
+    """(arm, seed) → its run and the last step of it."""
+    ends: dict[tuple[str, str], tuple[str, int]] = {}
+    for row in rows:
+        ends[row.arm, row.seed] = row.run, max(row.step, ends.get((row.arm, row.seed), ("", 0))[1])
+    return ends
+
+
+def metrics_of(rows: Iterable[Evaluation]) -> list[str]:
+    """The metrics that a record has, ``eval/return`` first."""
+    return sorted({row.metric for row in rows}, key=lambda name: (name != RETURN, name))
+
+
+def runs_of(rows: Sequence[Evaluation], metric: str = RETURN) -> list[Run]:
+    """The runs of a record, as :func:`~lit_metarl.reports.tables.curves.read_runs` gives those of a store.
+
+    Args:
+        rows: of the record.
+        metric: what :attr:`Run.returns` holds; runs without it are left out. ``return_after_K_steps`` of the last
+            step K is the return.
+
+    Returns:
+        The runs, their arm as experiment; times count from a start at 0.
+    """
+    curves: dict[str, dict[str, list[Evaluation]]] = {}
+    for row in rows:
+        curves.setdefault(row.run, {}).setdefault(row.metric, []).append(row)
+    split, step = _step_of(metric)
+    runs = []
+    for metrics in curves.values():
+        points = metrics.get(metric)
+        if points is None and step and f"{split}return_after_{step - 1}_steps" in metrics:
+            points = metrics.get(f"{split}return")
+        if points:
+            runs.append(_run(sorted(points, key=lambda row: row.step), metrics.get(BEFORE, [])))
+    return runs
+
+
+def _run(points: Sequence[Evaluation], unadapted: Sequence[Evaluation]) -> Run:
+    first, before = points[0], {row.step: row.value for row in unadapted}
+    return Run(
+        experiment=first.arm,
+        algorithm=first.algorithm,
+        environment=first.environment,
+        seed=first.seed,
+        commit=first.commit,
+        config=first.config,
+        status="FINISHED",
+        start=0,
+        steps=np.array([row.step for row in points], dtype=np.float64),
+        returns=np.array([row.value for row in points]),
+        times=np.array([row.minutes * 60_000 for row in points]),
+        before=np.array([before[row.step] for row in points]) if before else None,
+        arm=first.arm,
+        run_id=first.run,
+        key=first.key,
+    )

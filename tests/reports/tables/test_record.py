@@ -1,0 +1,157 @@
+"""The record of a recipe: from the store to the file and back, what replaces what, and what is damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_cases import WALKER, add_run
+
+from lit_metarl.reports.section import ReportError
+from lit_metarl.reports.tables.curves import Run, read_runs
+from lit_metarl.reports.tables.record import (
+    BEFORE,
+    COLUMNS,
+    Evaluation,
+    merge,
+    metrics_of,
+    read_record,
+    read_store,
+    record_of,
+    record_text,
+    runs_of,
+)
+
+OOD = "eval/out_of_distribution/return"
+META = {  # slopes: of K = 2 adaptation steps, and of what is not recorded
+    "eval/return_after_1_steps": 2.0,
+    "eval/return_after_2_steps": 3.0,
+    OOD: 1.0,
+    "eval/out_of_distribution/return_after_0_steps": 0.5,
+    "eval/out_of_distribution/return_after_1_steps": 1.0,
+    "eval/return_std": 9.0,
+    "eval/return_random": 9.0,
+    "train/kl": 9.0,
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("record") / "store"
+    add_run(root, "swing", 0, 7.0, arm="meta", before=1.0, more=META, width=32)  # trained again below
+    for seed in (0, 10):
+        add_run(root, "swing", seed, 3.0, arm="meta", before=1.0, more=META)
+    add_run(root, "swing", 0, 1 / 3, arm="plain", environment=WALKER)
+    add_run(root, "swing", 1, 1.0, arm="plain", environment=WALKER, status="failed")
+    add_run(root, "swing", 5, 1.0)  # by hand, in the same experiment
+    return root
+
+
+def same(one: Run, other: Run) -> bool:
+    numbers = [
+        (one.steps, other.steps),
+        (one.returns, other.returns),
+        (one.times - one.start, other.times - other.start),
+    ]
+    names = ("algorithm", "environment", "seed", "commit", "config", "status", "arm", "run_id", "key")
+    return all(np.allclose(a, b, rtol=1e-5, atol=300) for a, b in numbers) and all(
+        getattr(one, name) == getattr(other, name) for name in names
+    )  # a hundredth of a minute is 600 ms
+
+
+def test_runs_come_back_from_the_file_as_from_the_store(root: Path) -> None:
+    path = record_of("deep/swing.yaml")
+    path.parent.mkdir()
+    path.write_text(record_text(read_store(root, "swing")))
+    assert path == Path("deep/swing.csv")
+    rows = read_record(path)
+    assert path.read_text().splitlines()[0] == (
+        "arm,seed,metric,step,value,minutes,run,key,commit,config,algorithm,environment"
+    )
+    assert metrics_of(rows) == [
+        "eval/return",
+        OOD,
+        "eval/out_of_distribution/return_after_0_steps",
+        BEFORE,
+        "eval/return_after_1_steps",
+    ]
+    stored = {run.run_id: run for run in read_runs(root, ["swing"])[0]}
+    runs = runs_of(rows)
+    assert [(run.experiment, run.seed) for run in runs] == [("meta", "0"), ("meta", "10"), ("plain", "0")]
+    assert all(same(run, stored[run.run_id]) for run in runs)
+    assert runs[0].key == "meta-0-64"  # the newest
+    assert runs[2].returns[0] == 1.66667
+    assert runs[2].before is None
+    for run in runs[:2]:
+        assert run.before is not None
+        np.testing.assert_allclose(run.before, run.steps / 1000)
+    for metric in ("eval/return_after_2_steps", "eval/out_of_distribution/return_after_1_steps"):
+        stored = {run.run_id: run for run in read_runs(root, ["swing"], metric=metric)[0]}
+        found = runs_of(rows, metric)
+        assert len(found) == 2
+        assert all(same(run, stored[run.run_id]) for run in found)
+    assert runs_of(rows, "eval/return_after_3_steps") == []
+    assert record_text(reversed(rows)) == path.read_text()
+
+
+def test_a_store_without_finished_cells_says_so(root: Path) -> None:
+    add_run(root, "by hand", 0, 1.0)
+    with pytest.raises(ReportError, match=r"No finished run in .* is of the recipe by hand"):
+        read_store(root, "by hand")
+
+
+def rows_of(arm: str, seed: int, run: str, steps: int = 4, value: float = 1.0) -> list[Evaluation]:
+    return [
+        Evaluation(
+            arm, str(seed), "eval/return", step, value, step / 10, run, f"key {run}", "abc", "cafe", "SAC", WALKER
+        )
+        for step in range(1, steps + 1)
+    ]
+
+
+def test_finished_runs_replace_those_of_their_arm_and_seed() -> None:
+    gone, old, new, other = rows_of("a", 0, "r0"), rows_of("a", 1, "r1"), rows_of("a", 1, "r2"), rows_of("b", 0, "r3")
+    rows, remarks = merge(gone + old, new + other)
+    assert rows == gone + new + other
+    assert remarks == ["Replaced: run r1 of a seed 1 by r2."]
+    longer = rows_of("a", 1, "r1", 7)
+    assert merge(rows, longer)[0] == gone + other + longer  # the same run, gone on with
+
+
+def test_a_quick_look_does_not_cost_the_record() -> None:
+    long, short = rows_of("a", 0, "r0", 9), rows_of("a", 0, "r1", 4)
+    rows, (remark,) = merge(long, short)
+    assert rows == long
+    assert remark.startswith("Left out: run r1 of a seed 0, as it has 4 steps and the recorded one 9; delete")
+    assert merge(long, rows_of("a", 0, "r1", 5))[0] != long
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a,0,eval/return,3,1,1", "line 4: it has 6 fields, not 12"),
+        ("<<<<<<< HEAD", "line 4: it has 1 fields, not 12"),
+        ("a,0,eval/return,3.5,1,1,r,k,abc,cafe,SAC,gym/x", "line 4: invalid literal for int"),
+        ("a,0,eval/return,3,high,1,r,k,abc,cafe,SAC,gym/x", "line 4: could not convert string to float: 'high'"),
+        ("a,0,eval/return,3,1,1,r9,k,abc,cafe,SAC,gym/x", "line 4: a seed 0 has a second run, r9"),
+        ("a,0,eval/return,2,1,1,r,k,abc,cafe,SAC,gym/x", "line 4: eval/return at step 2 of this run is there twice"),
+    ],
+)
+def test_a_damaged_line_is_named_with_the_remedy(line: str, message: str) -> None:
+    Path("r.csv").write_text(record_text(rows_of("a", 0, "r", 2)) + line + "\n")
+    with pytest.raises(ReportError) as error:
+        read_record("r.csv")
+    assert message in str(error.value)
+    assert str(error.value).endswith("Delete the line, or restore the file: git checkout r.csv")
+
+
+def test_files_that_are_no_record() -> None:
+    assert read_record("gone.csv") == []
+    Path("r.csv").write_text("arm,seed\n")
+    with pytest.raises(ReportError, match=r"r.csv, line 1: the columns are \['arm', 'seed'\], not arm,seed,metric,"):
+        read_record("r.csv")
+    Path("r.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(ReportError, match=r"Cannot read the record r.csv: 'utf-8' codec"):
+        read_record("r.csv")
+    assert COLUMNS[:10] == ("arm", "seed", "metric", "step", "value", "minutes", "run", "key", "commit", "config")
