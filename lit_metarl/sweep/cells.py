@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_metarl.config import merge
-from lit_metarl.sweep.recipe import Arm, Recipe, Settings, flags
+from lit_metarl.sweep.recipe import Arm, Recipe, Settings, flags, label
 from lit_metarl.types import ConfigError, require
 
 KEY_TAG = "sweep_key"
@@ -129,7 +129,7 @@ def _cell(recipe: Recipe, arm: Arm, point: Settings, seed: int, config: Config) 
     logger = trainer["logger"]
     recorded = isinstance(logger, dict) and logger["class_path"].endswith("MLflowLogger")
     require(recorded, "trainer.logger", logger, "a sweep reads in the store what is done; use MLflowLogger")
-    name = " ".join([arm.name, *(f"{setting}={_text(value)}" for setting, value in point.items())])
+    name = label(arm, point)
     logger["init_args"] |= {
         "experiment_name": recipe.name,
         "run_name": f"{name} seed {seed}",
@@ -149,7 +149,3 @@ def _callbacks(trainer: Config, without: Sequence[str]) -> list[Config]:
 
 def _class_of(callback: Config) -> str:
     return str(callback["class_path"]).rpartition(".")[2]
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

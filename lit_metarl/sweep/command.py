@@ -23,7 +23,10 @@ Train what a recipe asks for: experiments × grid of settings × seeds, a few ru
 A run is known by its complete config. One that has finished is skipped, one that was stopped goes on from its last
 checkpoint, one that failed is shown (and tried again with --retry): the same command again goes on with the sweep.
 Runs are in the MLflow experiment of the recipe's name, tagged with `recipe` and `arm`; what they print is in
-mlruns/sweeps/RECIPE/."""
+mlruns/sweeps/RECIPE/.
+
+What RECIPE.csv beside the recipe has (`lit-metarl report RECIPE` writes it) is finished, too, wherever it was trained:
+nobody trains it twice. To train it again, use --again, or delete its lines."""
 EPILOG = """\
 Other options are those of `lit-metarl fit`, for all runs: --trainer.max_epochs 20. Ctrl-C stops all runs, which save;
 a second one stops them at once. Exit code: 0, 1 if a run has failed, 2 for bad input, 128 + signal if stopped."""
@@ -75,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", metavar="SEEDS", help="instead of the recipe's: how many, or a list such as [0,3]")
     parser.add_argument("--retry", action="store_true", help="also train what has failed, from its last checkpoint on")
+    parser.add_argument("--again", action="store_true", help="also train what has no run here but is in RECIPE.csv")
     parser.add_argument(
         "--dry_run", action="store_true", help="show the cells, their state and the cost; train nothing"
     )
@@ -94,7 +98,7 @@ def _sweep(args: argparse.Namespace, more: Sequence[str], resolve: Resolve, word
     from lit_metarl.sweep.cells import make_cells
     from lit_metarl.sweep.display import display
     from lit_metarl.sweep.recipe import load_recipe, read_seeds
-    from lit_metarl.sweep.state import look
+    from lit_metarl.sweep.state import look, with_record
     from lit_metarl.sweep.workers import Workers
     from lit_metarl.tracking import check_store
     from lit_metarl.types import Interrupted
@@ -103,6 +107,8 @@ def _sweep(args: argparse.Namespace, more: Sequence[str], resolve: Resolve, word
     seeds = None if args.seeds is None else read_seeds(yaml.safe_load(args.seeds), "--seeds")
     cells = make_cells(recipe, resolve, [load_config(path) for path in args.config], more, seeds)
     states = look(cells)
+    if not args.again:
+        states = with_record(cells, states, args.recipe.with_suffix(".csv"))
     # Measured on two CPUs, which others used too: two runs of half_cheetah_direction_promp take 102 s side by side with
     # a thread each, and more than 212 s one after the other with two threads.
     workers = args.workers or _cpus()
@@ -151,7 +157,8 @@ def _plan(cells: Sequence[Cell], states: Mapping[str, CellState], workers: int) 
     lines = []
     for cell in cells:
         state = states[cell.key]
-        took = f"in {in_words(state.seconds)}" if state.seconds is not None else state.note and f"by {state.note}"
+        took = f"in {in_words(state.seconds)}" if state.seconds is not None else state.note
+        took = f"by {took}" if state.state is State.RUNNING and took else took
         took = last_error(cell.file("log")) if state.state is State.FAILED else took
         lines.append(f"{cell!s:<{width}}  {state.state:<11}  {cell.key}  {state.run_id or '-':<32}  {took}".rstrip())
     parts = [(cell.arm, part_left(cell, states[cell.key])) for cell in cells if states[cell.key].state in

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +13,10 @@ from lit_metarl.config import load_config, merge
 from lit_metarl.settings import Seed
 from lit_metarl.types import ConfigError, require
 
-KEYS = ("title", "experiments", "grid", "seeds", "overrides")
+KEYS = ("title", "experiments", "grid", "seeds", "overrides", "published")
 ARM_KEYS = ("config", "overrides")
+PUBLISHED_KEYS = ("value", "source")
+TASK = "data.env."
 SECTIONS = ("trainer", "model", "data")
 
 Settings = Mapping[str, Any]
@@ -29,6 +31,18 @@ class Arm(NamedTuple):
     overrides: Settings
 
 
+class Published(NamedTuple):
+    """A number that somebody published for an arm.
+
+    Attributes:
+        value: the return.
+        source: where it stands, and after how much training.
+    """
+
+    value: float
+    source: str
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A recipe file's content, checked.
@@ -40,6 +54,7 @@ class Recipe:
         grid: for each dotted setting the values that every arm is trained with.
         seeds: every arm is trained with each.
         overrides: settings of all arms.
+        published: published returns, by an arm's :meth:`label`.
     """
 
     path: Path
@@ -48,6 +63,7 @@ class Recipe:
     grid: Mapping[str, list[Any]]
     seeds: tuple[int, ...]
     overrides: Settings
+    published: Mapping[str, Published]
 
     @property
     def name(self) -> str:
@@ -57,6 +73,17 @@ class Recipe:
     def points(self) -> list[Settings]:
         """Every combination of the grid's values; one without settings where there is no grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
+
+    def labels(self) -> dict[str, str]:
+        """Name of every arm with its place in the grid → the same without the settings of the environment.
+
+        Tables name the environment in a column of its own: what is trained on three tasks is one arm there.
+        """
+        return {
+            label(arm, point): label(arm, {key: value for key, value in point.items() if not key.startswith(TASK)})
+            for arm in self.arms
+            for point in self.points()
+        }
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -76,14 +103,22 @@ def load_recipe(path: Path) -> Recipe:
         _check_setting(f"grid of {path}", key)
         usable = isinstance(values, list) and len(values) > 0
         require(usable, f"grid.{key} of {path}", values, "write a list of at least one value")
-    return Recipe(
+    recipe = Recipe(
         path,
         str(title),
         _arms(path, content.get("experiments")),
         grid,
         read_seeds(content.get("seeds"), f"seeds of {path}"),
         _settings(f"overrides of {path}", content.get("overrides")),
+        {},
     )
+    return replace(recipe, published=_published(recipe, content.get("published")))
+
+
+def label(arm: Arm, point: Settings) -> str:
+    """The name of ``arm`` at a point of the grid, ``sac model.gamma=0.9``."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in point.items()}
+    return " ".join([arm.name, *(f"{key}={text}" for key, text in texts.items())])
 
 
 def read_seeds(value: object, key: str = "seeds") -> tuple[int, ...]:
@@ -134,6 +169,24 @@ def _arm(path: Path, name: str, content: object) -> Arm:
     for file in files or []:
         config = merge(config, _read(path, f"config of {key}", file))
     return Arm(name, config, _settings(f"overrides of {key}", content.get("overrides")))
+
+
+def _published(recipe: Recipe, value: object) -> dict[str, Published]:
+    key = f"published of {recipe.path}"
+    remedy = "write a mapping of arms to {value: number, source: where it stands}"
+    require(isinstance(value or {}, dict), key, value, remedy)
+    found = {}
+    for name, content in (value if isinstance(value, dict) else {}).items():
+        require(name in recipe.labels(), f"an arm of {key}", name, f"choose from {', '.join(recipe.labels())}")
+        fits = isinstance(content, dict) and content.keys() == set(PUBLISHED_KEYS)
+        require(fits, f"published.{name} of {recipe.path}", content, remedy)
+        number, source = content["value"], content["source"]
+        fits = isinstance(number, int | float) and not isinstance(number, bool)
+        require(
+            fits and isinstance(source, str) and bool(source), f"published.{name} of {recipe.path}", content, remedy
+        )
+        found[name] = Published(float(number), source)
+    return found
 
 
 def _read(path: Path, key: str, file: object) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from filelock import FileLock, Timeout
 from lit_metarl.checkpoint import trained_by
 from lit_metarl.sweep.cells import KEY_TAG, Cell
 from lit_metarl.tracking import StoredRun, connect, list_runs
+from lit_metarl.types import ConfigError
 
 try:
     import fcntl
@@ -41,7 +43,7 @@ class CellState(NamedTuple):
         resumable: whether the run has a checkpoint to go on from.
         evaluations: that the run has made so far.
         seconds: from the run's beginning to its end; None unless it has finished.
-        note: who trains it, where it is known.
+        note: who trains it, where it is known; where it is recorded, if it has no run here.
     """
 
     state: State
@@ -120,6 +122,33 @@ def look(cells: Iterable[Cell]) -> dict[str, CellState]:
             state = state._replace(state=State.RUNNING, note="another sweep")
         states[cell.key] = state
     return states
+
+
+def with_record(cells: Iterable[Cell], states: Mapping[str, CellState], record: Path) -> dict[str, CellState]:
+    """``states``, but finished where a cell without a run here is in the recipe's ``record``.
+
+    Somebody has trained it on another machine, or the store is gone; see ``lit-metarl report RECIPE``.
+
+    Raises:
+        ConfigError: the file is no record.
+    """
+    done = _recorded_keys(record) if record.exists() else set()
+    finished = CellState(State.FINISHED, note=f"recorded in {record.name}")
+    return {
+        cell.key: finished if states[cell.key].state is State.ABSENT and cell.key in done else states[cell.key]
+        for cell in cells
+    }
+
+
+def _recorded_keys(record: Path) -> set[str]:
+    try:
+        with record.open(newline="", encoding="utf-8") as file:
+            return {row["key"] for row in csv.DictReader(file) if row["key"]}
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
+        raise ConfigError(
+            f"{record} cannot be read as a record ({error!r}): restore it (git checkout {record}) or delete it, "
+            "upon which everything is trained again."
+        ) from error
 
 
 def look_within_lock(cell: Cell) -> CellState:

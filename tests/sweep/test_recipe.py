@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sweep_cases import CONFIGS, PENDULUM, write_recipe
 
-from lit_metarl.sweep.recipe import flags, load_recipe, read_seeds
+from lit_metarl.sweep.recipe import Published, flags, load_recipe, read_seeds
 from lit_metarl.types import ConfigError
 
 
@@ -70,6 +70,15 @@ def test_files_of_an_arm_are_merged_in_order_and_relative_to_the_recipe(tmp_path
         ({"seeds": True}, "seeds of swing.yaml = True cannot be used"),
         ({"seeds": [1, 1]}, "seeds of swing.yaml = [1, 1] cannot be used"),
         ({"seeds": [True]}, "seeds of swing.yaml = [True] cannot be used"),
+        ({"published": [1]}, "published of swing.yaml = [1] cannot be used: write a mapping of arms to {value: number"),
+        (
+            {"published": {"sca": {"value": 1, "source": "x"}}},
+            "an arm of published of swing.yaml = 'sca' cannot be used: choose from sac.",
+        ),
+        ({"published": {"sac": -3}}, "published.sac of swing.yaml = -3 cannot be used: write a mapping"),
+        ({"published": {"sac": {"value": "3"}}}, "published.sac of swing.yaml = {'value': '3'} cannot be used"),
+        ({"published": {"sac": {"value": True, "source": "x"}}}, "published.sac of swing.yaml = {'value': True"),
+        ({"published": {"sac": {"value": 1, "source": ""}}}, "published.sac of swing.yaml = {'value': 1"),
         ({"seeds": None}, "seeds of swing.yaml = None cannot be used"),
         ({"seeds": [-1]}, "seed_everything = -1: give a number from 0 to 4294967295"),
     ],
@@ -87,6 +96,17 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="must be a mapping"):
         load_recipe(Path("list.yaml"))
+
+
+def test_labels_of_arms_and_what_is_published_of_them() -> None:
+    grid = {"data.env.env": ["Pendulum-v1", "CartPole-v1"], "model.gamma": [0.9]}
+    published = {"sac data.env.env=CartPole-v1 model.gamma=0.9": {"value": 500, "source": "Table 3"}}
+    recipe = load_recipe(write_recipe(grid=grid, published=published))
+    assert recipe.labels() == {
+        "sac data.env.env=Pendulum-v1 model.gamma=0.9": "sac model.gamma=0.9",
+        "sac data.env.env=CartPole-v1 model.gamma=0.9": "sac model.gamma=0.9",
+    }
+    assert recipe.published == {"sac data.env.env=CartPole-v1 model.gamma=0.9": Published(500.0, "Table 3")}
 
 
 def test_seeds_and_flags_as_words() -> None:

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from sweep_cases import cells_of
+from sweep_cases import cells_of, resolver
 
 from lit_metarl.checkpoint import LOCK, sign_lock
 from lit_metarl.sweep.cells import Cell
-from lit_metarl.sweep.command import _plan
-from lit_metarl.sweep.state import CellLock, CellState, State, evaluations_of, look, look_within_lock
+from lit_metarl.sweep.command import _plan, main
+from lit_metarl.sweep.state import CellLock, CellState, State, evaluations_of, look, look_within_lock, with_record
 from lit_metarl.sweep.training import Outcome, begin, last_error
 from lit_metarl.tracking import MLflowLogger, connect
+from lit_metarl.types import ConfigError
 
 
 def add_run(cell: Cell, ended: str | None, checkpoint: bool = False, evaluations: int = 0) -> str:
@@ -142,6 +143,30 @@ def test_the_plan_says_what_is_left_and_what_it_costs() -> None:
     assert lines[2].endswith(f"{'3' * 32}  by another sweep")
     assert lines[3] == f"sac seed 3  absent       {cells[3].key}  -"
     assert lines[-1] == "4 cells: 1 absent, 1 finished, 1 interrupted, 1 running; time left with 1 worker: 1 h 30 min"
+
+
+def test_a_recorded_cell_without_a_run_has_finished(cell: Cell) -> None:
+    (other,) = cells_of(seeds=[1])
+    record = Path("swing.csv")
+    assert with_record([cell], look([cell]), record) == {cell.key: CellState(State.ABSENT)}
+    record.write_text(f"arm,key,seed\nsac,{cell.key},0\nsac,{cell.key},0\n")
+    states = with_record([cell, other], look([cell, other]), record)
+    assert states[cell.key] == CellState(State.FINISHED, note="recorded in swing.csv")
+    assert states[other.key] == CellState(State.ABSENT)
+    assert "  recorded in swing.csv\n" in _plan([cell, other], states, 1)
+    add_run(cell, "killed", checkpoint=True)
+    assert with_record([cell], look([cell]), record)[cell.key].state is State.INTERRUPTED
+    record.write_text("arm,seed\nsac,0\n")
+    with pytest.raises(ConfigError, match=r"swing.csv cannot be read as a record \(KeyError\('key'\)\): restore it"):
+        with_record([cell], look([cell]), record)
+
+
+def test_a_sweep_leaves_alone_what_is_recorded(cell: Cell, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("swing.csv").write_text(f"key\n{cell.key}\n")
+    assert main(["swing.yaml"], resolver) == 0
+    assert capsys.readouterr().out == "swing: SAC on a pendulum.\nswing: 1 finished\n"
+    assert main(["swing.yaml", "--dry_run", "--again"], resolver) == 0
+    assert "1 cells: 1 absent" in capsys.readouterr().out
 
 
 def test_the_last_error_of_a_log(tmp_path: Path) -> None:
