@@ -35,10 +35,8 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "report": Command("tables.results", "results", "Results table of the runs in the store."),
-    "compare": Command(
-        "tables.comparison", "comparison", "Compare two experiments on the environments that both have runs on."
-    ),
+    "report": Command("tables.results", "results", "Results table of the runs in the store, or the page of a recipe."),
+    "compare": Command("tables.comparison", "comparison", "Compare two experiments, or two arms of a recipe."),
     "study estimators": Command(
         "studies.estimators", "estimators", "Exact bias and variance of estimated gradients and Hessians."
     ),
@@ -114,6 +112,9 @@ def show(section: Section, args: argparse.Namespace) -> None:
     """
     sys.stdout.write(section.text)
     try:
+        for path, text in section.files.items():
+            path.write_text(text, encoding="utf-8")
+            sys.stderr.write(f"{path}\n")
         for path, figure in section.figures.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, dpi=150)

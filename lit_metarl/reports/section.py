@@ -30,6 +30,7 @@ class Section:
         figures: file → the picture to be saved there.
         data: the numbers for other programs; None if the command has no ``--json``.
         preformatted: whether the table needs a font of fixed width.
+        files: file → the text to be saved there.
     """
 
     table: str
@@ -37,6 +38,7 @@ class Section:
     figures: Mapping[Path, Figure] = field(default_factory=dict)
     data: Mapping[str, Any] | None = None
     preformatted: bool = False
+    files: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:

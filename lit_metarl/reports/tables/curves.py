@@ -13,8 +13,8 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -29,6 +29,7 @@ from lit_metarl.tracking import connect
 from lit_metarl.tracking.store import DATABASE
 
 RETURN = "eval/return"
+BEFORE = "eval/return_after_0_steps"
 PUBLISHED_WINDOW = 100_000  # environment steps that each published score is a mean over
 WINDOW = 0.1  # share of the steps so far over which evaluations are averaged
 _TAGS = ("algorithm", "environment", "seed")
@@ -101,6 +102,41 @@ def read_runs(
         ReportError: there is no store, an experiment is unknown, or no run is finished (or there is none at all).
         TrackingError: the store cannot be opened.
     """
+    client, wanted = _find_runs(root, experiments, unfinished)
+    runs = [_read_run(client, run, name, metric) for run, name in wanted]
+    read = [run for run in runs if run is not None]
+    if not read:
+        raise ReportError(f"None of {len(runs)} runs in {root} has {metric} and the tags {', '.join(_TAGS)}.")
+    return read, len(runs) - len(read)
+
+
+def read_metrics(root: Path | str, experiment: str, wanted: Callable[[str], bool]) -> dict[str, list[Run]]:
+    """Read the finished runs of ``experiment``: metric → runs that have it, the oldest first.
+
+    Args:
+        root: folder of the store.
+        experiment: by name.
+        wanted: whether a metric is read; :data:`RETURN` is in any case, and runs without it are left out.
+
+    Raises:
+        ReportError: there is no store, the experiment is unknown, or no run is finished.
+        TrackingError: the store cannot be opened.
+    """
+    client, found = _find_runs(root, [experiment], False)
+    runs: dict[str, list[Run]] = {RETURN: []}
+    for run, name in found:
+        read = _read_run(client, run, name, RETURN)
+        if read is None:
+            continue
+        runs[RETURN].append(read)
+        for metric in sorted(filter(wanted, run.data.metrics.keys() - {RETURN})):
+            steps, values, times = _history(client, read.run_id, metric)
+            runs.setdefault(metric, []).append(replace(read, steps=steps, returns=values, times=times))
+    return runs
+
+
+def _find_runs(root: Path | str, experiments: Sequence[str], unfinished: bool) -> tuple[Any, list[tuple[Any, str]]]:
+    """A client and the runs of ``experiments`` with the experiment's name, the oldest first."""
     if not (Path(root) / DATABASE).is_file():
         raise ReportError(
             f"There is no store in {root}: {Path(root) / DATABASE} is missing. Train first, or use --root."
@@ -119,23 +155,7 @@ def read_runs(
         counts = Counter(run.info.status for run in found)
         statuses = ", ".join(f"{count} {status}" for status, count in counts.items()) or "none at all"
         raise ReportError(f"No finished run in {', '.join(chosen.values())} of {root}: {statuses}. See --all.")
-    runs = [_read_run(client, run, chosen[run.info.experiment_id], metric) for run in wanted]
-    read = [run for run in runs if run is not None]
-    if not read:
-        raise ReportError(f"None of {len(runs)} runs in {root} has {metric} and the tags {', '.join(_TAGS)}.")
-    return read, len(runs) - len(read)
-
-
-def logged_metrics(root: Path | str, experiment: str) -> list[str]:
-    """Names of the metrics that any finished run of ``experiment`` has; empty if there is no such experiment.
-
-    Raises:
-        TrackingError: the store cannot be opened.
-    """
-    client = connect(root)
-    found = client.get_experiment_by_name(experiment)
-    runs = _all_runs(client, [found.experiment_id]) if found else []
-    return sorted({name for run in runs if run.info.status == "FINISHED" for name in run.data.metrics})
+    return client, [(run, chosen[run.info.experiment_id]) for run in wanted]
 
 
 def _all_runs(client: Any, experiment_ids: list[str]) -> Iterator[Any]:
@@ -150,18 +170,11 @@ def _all_runs(client: Any, experiment_ids: list[str]) -> Iterator[Any]:
 
 def _read_run(client: Any, run: Any, experiment: str, metric: str) -> Run | None:
     run_id = run.info.run_id
-    points = client.get_metric_history(run_id, metric)
     tags = run.data.tags
-    if not points or any(tag not in tags for tag in _TAGS):
+    if metric not in run.data.metrics or any(tag not in tags for tag in _TAGS):
         return None
-    # A resumed run goes over some steps again, and its later points count. Their first time does: `validate` adds a
-    # point at an old step days afterwards.
-    ordered = sorted(points, key=lambda point: point.timestamp)
-    values = {point.step: point.value for point in ordered}
-    times = {point.step: point.timestamp for point in reversed(ordered)}
-    steps = sorted(values)
-    unadapted = sorted(client.get_metric_history(run_id, "eval/return_after_0_steps"), key=lambda p: p.timestamp)
-    before = {point.step: point.value for point in unadapted}
+    steps, values, times = _history(client, run_id, metric)
+    before = dict(zip(*_history(client, run_id, BEFORE)[:2], strict=True))
     return Run(
         experiment=experiment,
         **{tag: tags[tag] for tag in _TAGS},
@@ -169,14 +182,26 @@ def _read_run(client: Any, run: Any, experiment: str, metric: str) -> Run | None
         config=_config_hash(client, run_id),
         status=run.info.status,
         start=run.info.start_time,
-        steps=np.array(steps, dtype=np.float64),
-        returns=np.array([values[step] for step in steps]),
-        times=np.array([times[step] for step in steps], dtype=np.float64),
+        steps=steps,
+        returns=values,
+        times=times,
         before=np.array([before[step] for step in steps]) if before else None,
         arm=tags.get("arm", ""),
         run_id=run_id,
         key=tags.get(KEY_TAG, ""),
     )
+
+
+def _history(client: Any, run_id: str, metric: str) -> tuple[Array, Array, Array]:
+    """Steps, values and times in ms ``[T]``, by increasing step."""
+    # A resumed run goes over some steps again, and its later points count. Their first time does: `validate` adds a
+    # point at an old step days afterwards.
+    ordered = sorted(client.get_metric_history(run_id, metric), key=lambda point: point.timestamp)
+    values = {point.step: point.value for point in ordered}
+    times = {point.step: point.timestamp for point in reversed(ordered)}
+    columns = [[step, values[step], times[step]] for step in sorted(values)]
+    steps, returns, when = np.array(columns, dtype=np.float64).reshape(-1, 3).T
+    return steps, returns, when
 
 
 def _config_hash(client: Any, run_id: str) -> str:
@@ -258,7 +283,18 @@ def figure_of(
 ) -> Any:
     """The figure of one environment, with the colours of ``experiments``; see :func:`draw_curves`."""
     figure = blank_figure(6.4, 4.0)
-    axes = figure.add_subplot()
+    draw_on(figure.add_subplot(), environment, groups, experiments, metric)
+    return figure
+
+
+def draw_on(
+    axes: Any,
+    environment: str,
+    groups: Sequence[tuple[str, Sequence[Run]]],
+    experiments: Sequence[str],
+    metric: str = RETURN,
+) -> None:
+    """Draw the curves of one environment on ``axes``, with the colours of ``experiments``; see :func:`draw_curves`."""
     styles: dict[str, int] = {}
     for label, runs in groups:
         experiment = runs[0].experiment
@@ -272,7 +308,6 @@ def figure_of(
     label = "evaluation return" if metric == RETURN else metric
     axes.set(title=environment, xlabel="environment steps", ylabel=label, xlim=(0, None))
     axes.legend(fontsize="small")
-    return figure
 
 
 def _add_published(axes: Any, environment: str, last: float) -> None:

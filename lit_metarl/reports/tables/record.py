@@ -16,9 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_metarl.reports.section import ReportError
-from lit_metarl.reports.tables.curves import RETURN, Run, logged_metrics, read_runs
+from lit_metarl.reports.tables.curves import BEFORE, RETURN, Run, read_metrics
 
-BEFORE = "eval/return_after_0_steps"
 # Returns, of all splits; their spread and what random actions earn are not results.
 _RECORDED = re.compile(r"eval/(\w+/)?return(_after_\d+_steps)?")
 
@@ -129,10 +128,7 @@ def read_store(root: Path | str, recipe: str) -> list[Evaluation]:
         ReportError: there is no store, or no finished run of the recipe in it.
         TrackingError: the store cannot be opened.
     """
-    found = {RETURN: read_runs(root, [recipe])[0]}
-    for name in logged_metrics(root, recipe):
-        if _RECORDED.fullmatch(name) and name != RETURN:
-            found[name] = read_runs(root, [recipe], metric=name)[0]
+    found = read_metrics(root, recipe, lambda name: bool(_RECORDED.fullmatch(name)))
     newest = {(run.arm, run.seed): run.run_id for run in found[RETURN] if run.key}  # the oldest come first
     rows = []
     for metric, runs in found.items():

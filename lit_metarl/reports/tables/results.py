@@ -20,6 +20,7 @@ from lit_metarl.reports.tables.curves import (
     published_scores,
     read_runs,
 )
+from lit_metarl.reports.tables.recipe import run_recipe
 from lit_metarl.reports.tables.statistics import bootstrap_interval, interquartile_mean
 
 Group = tuple[str, str, str, str]  # experiment, environment, algorithm, config: `Run.group`
@@ -171,6 +172,12 @@ def add_store(parser: argparse.ArgumentParser) -> None:
 
 def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """Settings of ``lit-metarl report``."""
+    parser.epilog = (
+        "With RECIPE, its finished runs go into RECIPE.csv beside it, which is the record of them and stays when the "
+        "store is gone; RECIPE.md and .figures/RECIPE.png are made of the record. Commit them. To have a run out of "
+        "it, delete its lines."
+    )
+    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help="such as configs/sweep/navigation.yaml")
     add_store(parser)
     parser.add_argument("--json", type=writable_file, metavar="FILE", help="write the rows, with every seed, as JSON")
     parser.add_argument("--curves", metavar="DIR", help="draw the learning curves, one PNG per environment")
@@ -178,11 +185,15 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
 
 
 def run(args: argparse.Namespace) -> Section:
-    """The results table, with learning curves if asked for.
+    """The results table, with learning curves if asked for; or the page of a recipe.
 
     Raises:
-        ReportError, TrackingError: there is nothing to report.
+        ReportError, ConfigError, TrackingError: there is nothing to report.
     """
+    if args.recipe is not None:
+        if given := [f"--{name}" for name in ("experiment", "at", "all", "curves") if getattr(args, name)]:
+            raise ReportError(f"{', '.join(given)} cannot be used with a recipe, whose page says what it has.")
+        return run_recipe(args)
     runs, left_out = read_runs(args.root, args.experiment, args.all)
     groups = by_group(runs)
     rows, remarks = make_rows(groups, args.at)

@@ -105,9 +105,39 @@ def probability_of_improvement(scores: ArrayLike, baseline: ArrayLike) -> float:
         raise ValueError(f"{x.shape[1]} tasks cannot be compared with {y.shape[1]}.")
     if x.size == 0 or y.size == 0:
         raise ValueError("The probability of improvement of no scores is not defined.")
-    pairs = x[:, None], y[None, :]
-    chances = (pairs[0] > pairs[1]) + 0.5 * (pairs[0] == pairs[1])
-    return float(np.where(np.isnan(pairs[0] + pairs[1]), np.nan, chances).mean())
+    return float(_chances(x[:, None], y[None, :]).mean())
+
+
+def improvement_interval(
+    scores: Sequence[ArrayLike], baseline: Sequence[ArrayLike], **settings: Any
+) -> tuple[float, float]:
+    """Percentile interval of the probability of improvement, see :func:`bootstrap_interval`.
+
+    Args:
+        scores: a list of K arrays ``[S_k]``, one for each task.
+        baseline: a list of K arrays ``[S'_k]``.
+        settings: of the bootstrap.
+
+    Raises:
+        ValueError: the numbers of tasks differ, or a task has no scores.
+    """
+    if len(scores) != len(baseline):
+        raise ValueError(f"{len(scores)} tasks cannot be compared with {len(baseline)}.")
+    arrays = [np.asarray(each, dtype=np.float64) for each in (*scores, *baseline)]
+    ends = np.cumsum([len(each) for each in arrays])[:-1]
+
+    def improvement(pooled: Array) -> Array:
+        drawn = np.split(pooled, ends, axis=-1)
+        pairs = zip(drawn[: len(scores)], drawn[len(scores) :], strict=True)
+        return np.mean([_chances(x[..., :, None], y[..., None, :]).mean(axis=(-1, -2)) for x, y in pairs], axis=0)
+
+    return bootstrap_interval(arrays, improvement, **settings)
+
+
+def _chances(scores: Array, baseline: Array) -> Array:
+    """1 where a score is above, ½ where it is equal, 0 where it is below; NaN where one is."""
+    chances = (scores > baseline) + 0.5 * (scores == baseline)
+    return np.where(np.isnan(scores + baseline), np.nan, chances)
 
 
 def _seeds_by_tasks(scores: ArrayLike) -> Array:

@@ -9,9 +9,8 @@ import pytest
 from report_cases import WALKER, add_run
 
 from lit_metarl.reports.section import ReportError
-from lit_metarl.reports.tables.curves import Run, read_runs
+from lit_metarl.reports.tables.curves import BEFORE, Run, read_runs
 from lit_metarl.reports.tables.record import (
-    BEFORE,
     COLUMNS,
     Evaluation,
     merge,

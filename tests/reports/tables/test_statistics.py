@@ -6,6 +6,7 @@ from scipy.stats import mannwhitneyu, trim_mean
 
 from lit_metarl.reports.tables.statistics import (
     bootstrap_interval,
+    improvement_interval,
     interquartile_mean,
     learning_curve_area,
     normalised,
@@ -116,6 +117,20 @@ def test_probability_of_improvement_is_mann_whitney_and_antisymmetric() -> None:
     assert probability_of_improvement(x, y) + probability_of_improvement(y, x) == pytest.approx(1)
     with pytest.raises(ValueError, match="2 tasks cannot be compared with 1"):
         probability_of_improvement(np.ones((3, 2)), np.ones(3))
+
+
+def test_interval_of_the_probability_of_improvement_by_hand() -> None:
+    # Resamples of (0, 2) against 1: both 0 with probability 1/4, one each 1/2, both 2 1/4.
+    task = [0.0, 2.0], [1.0, 1.0]
+    assert improvement_interval(task[:1], task[1:]) == (0, 1)
+    assert improvement_interval(task[:1], task[1:], confidence=0.4) == (0.5, 0.5)
+    # Two tasks: the mean of both; one that is always won adds a half.
+    both = improvement_interval([task[0], [3.0, 4.0, 5.0]], [task[1], [2.0]])
+    assert both == (0.5, 1)
+    low, high = improvement_interval([[1.0, 5.0, 3.0]], [[2.0, 4.0]], seed=3)
+    assert low < probability_of_improvement([1.0, 5.0, 3.0], [2.0, 4.0]) < high
+    with pytest.raises(ValueError, match="2 tasks cannot be compared with 1"):
+        improvement_interval([[1.0], [2.0]], [[1.0]])
 
 
 def test_learning_curve_area_by_hand() -> None:

@@ -1,0 +1,192 @@
+"""The arms of a recipe on every environment: their seeds' scores at a common step, and who is better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+
+import numpy as np
+
+from lit_metarl.reports.section import ReportError, markdown_table
+from lit_metarl.reports.tables.curves import RETURN, WINDOW, Run, common_curve
+from lit_metarl.reports.tables.record import Evaluation, metrics_of, runs_of
+from lit_metarl.reports.tables.statistics import (
+    Array,
+    bootstrap_interval,
+    improvement_interval,
+    interquartile_mean,
+    normalised,
+    probability_of_improvement,
+)
+
+Groups = dict[str, dict[str, list[Run]]]
+"""Environment → arm → runs by seed."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm on one environment.
+
+    Attributes:
+        name: in tables.
+        environment: ``suite/task``.
+        step: the last one up to which all arms were evaluated there.
+        scores: of the seeds, ``[S]``.
+        more: metric → interquartile mean over the seeds of another return, such as the one before adaptation.
+        runs: one a seed, ``[S]``.
+    """
+
+    name: str
+    environment: str
+    step: int
+    scores: Array
+    more: Mapping[str, float]
+    runs: Sequence[Run]
+
+
+def names_of(rows: Sequence[Evaluation], labels: Mapping[str, str]) -> dict[str, str]:
+    """Arm in the record → its name in tables, in the order of ``labels``.
+
+    Args:
+        rows: of the record.
+        labels: of the recipe's arms; one that says too little to tell two arms on one environment apart is not used.
+    """
+    places: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        places.setdefault((labels.get(row.arm, row.arm), row.environment), set()).add(row.arm)
+    ambiguous = {arm for arms in places.values() if len(arms) > 1 for arm in arms}
+    recorded = dict.fromkeys(row.arm for row in rows)
+    order = [arm for arm in labels if arm in recorded] + [arm for arm in recorded if arm not in labels]
+    return {arm: arm if arm in ambiguous else labels.get(arm, arm) for arm in order}
+
+
+def groups_of(rows: Sequence[Evaluation], names: Mapping[str, str], metric: str = RETURN) -> Groups:
+    """The runs of a record by environment, arm (in the order of ``names``) and seed."""
+    place = {arm: index for index, arm in enumerate(names)}
+    groups: Groups = {}
+    for run in sorted(runs_of(rows, metric), key=lambda run: (place[run.arm], len(run.seed), run.seed)):
+        named = replace(run, experiment=names[run.arm])
+        groups.setdefault(run.environment, {}).setdefault(named.experiment, []).append(named)
+    return dict(sorted(groups.items()))
+
+
+def arms_of(rows: Sequence[Evaluation], names: Mapping[str, str]) -> list[Arm]:
+    """Every arm on every environment.
+
+    Raises:
+        ReportError: the runs on an environment have no steps in common.
+    """
+    groups = groups_of(rows, names)
+    scores = {metric: _scores(groups_of(rows, names, metric)) for metric in metrics_of(rows)}
+    arms = []
+    for environment, here in groups.items():
+        step = int(min(run.steps[-1] for runs in here.values() for run in runs))
+        for name, runs in here.items():
+            place = environment, name
+            more = {key: float(interquartile_mean(each[place])) for key, each in scores.items() if place in each}
+            del more[RETURN]
+            arms.append(Arm(name, environment, step, scores[RETURN][place], more, runs))
+    return arms
+
+
+def _scores(groups: Groups) -> dict[tuple[str, str], Array]:
+    """(environment, arm) → scores ``[S]``: means over the last WINDOW of the steps that all have."""
+    scores: dict[tuple[str, str], Array] = {}
+    for environment, here in groups.items():
+        steps, curves = common_curve([run for runs in here.values() for run in runs])
+        if not len(steps):
+            raise ReportError(f"The runs on {environment} have no steps in common: delete the shortest from the csv.")
+        final = curves[:, steps > steps[-1] * (1 - WINDOW)].mean(axis=1)
+        parts = np.split(final, np.cumsum([len(runs) for runs in here.values()])[:-1])
+        scores |= {(environment, name): part for name, part in zip(here, parts, strict=True)}
+    return scores
+
+
+def relative(arms: Sequence[Arm]) -> dict[str, list[Array]]:
+    """Scores of the arms that are on every environment, in units of the first one's mean there.
+
+    Returns:
+        Arm → scores ``[S]`` of each environment; empty for one arm or environment, where a mean is not positive, or
+        where an arm has more seeds on one environment, which would count more.
+    """
+    environments, on = list(dict.fromkeys(arm.environment for arm in arms)), _by_name(arms)
+    everywhere = [name for name, each in on.items() if len(each) == len(environments)]
+    if len(environments) < 2 or len(everywhere) < 2:
+        return {}
+    units = {name: arm.scores.mean() for name, arm in on[everywhere[0]].items()}
+    if min(units.values()) <= 0 or any(len({len(a.scores) for a in on[name].values()}) > 1 for name in everywhere):
+        return {}
+    return {name: [normalised(on[name][e].scores, 0, units[e]) for e in environments] for name in everywhere}
+
+
+def _by_name(arms: Sequence[Arm]) -> dict[str, dict[str, Arm]]:
+    """Arm → environment → the arm there."""
+    found: dict[str, dict[str, Arm]] = {}
+    for arm in arms:
+        found.setdefault(arm.name, {})[arm.environment] = arm
+    return found
+
+
+def with_interval(scores: Sequence[Array]) -> str:
+    """Interquartile mean of the scores of each environment, all together, and its 95 % interval if there is one."""
+    value = f"{interquartile_mean(np.concatenate(scores)):.4g}"
+    if min(len(each) for each in scores) < 2:
+        return value
+    low, high = bootstrap_interval(scores)
+    return f"{value} ({low:.4g} to {high:.4g})"
+
+
+def improvements(arms: Sequence[Arm]) -> str:
+    """The table of the probability that a seed of the row's arm beats one of the column's; empty for one arm."""
+    on = _by_name(arms)
+    pairs = {pair: _shared(on[pair[0]], on[pair[1]]) for pair in permutations(on, 2)}
+    if not any(pairs.values()):
+        return ""
+    rows = [[f"`{name}`", *("–" if name == other else _improvement(pairs[name, other]) for other in on)] for name in on]
+    return markdown_table(["arm", *(f"`{name}`" for name in on)], rows)
+
+
+def _shared(one: Mapping[str, Arm], other: Mapping[str, Arm]) -> list[tuple[Array, Array]]:
+    return [(one[each].scores, other[each].scores) for each in one if each in other]
+
+
+def _improvement(pairs: Sequence[tuple[Array, Array]]) -> str:
+    if not pairs:
+        return "–"
+    value = np.mean([probability_of_improvement(*pair) for pair in pairs])
+    if min(len(scores) for pair in pairs for scores in pair) < 2:
+        return f"{value:.2f}"
+    low, high = improvement_interval(*zip(*pairs, strict=True))
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def headline(arms: Sequence[Arm]) -> str:
+    """One sentence, of the numbers: which arm is best and against which, or what the only one reaches."""
+    together = relative(arms)
+    if together:
+        place = f"on all {len(next(iter(together.values())))} environments"
+        return _winner(together, _by_name(arms), f"{place}, in units of the mean of `{next(iter(together))}`")
+    sentences = []
+    for environment in dict.fromkeys(arm.environment for arm in arms):
+        here = [arm for arm in arms if arm.environment == environment]
+        place = f"on {environment} after {here[0].step:,} steps"
+        if len(here) > 1:
+            sentences.append(_winner({arm.name: [arm.scores] for arm in here}, _by_name(here), place))
+        else:
+            seeds = f"{len(here[0].runs)} seed{'s' if len(here[0].runs) > 1 else ''}"
+            sentences.append(f"`{here[0].name}` reaches {with_interval([here[0].scores])} {place}, {seeds}.")
+    return " ".join(sentences)
+
+
+def _winner(scores: Mapping[str, Sequence[Array]], on: Mapping[str, Mapping[str, Arm]], place: str) -> str:
+    best, second = sorted(scores, key=lambda name: -interquartile_mean(np.concatenate(scores[name])))[:2]
+    shared = _shared(on[best], on[second])
+    sentence = (
+        f"`{best}` has the highest return {place}: {with_interval(scores[best])}; next is `{second}` with "
+        f"{with_interval(scores[second])}, which it beats with a probability of {_improvement(shared)}"
+    )
+    if min(len(each) for pair in shared for each in pair) < 2:
+        return f"{sentence}; one seed tells little."
+    low, high = improvement_interval(*zip(*shared, strict=True))
+    return sentence + ("; these seeds do not tell the two apart." if low <= 0.5 <= high else ".")

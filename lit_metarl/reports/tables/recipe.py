@@ -1,0 +1,211 @@
+"""``lit-metarl report RECIPE``: the results of a recipe, written beside it and all made of its record.
+
+``<name>.csv`` is the record, ``<name>.md`` the page for people, ``.figures/<name>.png`` the learning curves on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lit_metarl.reports.section import ReportError, Section, blank_figure, markdown_table
+from lit_metarl.reports.tables.arms import (
+    Arm,
+    Groups,
+    arms_of,
+    groups_of,
+    headline,
+    improvements,
+    names_of,
+    relative,
+    with_interval,
+)
+from lit_metarl.reports.tables.curves import BEFORE, PUBLISHED_WINDOW, RETURN, WINDOW, draw_on, published_scores
+from lit_metarl.reports.tables.record import (
+    Evaluation,
+    merge,
+    read_record,
+    read_store,
+    record_of,
+    record_text,
+)
+from lit_metarl.sweep.recipe import Published, Recipe, load_recipe
+
+FIGURES = ".figures"
+_OUT = "eval/out_of_distribution/"
+_NOTE = f"""\
+Return: mean of `eval/return` over the last {100 * WINDOW:.0f} % of the steps up to the last one that all arms of the \
+environment have, linear between a run's own evaluations; then the interquartile mean over seeds (the mean below 4), \
+with the 95 % interval of the stratified bootstrap (10,000 resamples of the seeds of each environment; none for one \
+seed, and too narrow for few). Minutes: from the start of a run to its last evaluation up to that step, pauses \
+included, mean over seeds. Config: hash of the settings without the seed."""
+_ADAPTATION_NOTE = """\
+ A meta-learner's return is the one after adaptation, of the stochastic policy, on tasks sampled for evaluation."""
+_PUBLISHED_NOTE = f"""\
+ Published SAC: mean (min–max; seeds) over the {PUBLISHED_WINDOW:,} steps before the named one, from `data/sac.csv` of \
+[pytorch_sac](https://github.com/denisyarats/pytorch_sac); beside it the mean over our seeds of the same steps."""
+_IMPROVEMENT_NOTE = """\
+The chance that a seed of the row's arm ends above one of the column's, mean over the environments of both, with the \
+95 % interval of the same bootstrap."""
+
+
+def run_recipe(args: argparse.Namespace) -> Section:
+    """Bring the record of ``args.recipe`` up to date, and make its page.
+
+    Raises:
+        ReportError, ConfigError, TrackingError: there is nothing to report, or the recipe or its record is damaged.
+    """
+    recipe = load_recipe(args.recipe)
+    record = record_of(recipe.path)
+    recorded, stored = read_record(record), []
+    try:
+        stored = read_store(args.root, recipe.name)
+    except ReportError as error:
+        if not recorded:
+            raise ReportError(f"{error} Nor is there a record, {record}. Train: {_command('sweep', recipe)}") from error
+    rows, remarks = merge(recorded, stored)
+    section = section_of(recipe, rows, remarks)
+    return replace(section, files={record: record_text(rows), **section.files})
+
+
+def section_of(recipe: Recipe, rows: Sequence[Evaluation], remarks: Sequence[str] = ()) -> Section:
+    """The page of a recipe as a file with its figure, and what of it is printed; ``remarks`` are only printed."""
+    names = names_of(rows, recipe.labels())
+    arms = arms_of(rows, names)
+    table = table_of(recipe, arms)
+    parts = [f"**{headline(arms)}**", table]
+    notes = [_note(recipe, arms, table), *_missing(recipe, rows)]
+    figure = recipe.path.parent / FIGURES / f"{recipe.name}.png"
+    lines = "Lines: mean over seeds. Bands: from the lowest to the highest seed."
+    page = [f"# {recipe.title}", *parts, *notes, f"![learning curves]({FIGURES}/{figure.name})", lines]
+    if matrix := improvements(arms):
+        parts.append(matrix)
+        page += ["## Probability of improvement", matrix, _IMPROVEMENT_NOTE]
+    commands = "\n".join(_command(each, recipe) for each in ("sweep", "report"))
+    record = record_of(recipe.path).name
+    page += [
+        "## Made by",
+        f"```bash\n{commands}\n```",
+        f"The first command trains what [{record}]({record}) does not have yet, the second makes this page of it.",
+    ]
+    return Section(
+        "\n\n".join(parts),
+        [*notes, *remarks],
+        {figure: _draw(groups_of(rows, names))},
+        {"rows": [_numbers(arm) for arm in arms], "remarks": [*notes, *remarks]},
+        files={recipe.path.with_suffix(".md"): "\n\n".join(page) + "\n"},
+    )
+
+
+def _command(command: str, recipe: Recipe) -> str:
+    return shlex.join(["lit-metarl", command, recipe.path.as_posix()])
+
+
+def table_of(recipe: Recipe, arms: Sequence[Arm]) -> str:
+    """A line for every arm on every environment, then for every arm on all of them, where that makes sense."""
+    metrics = sorted({metric for arm in arms for metric in arm.more}, key=lambda name: (name.endswith("/return"), name))
+    rows = [_cells(recipe, arm, metrics) for arm in arms]
+    for name, scores in relative(arms).items():
+        line = {"arm": f"`{name}`", "environment": "all, relative to the first arm", "return": with_interval(scores)}
+        rows.append(dict.fromkeys(rows[0], "–") | line)
+    columns = [name for name in rows[0] if any(row[name] != "–" for row in rows)]
+    if len({arm.environment for arm in arms}) == 1:
+        columns.remove("environment")
+    heads = [f"{name} (95 % interval)" if name == "return" else name for name in columns]
+    return markdown_table(heads, [[row[name] for name in columns] for row in rows])
+
+
+def _cells(recipe: Recipe, arm: Arm, metrics: Sequence[str]) -> dict[str, str]:
+    """Column → cell; ``–`` where there is nothing."""
+    others = {_column(metric): f"{arm.more[metric]:.4g}" if metric in arm.more else "–" for metric in metrics}
+    out = [name for name in others if name.startswith("out of distribution")]
+    known = recipe.published.get(arm.runs[0].arm)
+    return {
+        "arm": f"`{arm.name}`",
+        "environment": arm.environment,
+        **{name: cell for name, cell in others.items() if name not in out},
+        "return": with_interval([arm.scores]),
+        **{name: others[name] for name in out},
+        "published": "–" if known is None else f"{known.value:.4g}",
+        **_published_sac(arm),
+        "seeds": str(len(arm.runs)),
+        "environment steps": f"{arm.step:,}",
+        "minutes": f"{np.mean([run.minutes(arm.step) for run in arm.runs]):.1f}",
+        "commit": ", ".join(sorted({run.commit for run in arm.runs})),
+        "config": ", ".join(sorted({run.config for run in arm.runs})),
+    }
+
+
+def _column(metric: str) -> str:
+    """The column of a metric that stands beside the return."""
+    name = metric.rpartition("/")[2].removeprefix("return").strip("_")  # after_2_steps
+    steps = name.split("_")[1] if name else ""
+    when = {"": "", "0": "before adaptation", "1": "after 1 step"}.get(steps, f"after {steps} steps")
+    return " ".join(word for word in ("out of distribution" if metric.startswith(_OUT) else "", when) if word)
+
+
+def _published_sac(arm: Arm) -> dict[str, str]:
+    """The published score at the last step up to ``arm.step`` that has one, and ours over the same steps."""
+    scores = {step: score for step, score in published_scores(arm.environment).items() if step <= arm.step}
+    if not scores:
+        return {"published SAC": "–", "ours, same steps": "–"}
+    step = max(scores)
+    mean, low, high, seeds = scores[step]
+    ours = np.mean([run.mean_return(step - PUBLISHED_WINDOW, step) for run in arm.runs])
+    return {
+        "published SAC": f"{mean:.4g} ({low:.4g}–{high:.4g}; {seeds}) at {step:,}",
+        "ours, same steps": f"{ours:.4g}",
+    }
+
+
+def _note(recipe: Recipe, arms: Sequence[Arm], table: str) -> str:
+    note = _NOTE + (_ADAPTATION_NOTE if any(BEFORE in arm.more for arm in arms) else "")
+    note += _PUBLISHED_NOTE if "published SAC" in table else ""
+    return note + _sources({arm.runs[0].arm: recipe.published.get(arm.runs[0].arm) for arm in arms})
+
+
+def _sources(published: Mapping[str, Published | None]) -> str:
+    sources: dict[str, list[str]] = {}
+    for arm, each in published.items():
+        if each is not None:
+            sources.setdefault(each.source, []).append(f"`{arm}`")
+    texts = [f"{source} ({', '.join(arms)})" for source, arms in sources.items()]
+    return f" Published: {'; '.join(texts)}." if texts else ""
+
+
+def _missing(recipe: Recipe, rows: Sequence[Evaluation]) -> list[str]:
+    """A sentence about the seeds of the recipe that are not in the record, and one about arms it does not have."""
+    recorded = {(row.arm, row.seed) for row in rows}
+    absent = {arm: [str(seed) for seed in recipe.seeds if (arm, str(seed)) not in recorded] for arm in recipe.labels()}
+    lacking = "; ".join(f"`{arm}` seed {', '.join(seeds)}" for arm, seeds in absent.items() if seeds)
+    others = ", ".join(sorted({row.arm for row in rows} - absent.keys()))
+    sentences = [f"Not finished, so not counted: {lacking}.", f"Not in the recipe any more: {others}."]
+    return [sentence for sentence, names in zip(sentences, (lacking, others), strict=True) if names]
+
+
+def _draw(groups: Groups) -> Any:
+    """The learning curves, a panel for each environment; an arm has the same colour in all."""
+    names = list(dict.fromkeys(name for here in groups.values() for name in here))
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    figure = blank_figure(6.4 if columns == 1 else 4.4 * columns, 4.0 if columns == 1 else 3.4 * rows)
+    for index, (environment, here) in enumerate(groups.items(), 1):
+        draw_on(figure.add_subplot(rows, columns, index), environment, list(here.items()), names, RETURN)
+    return figure
+
+
+def _numbers(arm: Arm) -> dict[str, Any]:
+    return {
+        "arm": arm.name,
+        "environment": arm.environment,
+        "steps": arm.step,
+        "returns": {run.seed: float(score) for run, score in zip(arm.runs, arm.scores, strict=True)},
+        "more": dict(arm.more),
+        "commits": sorted({run.commit for run in arm.runs}),
+        "configs": sorted({run.config for run in arm.runs}),
+    }

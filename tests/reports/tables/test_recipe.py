@@ -1,0 +1,202 @@
+"""The page of a recipe: numbers by hand, the same from the record alone, and what cannot be reported."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_cases import CHEETAH, WALKER, add_run, cells, code_of
+from sweep_cases import PENDULUM, write_recipe
+
+from lit_metarl.reports.command import main
+from lit_metarl.reports.tables.record import Evaluation, record_of, record_text
+
+EXPERIMENT = {"config": [PENDULUM]}
+TASKS = {"cheetah/run": CHEETAH, "walker/walk": WALKER}
+SLOPES = {  # of the return per 1,000 steps; the last tenth of 100,000 steps holds 97.5 times it
+    ("control", "cheetah/run"): [1.0, 2.0, 3.0],
+    ("control", "walker/walk"): [4.0, 5.0, 9.0],
+    ("fast", "cheetah/run"): [2.0, 4.0, 6.0],
+    ("fast", "walker/walk"): [8.0, 10.0, 18.0],
+}
+
+
+def swing(**changes: Any) -> Path:
+    return write_recipe(experiments={"control": EXPERIMENT, "fast": EXPERIMENT}, seeds=3, **changes)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("recipe") / "store"
+    for (arm, task), slopes in SLOPES.items():
+        for seed, slope in enumerate(slopes):
+            add_run(root, "swing", seed, slope, arm=f"{arm} data.env.task={task}", environment=TASKS[task])
+    more = {"eval/return_after_1_steps": 2.0, "eval/return_after_2_steps": 3.0, "eval/out_of_distribution/return": 0.5}
+    more |= {
+        "eval/out_of_distribution/return_after_0_steps": 0.25,
+        "eval/out_of_distribution/return_after_1_steps": 0.5,
+    }
+    for seed in range(4):
+        add_run(root, "meta", seed, 3.0 + seed, arm="maml", environment="points/a", before=1.0, more=more)
+    add_run(root, "meta", 0, 2.0, arm="renamed", environment="points/a", commit="def5678")
+    add_run(root, "begun", 0, 1.0, arm="sac", status="failed")
+    return root
+
+
+def report(root: Path, recipe: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[str, str]:
+    """What is printed, and the page."""
+    assert main(["report", str(recipe), "--root", str(root), *more]) == 0
+    return capsys.readouterr().out, recipe.with_suffix(".md").read_text()
+
+
+def tables(text: str) -> list[list[dict[str, str]]]:
+    """The tables of a text, each a list of lines, column → cell."""
+    blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    rows = [[cells(line) for line in block.splitlines()] for block in blocks]
+    return [[dict(zip(lines[0], line, strict=True)) for line in lines[2:]] for lines in rows]
+
+
+def test_arms_on_several_environments(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed, page = report(root, swing(grid={"data.env.task": list(TASKS)}), capsys, "--json", "rows.json")
+    rows, matrix = tables(page)
+    assert tables(printed) == [rows, matrix]
+    places = [(row["arm"], row["environment"]) for row in rows]
+    assert places == [
+        ("`control`", CHEETAH),
+        ("`fast`", CHEETAH),
+        ("`control`", WALKER),
+        ("`fast`", WALKER),
+        ("`control`", "all, relative to the first arm"),
+        ("`fast`", "all, relative to the first arm"),
+    ]
+    first = rows[0]
+    assert first["return (95 % interval)"] == "195 (97.5 to 292.5)"  # the bootstrap of three seeds is their range
+    assert (first["seeds"], first["environment steps"], first["minutes"]) == ("3", "100,000", "1.7")
+    assert first["commit"] == "abc1234"
+    assert re.fullmatch(r"[0-9a-f]{8}", first["config"])
+    assert first["published SAC"] == "116 (88–134; 3) at 100,000"
+    assert first["ours, same steps"] == "105"  # all evaluations: mean step 52.5 thousand, mean slope 2
+    # In units of the control's means, 2 and 6, scores are 0.5 1 1.5 and 0.67 0.83 1.5; of six, two are dropped.
+    assert rows[4]["return (95 % interval)"].startswith("1 (")
+    assert rows[5]["return (95 % interval)"].startswith("2 (")
+    assert matrix[1]["`control`"].startswith("0.86 (")  # 7.5 of 9 pairs on one, 8 on the other
+    assert matrix[0]["`fast`"].startswith("0.14 (")
+    assert page.startswith(
+        "# SAC on a pendulum.\n\n**`fast` has the highest return on all 2 environments, in units of the mean of "
+        "`control`: 2 ("
+    )
+    assert "next is `control` with 1 (" in page
+    assert "lit-metarl sweep swing.yaml\nlit-metarl report swing.yaml\n" in page
+    assert "![learning curves](.figures/swing.png)" in page
+    data = json.loads(Path("rows.json").read_text())["rows"]
+    assert data[0]["returns"] == {"0": 97.5, "1": 195.0, "2": 292.5}
+
+
+def test_everything_is_made_of_the_record_when_the_store_is_gone(
+    root: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copytree(root, tmp_path / "store")
+    recipe = swing(grid={"data.env.task": list(TASKS)})
+    files = [record_of(recipe), recipe.with_suffix(".md"), Path(".figures/swing.png")]
+    report(tmp_path / "store", recipe, capsys)
+    before = [file.read_bytes() for file in files]
+    for file in files[1:]:
+        file.unlink()
+    shutil.rmtree(tmp_path / "store")
+    report(tmp_path / "store", recipe, capsys)
+    assert [file.read_bytes() for file in files] == before
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_meta_learner_before_and_after_adaptation(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published = {"maml": {"value": 600, "source": "Table 1"}}
+    recipe = write_recipe("meta.yaml", experiments={"maml": EXPERIMENT}, seeds=6, published=published)
+    printed, page = report(root, recipe, capsys)
+    maml, renamed = tables(page)[0]
+    assert list(maml)[:7] == [
+        "arm",
+        "before adaptation",
+        "after 1 step",
+        "return (95 % interval)",
+        "out of distribution before adaptation",
+        "out of distribution",
+        "published",
+    ]
+    assert list(maml.values())[1:3] == ["97.5", "195"]
+    assert maml["return (95 % interval)"].startswith(f"{97.5 * 4.5:.4g} (")
+    assert list(maml.values())[4:7] == ["24.38", "48.75", "600"]
+    assert list(renamed.values())[1:7] == ["–", "–", "195", "–", "–", "–"]  # one seed has no interval
+    assert "Published: Table 1 (`maml`)." in page
+    assert "Not finished, so not counted: `maml` seed 4, 5." in page
+    assert "Not in the recipe any more: renamed." in page
+    assert "**`maml` has the highest return on points/a after 100,000 steps: " in page
+    assert "beats with a probability of 1.00; one seed tells little.**" in page
+    # Trained again: the printed text says it, the page is of the record alone.
+    rows = [Evaluation("maml", "0", "eval/return", 100_000, 1.0, 1.0, "9" * 32, "k", "c", "f", "MAML", "points/a")]
+    record_of(recipe).write_text(record_text(rows))
+    printed, again = report(root, recipe, capsys)
+    assert f"Replaced: run {'9' * 32} of maml seed 0 by " in printed
+    assert again == page
+
+
+def test_an_arm_for_each_task(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{arm} data.env.task={task}" for arm, task in (("control", "cheetah/run"), ("fast", "walker/walk"))]
+    rows = [
+        Evaluation(name, seed, "eval/return", s, s / 10, 1.0, f"{name}{seed}", "k", "c", "f", "SAC", environment)
+        for name, environment in zip(names, TASKS.values(), strict=True)
+        for seed in ("0", "1")
+        for s in (95, 100)
+    ]
+    recipe = write_recipe("tasks.yaml", experiments=dict.fromkeys(names, EXPERIMENT), seeds=2)
+    record_of(recipe).write_text(record_text(rows))
+    _, page = report(root, recipe, capsys)
+    assert len(tables(page)) == 1
+    assert f"**`{names[0]}` reaches 9.75 (9.75 to 9.75) on {CHEETAH} after 100 steps, 2 seeds. `{names[1]}`" in page
+
+
+def test_settings_of_one_environment_stay_two_arms(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        Evaluation(f"sac data.env.g={g}", "0", "eval/return", s, g, 1.0, f"r{g}", "k", "c", "f", "SAC", "gym/x")
+        for g in (1, 2)
+        for s in (95, 100)
+    ]
+    recipe = write_recipe("alone.yaml", grid={"data.env.g": [1, 2]})
+    record_of(recipe).write_text(record_text(rows))
+    _, page = report(root, recipe, capsys)
+    assert [row["arm"] for row in tables(page)[0]] == ["`sac data.env.g=1`", "`sac data.env.g=2`"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gone.yaml"], "config file gone.yaml cannot be read: No such file"),
+        (["begun.yaml"], "1 FAILED. See --all. Nor is there a record, begun.csv. Train: lit-metarl sweep begun.yaml"),
+        (["fresh.yaml"], "No experiment 'fresh' in "),
+        (["fresh.yaml", "--root", "nowhere"], "There is no store in nowhere: nowhere/mlflow.db is missing."),
+        (["damaged.yaml"], "damaged.csv, line 2: it has 1 fields, not 12. Delete the line, or restore the file"),
+        (["apart.yaml"], "The runs on gym/x have no steps in common: delete the shortest from the csv."),
+        (["begun.yaml", "--all", "--at", "5"], "--at, --all cannot be used with a recipe"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_line(
+    root: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    for name in ("begun", "fresh", "damaged", "apart"):
+        write_recipe(f"{name}.yaml")
+    Path("damaged.csv").write_text(record_text([]) + "half\n")
+    rows = [("0", 10), ("0", 20), ("1", 30), ("1", 40)]
+    Path("apart.csv").write_text(
+        record_text(
+            Evaluation("sac", seed, "eval/return", step, 1.0, 1.0, seed, "k", "c", "f", "SAC", "gym/x")
+            for seed, step in rows
+        )
+    )
+    assert code_of(["report", "--root", str(root), *words]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert not said.out
