@@ -8,13 +8,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from lit_metarl.reports.arguments import positive_steps
 from lit_metarl.reports.section import ReportError, Section, markdown_table
-from lit_metarl.reports.tables.curves import WINDOW, Run, read_runs
+from lit_metarl.reports.tables.arms import groups_of, names_of
+from lit_metarl.reports.tables.curves import RETURN, WINDOW, Run, read_runs
+from lit_metarl.reports.tables.record import metrics_of, read_record, record_of
 from lit_metarl.reports.tables.results import by_group
 from lit_metarl.reports.tables.statistics import (
     Array,
@@ -24,6 +27,7 @@ from lit_metarl.reports.tables.statistics import (
     normalised,
     probability_of_improvement,
 )
+from lit_metarl.sweep.recipe import load_recipe
 
 
 class Scores(NamedTuple):
@@ -33,39 +37,89 @@ class Scores(NamedTuple):
     area: Array  # [S] mean height of the learning curve
 
 
-class PairedScores(NamedTuple):
-    """Scores of both arms on one environment, of the seeds that both have."""
+class BothScores(NamedTuple):
+    """Scores of both arms on one environment, each of all its seeds: nothing here pairs them."""
 
     environment: str
-    seeds: list[str]
     control: Scores
     treated: Scores
 
 
 def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """Settings of ``lit-metarl compare``."""
+    parser.usage = f"{parser.prog} [options] EXPERIMENT EXPERIMENT\n       {parser.prog} [options] RECIPE ARM ARM"
     add = parser.add_argument
-    add("control", help="experiment that the other one is compared with")
-    add("treated", help="the other experiment")
+    add(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="two experiments of the store; or the file of a recipe and two of its arms, which are read from the "
+        "record beside it (see lit-metarl report). The second is compared with the first",
+    )
     add("--root", default="mlruns", help="folder of the store (default: %(default)s)")
+    add("--metric", default=RETURN, metavar="NAME", help="any that the runs have (default: %(default)s); high is good")
     add("--at", type=positive_steps, metavar="STEPS", help="environment steps (default: last common)")
     add("--after", type=int, default=0, metavar="STEPS", help="start of the area under the curve (default: 0)")
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    if len(args.names) not in (2, 3):
+        parser.error("name two experiments, or a recipe and two of its arms")
+    return args
 
 
 def run(args: argparse.Namespace) -> Section:
     """The table of both arms.
 
     Raises:
-        ReportError, TrackingError: they cannot be compared.
+        ReportError, ConfigError, TrackingError: they cannot be compared.
     """
-    control, unfinished = one_per_environment(args.root, args.control)
-    treated, more = one_per_environment(args.root, args.treated)
-    pairs, remarks = compare(control, treated, args.after, args.at)
-    return Section(table_of(pairs, args.control, args.treated), [*remarks, *unfinished, *more])
+    *recipe, control, treated = args.names
+    if control == treated:
+        raise ReportError(f"{control} would be compared with itself: name two.")
+    remarks: list[str] = []
+    if recipe:
+        arms = recorded(Path(recipe[0]), [control, treated], args.metric)
+    else:
+        found = [one_per_environment(args.root, name, args.metric) for name in (control, treated)]
+        arms, remarks = [arm for arm, _ in found], [remark for _, more in found for remark in more]
+    first, second = arms
+    scores, notes = compare(first, second, args.after, args.at, args.metric)
+    return Section(table_of(scores, control, treated, args.metric), [*notes, *remarks])
 
 
-def one_per_environment(root: str, experiment: str) -> tuple[dict[str, list[Run]], list[str]]:
+def recorded(path: Path, arms: Sequence[str], metric: str) -> list[dict[str, list[Run]]]:
+    """Environment → runs, one per seed, of each of ``arms`` in the record of the recipe in ``path``.
+
+    Raises:
+        ReportError: there is no record, or an arm or ``metric`` is not in it.
+        ConfigError: there is no such recipe.
+    """
+    recipe = load_recipe(path)
+    rows = read_record(record_of(path))
+    if not rows:
+        raise ReportError(f"There is no record, {record_of(path)}: make it with `lit-metarl report {path}`.")
+    if metric not in metrics_of(rows):
+        raise ReportError(f"{record_of(path)} has no {metric}; it has {', '.join(metrics_of(rows))}.")
+    names = names_of(rows, recipe.labels())
+    if unknown := [arm for arm in arms if arm not in names.values()]:
+        known = ", ".join(map(repr, dict.fromkeys(names.values())))
+        raise ReportError(f"{record_of(path)} has no arm {', '.join(map(repr, unknown))}; it has {known}.")
+    groups = groups_of(rows, names, metric)
+    found = [{name: here[arm] for name, here in groups.items() if arm in here} for arm in arms]
+    for arm, environments in zip(arms, found, strict=True):
+        for environment, runs in environments.items():
+            _check_settings(arm, environment, [run.config for run in runs])
+    return found
+
+
+def _check_settings(arm: str, environment: str, configs: Sequence[str]) -> None:
+    if len(set(configs)) > 1:
+        raise ReportError(
+            f"{arm} has runs of several configurations on {environment} ({', '.join(dict.fromkeys(configs))}): give "
+            "them experiments of their own, or train all seeds of a recipe's arm with the same settings."
+        )
+
+
+def one_per_environment(root: str, experiment: str, metric: str = RETURN) -> tuple[dict[str, list[Run]], list[str]]:
     """Environment → finished runs, one per seed; and a sentence on every seed that never finished.
 
     A seed that diverged counts for an arm's worst, so it is not to be missing silently.
@@ -73,7 +127,7 @@ def one_per_environment(root: str, experiment: str) -> tuple[dict[str, list[Run]
     Raises:
         ReportError: no run finished, or finished runs differ by more than the seed.
     """
-    runs, _ = read_runs(root, [experiment], unfinished=True)
+    runs, _ = read_runs(root, [experiment], unfinished=True, metric=metric)
     finished = [run for run in runs if run.status == "FINISHED"]
     done = {(run.environment, run.seed) for run in finished}
     others = {(run.environment, run.seed): run.status for run in runs if (run.environment, run.seed) not in done}
@@ -83,18 +137,19 @@ def one_per_environment(root: str, experiment: str) -> tuple[dict[str, list[Run]
     groups: dict[str, list[Run]] = {}
     for (_, environment, _, config), seeds in by_group(finished).items():
         if environment in groups:
-            raise ReportError(
-                f"{experiment} has runs of several configurations on {environment} ({groups[environment][0].config}, "
-                f"{config}): give them experiments of their own."
-            )
+            _check_settings(experiment, environment, [groups[environment][0].config, config])
         groups[environment] = seeds
     return groups, remarks
 
 
 def compare(
-    control: Mapping[str, Sequence[Run]], treated: Mapping[str, Sequence[Run]], after: int, at: int | None
-) -> tuple[list[PairedScores], list[str]]:
-    """Scores on the environments and seeds that both arms have, up to step ``at`` (the last common one if None).
+    control: Mapping[str, Sequence[Run]],
+    treated: Mapping[str, Sequence[Run]],
+    after: int,
+    at: int | None,
+    metric: str = RETURN,
+) -> tuple[list[BothScores], list[str]]:
+    """Scores on the environments that both arms have, up to step ``at`` (the last common one if None).
 
     Returns:
         The scores by environment, and sentences about what was measured and what was left out.
@@ -102,33 +157,36 @@ def compare(
     Raises:
         ReportError: nothing is common, or a run does not cover the steps.
     """
-    pairs, remarks = {}, []
-    for environment in sorted(control.keys() | treated.keys()):
-        arms = [{run.seed: run for run in arm.get(environment, ())} for arm in (control, treated)]
-        if alone := sorted(arms[0].keys() ^ arms[1].keys(), key=lambda seed: (len(seed), seed)):
-            remarks.append(f"Left out, as only one arm has it: {environment}, seed {', '.join(alone)}.")
-        if seeds := [seed for seed in arms[0] if seed in arms[1]]:
-            pairs[environment] = seeds, [arms[0][seed] for seed in seeds], [arms[1][seed] for seed in seeds]
+    pairs = {name: (control[name], treated[name]) for name in sorted(control.keys() & treated.keys())}
     if not pairs:
-        raise ReportError("The experiments have no environment and seed in common.")
-    last = at or int(min(run.steps[-1] for _, *arms in pairs.values() for runs in arms for run in runs))
-    scores = [
-        PairedScores(environment, seeds, *_scores(environment, first, second, after, last))
-        for environment, (seeds, first, second) in pairs.items()
-    ]
-    counts = ", ".join(f"{each.environment} {len(each.seeds)}" for each in scores)
-    if len({len(each.seeds) for each in scores}) > 1:
+        raise ReportError("The arms have no environment in common.")
+    last = at or int(min(run.steps[-1] for arms in pairs.values() for runs in arms for run in runs))
+    scores = [BothScores(name, *_scores(name, first, second, after, last)) for name, (first, second) in pairs.items()]
+    alone = sorted(control.keys() ^ treated.keys())
+    remarks = [f"Left out, as only one arm has it: {', '.join(alone)}."] if alone else []
+    if len(scores) > 1 and not _balanced(scores):
         remarks.append("No line for all environments: an environment with more seeds would count more.")
+    seeds = "; ".join(_seeds(name, *arms) for name, arms in pairs.items())
     note = (
         "Interquartile mean (below 4 scores the mean) over seeds, or over seeds and environments, with 95 % intervals "
         "of the stratified bootstrap (10,000 resamples of the seeds of each environment and arm; none for one seed, "
-        f"and too narrow for few). Curves of `eval/return` on the evaluation steps of both arms, linear between a "
-        f"run's own. Final return: mean over the last {100 * WINDOW:.0f} % of {last:,} environment steps. Area: mean "
+        f"and too narrow for few). Curves of `{metric}` on the evaluation steps of both arms, linear between a "
+        f"run's own. Final: mean over the last {100 * WINDOW:.0f} % of {last:,} environment steps. Area: mean "
         f"height from {after:,} steps, or the first evaluation of all, on. Relative: in units of the mean of "
-        "the first arm on each environment. P(improvement): chance that a seed of the second beats one of the first. "
-        f"Seeds: {counts}."
+        "the first arm on each environment. P(improvement): chance that a seed of the second is above one of the "
+        f"first. Seeds are not paired, so all of either arm count: {seeds}."
     )
     return scores, [note, *remarks]
+
+
+def _seeds(environment: str, *arms: Sequence[Run]) -> str:
+    first, second = (", ".join(run.seed for run in runs) for runs in arms)
+    return f"{environment} {first}" + (f" against {second}" if first != second else "")
+
+
+def _balanced(scores: Sequence[BothScores]) -> bool:
+    """Whether either arm has as many seeds on every environment."""
+    return all(len({len(getattr(each, arm).final) for each in scores}) == 1 for arm in ("control", "treated"))
 
 
 def _scores(
@@ -149,29 +207,30 @@ def _scores(
     return Scores(final[:split], area[:split]), Scores(final[split:], area[split:])
 
 
-def table_of(scores: Sequence[PairedScores], control: str, treated: str) -> str:
+def table_of(scores: Sequence[BothScores], control: str, treated: str, metric: str = RETURN) -> str:
     """A line per environment and measure; all environments together where that makes sense."""
     lines: list[list[str]] = []
-    for field, name in (("final", "final return"), ("area", "area under the curve")):
+    final = "final return" if metric == RETURN else f"final {metric}"
+    for field, name in (("final", final), ("area", "area under the curve")):
         for environment, pairs in _rows(scores, field):
             positive = all(first.min() > 0 <= second.min() for first, second in pairs)
             cells = _compared(pairs, partial(interquartile_mean, axis=-1), positive)
             lines.append([environment, name, *cells, f"{_improvement(pairs):.2f}"])
-    if all(len(each.seeds) > 1 for each in scores):
+    if all(len(arm.final) > 1 for each in scores for arm in (each.control, each.treated)):
         for environment, pairs in _rows(scores, "final"):
             cells = _compared(
                 pairs, partial(_deviation, tasks=len(pairs)), all(np.ptp(first) > 0 for first, _ in pairs)
             )
-            lines.append([environment, "deviation of final return over seeds", *cells, "–"])
+            lines.append([environment, f"deviation of {final} over seeds", *cells, "–"])
     return markdown_table(["environment", "measure", control, treated, "ratio", "P(improvement)"], lines)
 
 
-def _rows(scores: Sequence[PairedScores], field: str) -> Iterator[tuple[str, list[tuple[Array, Array]]]]:
+def _rows(scores: Sequence[BothScores], field: str) -> Iterator[tuple[str, list[tuple[Array, Array]]]]:
     """Environment and both arms' scores; then all environments, in units of the control's mean on each."""
     pairs = [(getattr(each.control, field), getattr(each.treated, field)) for each in scores]
     for each, pair in zip(scores, pairs, strict=True):
         yield each.environment, [pair]
-    comparable = len({len(each.seeds) for each in scores}) == 1 and all(first.mean() > 0 for first, _ in pairs)
+    comparable = _balanced(scores) and all(first.mean() > 0 for first, _ in pairs)
     if len(scores) > 1 and comparable:
         relative = [(normalised(x, 0, x.mean()), normalised(y, 0, x.mean())) for x, y in pairs]
         yield f"all {len(scores)}, relative", relative
@@ -180,7 +239,7 @@ def _rows(scores: Sequence[PairedScores], field: str) -> Iterator[tuple[str, lis
 def _compared(pairs: Sequence[tuple[Array, Array]], statistic: Callable[..., Array], comparable: bool) -> list[str]:
     """Three cells: ``statistic`` of both arms, and the ratio of the two if that means something; a pair per task."""
     arms = [[pair[arm] for pair in pairs] for arm in (0, 1)]
-    several, split = len(arms[0][0]) > 1, sum(len(scores) for scores in arms[0])
+    split = sum(len(scores) for scores in arms[0])
 
     def ratio(pooled: Array) -> Array:
         below = statistic(pooled[..., :split])  # 0 for a resample of one score alone, if it is a deviation
@@ -188,6 +247,7 @@ def _compared(pairs: Sequence[tuple[Array, Array]], statistic: Callable[..., Arr
 
     def cell(scores: Sequence[Array], of: Callable[..., Array], digits: str) -> str:
         value = f"{of(np.concatenate(scores)):{digits}}"
+        several = min(len(task) for task in scores) > 1
         low, high = bootstrap_interval(scores, of) if several else (np.nan, np.nan)
         return f"{value} ({low:{digits}} to {high:{digits}})" if np.isfinite([low, high]).all() else value
 

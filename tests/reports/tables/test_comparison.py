@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_cases import CHEETAH, WALKER, add_run
+from report_cases import CHEETAH, WALKER, add_run, code_of
+from sweep_cases import PENDULUM, write_recipe
 
 from lit_metarl.reports.command import main
+from lit_metarl.reports.tables.record import Evaluation, record_of, record_text
 from lit_metarl.reports.tables.statistics import bootstrap_interval
 
 CONTROL = {CHEETAH: [1.0, 2.0, 3.0], WALKER: [4.0, 5.0, 9.0]}
@@ -25,6 +27,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_run(root, "mixed", 0, 1.0, width=32)
     add_run(root, "mixed", 1, 1.0, width=64)
     add_run(root, "mixed2", 0, 1.0)
+    for environment, slopes in CONTROL.items():
+        for seed, slope in enumerate(slopes):
+            add_run(root, "again", seed, slope, environment=environment)
     for seed, slope in enumerate(CONTROL[CHEETAH]):  # the same curves, evaluated between the others' evaluations
         add_run(root, "shifted", seed, slope, steps=range(1_000, 101_001, 5_000))
     for environment, seeds in ((CHEETAH, (0, 1, 2)), (WALKER, (0, 1))):
@@ -70,7 +75,7 @@ def test_scores_ratios_and_their_intervals(root: Path, capsys: pytest.CaptureFix
 
 
 def test_equal_arms_have_a_ratio_of_one_within_the_interval(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "control", "control", "--root", str(root)]) == 0
+    assert main(["compare", "control", "again", "--root", str(root)]) == 0
     cell = table(capsys.readouterr().out)["all 2, relative", "final return"][2]
     value, low, high = (float(word) for word in cell.replace("(", "").replace(")", "").replace("to", "").split())
     assert low < value == 1.0 < high
@@ -93,17 +98,84 @@ def test_other_evaluation_steps_make_no_difference(root: Path, capsys: pytest.Ca
         assert improvement == "0.50"
 
 
-def test_seeds_and_environments_of_one_arm_are_left_out_and_named(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_seeds_count_also_those_of_one_arm(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "control", "fewer", "--root", str(root)]) == 0
     printed = capsys.readouterr().out
     rows = table(printed)
-    assert rows[WALKER, "final return"][0].startswith(f"{97.5 * 4.5:.4g} (")  # of the seeds 0 and 1 only
-    assert rows[WALKER, "final return"][2].startswith("1.00 (")
-    assert f"Left out, as only one arm has it: {WALKER}, seed 2." in printed
+    walker = rows[WALKER, "final return"]
+    assert walker[0].startswith(f"{97.5 * 6:.4g} (")  # of the seeds 0 to 2
+    assert walker[1].startswith(f"{97.5 * 4.5:.4g} (")  # of the seeds 0 and 1
+    assert walker[2].startswith("0.75 (")
+    assert walker[3] == f"{2 / 6:.2f}"  # 4 ties with 4, 5 beats 4 and ties with 5
+    assert "all of either arm count: " in printed
+    assert f"{CHEETAH} 0, 1, 2; {WALKER} 0, 1, 2 against 0, 1." in printed
     assert "No line for all environments" in printed
     assert ("all 2, relative", "final return") not in rows
+
+
+def test_environments_of_one_arm_are_left_out_and_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "control", "shifted", "--root", str(root)]) == 0
+    assert f"Left out, as only one arm has it: {WALKER}." in capsys.readouterr().out
+
+
+def test_any_metric_can_be_compared(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, slope in (("low", 1.0), ("high", 3.0)):
+        add_run(root, name, 0, 9.0, more={"eval/out_of_distribution/return": slope})
+    words = ["compare", "low", "high", "--metric", "eval/out_of_distribution/return", "--root", str(root)]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert table(printed)[CHEETAH, "final eval/out_of_distribution/return"] == ["97.5", "292.5", "3.00", "1.00"]
+    assert "Curves of `eval/out_of_distribution/return` on" in printed
+
+
+@pytest.fixture
+def recipe() -> Path:
+    """A recipe with a record: two arms with a seed more of one, and a third whose seeds differ in settings."""
+    arm = {"config": [PENDULUM]}
+    path = write_recipe(experiments={"a": arm, "b": arm, "mixed": arm}, grid={"data.env.task": ["x", "y"]})
+    rows = [
+        Evaluation(f"{arm} data.env.task={task}", str(seed), metric, step, value * step, 1.0, f"{arm}{task}{seed}", "k",
+                   "c", f"{seed if arm == 'mixed' else 0}", "SAC", f"suite/{task}")
+        for arm, seeds, value in (("a", 2, 1.0), ("b", 3, 2.0), ("mixed", 2, 1.0))
+        for task in "xy"
+        for seed in range(seeds)
+        for metric in ("eval/return", "eval/return_after_0_steps")
+        for step in (5, 95, 105)
+    ]  # fmt: skip
+    record_of(path).write_text(record_text(rows))
+    return path
+
+
+def test_arms_of_a_record_are_compared_without_a_store(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for metric in ("eval/return", "eval/return_after_0_steps"):
+        assert main(["compare", str(recipe), "a", "b", "--metric", metric]) == 0
+        printed = capsys.readouterr().out
+        rows = table(printed)
+        name = "final return" if metric == "eval/return" else f"final {metric}"
+        assert rows["suite/x", name] == ["100 (100 to 100)", "200 (200 to 200)", "2.00 (2.00 to 2.00)", "1.00"]
+        assert rows["all 2, relative", name][2].startswith("2.00 (")  # 2 and 3 seeds, but on either environment
+        assert "suite/x 0, 1 against 0, 1, 2; suite/y 0, 1 against 0, 1, 2." in printed
+    assert not Path("mlruns").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["swing.yaml", "a", "a"], "a would be compared with itself: name two."),
+        (["swing.yaml", "a", "c"], "swing.csv has no arm 'c'; it has 'a', 'b', 'mixed'."),
+        (["swing.yaml", "a", "mixed"], "mixed has runs of several configurations on suite/x (0, 1)"),
+        (["swing.yaml", "a", "b", "--metric", "eval/x"], "swing.csv has no eval/x; it has eval/return, eval/return_a"),
+        (["bare.yaml", "a", "b"], "There is no record, bare.csv: make it with `lit-metarl report bare.yaml`."),
+        (["gone.yaml", "a", "b"], "config file gone.yaml cannot be read"),
+        (["swing.yaml"], "name two experiments, or a recipe and two of its arms"),
+    ],
+)
+def test_what_of_a_record_cannot_be_compared_is_named(
+    recipe: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    write_recipe("bare.yaml")
+    assert code_of(["compare", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_scores_of_zero_have_no_ratio_and_one_seed_no_interval(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,10 +186,8 @@ def test_scores_of_zero_have_no_ratio_and_one_seed_no_interval(root: Path, capsy
     assert main(["compare", "control", "nothing learned", "--root", str(root)]) == 0
     assert table(capsys.readouterr().out)[CHEETAH, "final return"][2] == "0.00 (0.00 to 0.00)"  # the worst there is
     assert main(["compare", "shifted", "mixed2", "--root", str(root)]) == 0
-    assert table(capsys.readouterr().out)[CHEETAH, "final return"][:2] == [
-        "95.5",
-        "95.5",
-    ]  # at 91, 95, 96 and 100 thousand steps
+    # At 91, 95, 96 and 100 thousand steps; three seeds and one.
+    assert table(capsys.readouterr().out)[CHEETAH, "final return"] == ["191 (95.5 to 286.5)", "95.5", "0.50", "0.17"]
 
 
 def test_seeds_that_never_finished_are_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,8 +200,9 @@ def test_seeds_that_never_finished_are_named(root: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["control", "control"], "control would be compared with itself: name two."),
         (["control", "nothing"], "No experiment 'nothing'"),
-        (["control", "elsewhere"], "no environment and seed in common"),
+        (["control", "elsewhere"], "The arms have no environment in common."),
         (["control", "mixed"], "several configurations"),
         (["control", "failed"], f"No finished run in failed. Not finished: failed on {CHEETAH}, seed 0 (FAILED)."),
         (["control", "treated", "--at", "200000"], "seed 0, 1, 2 was not evaluated shortly before 200,000 steps"),
