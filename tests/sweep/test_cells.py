@@ -136,11 +136,27 @@ def test_shipped_arms_differ_only_where_their_recipe_says() -> None:
         cells[arm]["model"]["init_args"]["correction"]["class_path"] for arm in ("sgmrl", "sgmrl_linearised")
     }
     assert {name.rpartition(".")[2] for name in corrections} == {"LeaveOneOut", "LinearisedLeaveOneOut"}
-    cheetah = make_cells(load_recipe(CONFIGS / "sweep" / "half_cheetah_direction.yaml"), resolver(), seeds=[0])
-    steps = set()
-    for cell in cheetah:
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("half_cheetah_direction", 16_000_000), ("half_cheetah_velocity_steps", 38_400_000)]
+)
+def test_shipped_arms_have_equal_steps_and_evaluations(name: str, steps: int) -> None:
+    found = set()
+    for cell in make_cells(load_recipe(CONFIGS / "sweep" / f"{name}.yaml"), resolver(), seeds=[0]):
         init, epochs = cell.config["data"]["init_args"], cell.config["trainer"]["max_epochs"]
         rounds = init["adaptation_steps"] + 1
         horizon = init["env"]["init_args"]["max_episode_steps"]
-        steps.add(epochs * init["epoch_iterations"] * init["num_tasks"] * init["trajectories"] * rounds * horizon)
-    assert steps == {16_000_000}
+        iteration = init["num_tasks"] * init["trajectories"] * rounds * horizon
+        found.add((epochs * init["epoch_iterations"] * iteration, cell.evaluations))
+    assert len(found) == 1
+    assert found.pop()[0] == steps
+
+
+def test_arms_of_preconditioning_have_equal_data() -> None:
+    for cell in make_cells(load_recipe(CONFIGS / "sweep" / "preconditioning.yaml"), resolver(), seeds=[0]):
+        data, epochs = cell.config["data"]["init_args"], cell.config["trainer"]["max_epochs"]
+        random_steps = data["warmup_steps"] + data.get("warmup_updates", 0)
+        assert random_steps == 6000
+        # The first of 20 epochs is 1,000 meta-updates; 300 are the first part of 19.
+        assert data["warmup_steps"] + 1000 * epochs in (25_000, 24_700)

@@ -123,11 +123,15 @@ def test_seeds_and_flags_as_words() -> None:
 
 def test_shipped_recipes_say_what_the_papers_ask_for() -> None:
     recipes = {path.stem: load_recipe(path) for path in CONFIGS.glob("sweep/*.yaml")}
-    assert recipes.keys() == {"navigation", "half_cheetah_direction"}
     names = {name: [arm.name for arm in recipe.arms] for name, recipe in recipes.items()}
-    assert names["navigation"] == ["maml", "fomaml", "emaml", "sgmrl", "sgmrl_linearised"]
-    assert names["half_cheetah_direction"] == ["promp", "promp_taypo2", "maml", "sgmrl"]
-    assert {name: len(recipe.seeds) for name, recipe in recipes.items()} == {
-        "navigation": 5,
-        "half_cheetah_direction": 3,
+    assert names == {
+        "sac": ["sac"],
+        "preconditioning": ["sac_equal_data", "preconditioned_300", "preconditioned_1000"],
+        "navigation": ["maml", "fomaml", "emaml", "sgmrl", "sgmrl_linearised"],
+        "corners": ["promp", "promp_taypo2", "trpo_dice", "trpo_emaml", "trpo_fomaml", "trpo_maml"],
+        "half_cheetah_direction": ["promp", "promp_taypo2", "maml", "sgmrl"],
+        "half_cheetah_velocity_steps": ["maml_1_step", "maml_3_steps", "sgmrl_1_step", "sgmrl_3_steps"],
     }
+    seeds = {name: len(recipe.seeds) for name, recipe in recipes.items()}
+    assert (seeds["navigation"], seeds["preconditioning"], seeds["half_cheetah_velocity_steps"]) == (5, 5, 2)
+    assert recipes["half_cheetah_velocity_steps"].published.keys() == set(names["half_cheetah_velocity_steps"])

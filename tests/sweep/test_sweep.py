@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ from test_cli import error_of
 from lit_metarl.__main__ import main
 from lit_metarl.checkpoint import trained_by
 from lit_metarl.config import load_config
+from lit_metarl.reports.tables.record import read_record
 from lit_metarl.sweep.cells import KEY_TAG, make_cells
 from lit_metarl.sweep.recipe import load_recipe
 from lit_metarl.sweep.state import State
@@ -128,6 +130,16 @@ def test_a_sweep_is_stopped_and_gone_on_with(sweep: Callable[..., Sweep], capsys
     assert len(runs()) == 2
     artifact = connect("mlruns").download_artifacts(killed, "swing.yaml")
     assert Path(artifact).read_text() == Path("swing.yaml").read_text()
+
+    assert main(["report", "swing.yaml"]) == 0
+    assert "Not finished, so not counted: `sac` seed 1." in capsys.readouterr().out
+    rows = read_record("swing.csv")
+    assert [(row.seed, row.run, row.key) for row in rows] == [("0", killed, cell.key)] * EPOCHS
+    shutil.rmtree("mlruns")
+    assert main(["sweep", *flags, "--dry_run"]) == 0
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first.endswith("recorded in swing.csv")
+    assert second.split()[3] == "absent"
 
 
 def test_what_fails_is_trained_once_shown_and_retried(

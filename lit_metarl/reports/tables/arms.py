@@ -137,6 +137,16 @@ def with_interval(scores: Sequence[Array]) -> str:
     return f"{value} ({low:.4g} to {high:.4g})"
 
 
+def further(arms: Sequence[Arm]) -> str:
+    """A sentence about the arms that were trained for much longer than the others; empty if none was."""
+    found = []
+    for arm in arms:
+        if (end := min(run.steps[-1] for run in arm.runs)) > 1.2 * arm.step:
+            scores = _scores({arm.environment: {arm.name: list(arm.runs)}})[arm.environment, arm.name]
+            found.append(f"`{arm.name}` {with_interval([scores])} on {arm.environment} after {int(end):,} steps")
+    return f"Trained for longer: {'; '.join(found)}." if found else ""
+
+
 def improvements(arms: Sequence[Arm]) -> str:
     """The table of the probability that a seed of the row's arm beats one of the column's; empty for one arm."""
     on = _by_name(arms)

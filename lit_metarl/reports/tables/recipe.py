@@ -18,6 +18,7 @@ from lit_metarl.reports.tables.arms import (
     Arm,
     Groups,
     arms_of,
+    further,
     groups_of,
     headline,
     improvements,
@@ -79,7 +80,7 @@ def section_of(recipe: Recipe, rows: Sequence[Evaluation], remarks: Sequence[str
     arms = arms_of(rows, names)
     table = table_of(recipe, arms)
     parts = [f"**{headline(arms)}**", table]
-    notes = [_note(recipe, arms, table), *_missing(recipe, rows)]
+    notes = [note for note in (_note(recipe, arms, table), further(arms), *_missing(recipe, rows)) if note]
     figure = recipe.path.parent / FIGURES / f"{recipe.name}.png"
     lines = "Lines: mean over seeds. Bands: from the lowest to the highest seed."
     page = [f"# {recipe.title}", *parts, *notes, f"![learning curves]({FIGURES}/{figure.name})", lines]

@@ -158,6 +158,24 @@ def test_an_arm_for_each_task(root: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f"**`{names[0]}` reaches 9.75 (9.75 to 9.75) on {CHEETAH} after 100 steps, 2 seeds. `{names[1]}`" in page
 
 
+def test_arms_are_compared_where_the_shortest_ends(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        Evaluation(arm, seed, "eval/return", s, s + int(seed), 1.0, f"{arm}{seed}", "k", "c", "f", "SAC", "gym/x")
+        for arm, end in (("long", 300), ("short", 100))
+        for seed in ("0", "1")
+        for s in range(10, end + 1, 10)
+    ]
+    recipe = write_recipe("lengths.yaml", experiments={"short": EXPERIMENT, "long": EXPERIMENT}, seeds=2)
+    record_of(recipe).write_text(record_text(rows))
+    _, page = report(root, recipe, capsys)
+    assert [(row["arm"], row["environment steps"]) for row in tables(page)[0]] == [
+        ("`short`", "100"),
+        ("`long`", "100"),
+    ]
+    assert tables(page)[0][1]["return (95 % interval)"] == "100.5 (100 to 101)"
+    assert "Trained for longer: `long` 290.5 (290 to 291) on gym/x after 300 steps." in page  # of 280, 290 and 300
+
+
 def test_settings_of_one_environment_stay_two_arms(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         Evaluation(f"sac data.env.g={g}", "0", "eval/return", s, g, 1.0, f"r{g}", "k", "c", "f", "SAC", "gym/x")
