@@ -114,7 +114,7 @@ META_FILES = ("experiment/corners_trpo_maml.yaml", "overlay/smoke_meta.yaml")  #
 
 
 SHARES = ("--data.eval_episodes=2", "--data.test_episodes=2")
-DMC_FILES = ("experiment/preconditioned_small_dmc_reacher_hard.yaml", "overlay/smoke.yaml")
+DMC_FILES = ("experiment/preconditioned_small_dmc_walker_walk.yaml", "overlay/smoke.yaml")
 
 
 def command_of(files: tuple[str, ...], root: Path, *flags: str) -> list[str]:
