@@ -24,8 +24,8 @@ commands:
   predict    film an episode:  lit-metarl predict --config … --ckpt_path best
   sweep      train a recipe:   lit-metarl sweep configs/sweep/navigation.yaml
   benchmark  time the whole training loop, part by part; that of meta-learning: lit-metarl benchmark meta
-  report     results table from the runs in mlruns/
-  compare    two experiments, with intervals over seeds and tasks
+  report     results of the runs in mlruns/, or of a recipe: lit-metarl report configs/sweep/navigation.yaml
+  compare    two experiments, or two arms of a recipe, with intervals over seeds and tasks
   study      measure a method:  lit-metarl study tabular
   doctor     say whether a training run would work on this machine
   completion print the completion script of a shell: lit-metarl completion bash

@@ -177,16 +177,18 @@ def headline(arms: Sequence[Arm]) -> str:
     if together:
         place = f"on all {len(next(iter(together.values())))} environments"
         return _winner(together, _by_name(arms), f"{place}, in units of the mean of `{next(iter(together))}`")
-    sentences = []
+    winners: list[str] = []
+    alone: dict[tuple[str, str], list[str]] = {}
     for environment in dict.fromkeys(arm.environment for arm in arms):
         here = [arm for arm in arms if arm.environment == environment]
-        place = f"on {environment} after {here[0].step:,} steps"
         if len(here) > 1:
-            sentences.append(_winner({arm.name: [arm.scores] for arm in here}, _by_name(here), place))
+            place = f"on {environment} after {here[0].step:,} steps"
+            winners.append(_winner({arm.name: [arm.scores] for arm in here}, _by_name(here), place))
         else:
-            seeds = f"{len(here[0].runs)} seed{'s' if len(here[0].runs) > 1 else ''}"
-            sentences.append(f"`{here[0].name}` reaches {with_interval([here[0].scores])} {place}, {seeds}.")
-    return " ".join(sentences)
+            count = f"{len(here[0].runs)} seed{'s' if len(here[0].runs) > 1 else ''}"
+            reached = f"{with_interval([here[0].scores])} on {environment}"
+            alone.setdefault((here[0].name, f"after {here[0].step:,} steps, {count}."), []).append(reached)
+    return " ".join([*winners, *(f"`{name}` reaches {', '.join(each)} {end}" for (name, end), each in alone.items())])
 
 
 def _winner(scores: Mapping[str, Sequence[Array]], on: Mapping[str, Mapping[str, Arm]], place: str) -> str:

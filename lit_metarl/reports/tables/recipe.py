@@ -80,7 +80,8 @@ def section_of(recipe: Recipe, rows: Sequence[Evaluation], remarks: Sequence[str
     arms = arms_of(rows, names)
     table = table_of(recipe, arms)
     parts = [f"**{headline(arms)}**", table]
-    notes = [note for note in (_note(recipe, arms, table), further(arms), *_missing(recipe, rows)) if note]
+    found = [_note(recipe, arms, table), further(arms), _mixed(arms), *_missing(recipe, rows)]
+    notes = [note for note in found if note]
     figure = recipe.path.parent / FIGURES / f"{recipe.name}.png"
     lines = "Lines: mean over seeds. Bands: from the lowest to the highest seed."
     page = [f"# {recipe.title}", *parts, *notes, f"![learning curves]({FIGURES}/{figure.name})", lines]
@@ -179,11 +180,21 @@ def _sources(published: Mapping[str, Published | None]) -> str:
     return f" Published: {'; '.join(texts)}." if texts else ""
 
 
+def _mixed(arms: Sequence[Arm]) -> str:
+    """A sentence about arms whose seeds were not all trained with the same settings; empty if there is none."""
+    found = [f"`{arm.name}` on {arm.environment}" for arm in arms if len({run.config for run in arm.runs}) > 1]
+    return f"Seeds of one arm differ in more than the seed, see their configs: {'; '.join(found)}." if found else ""
+
+
 def _missing(recipe: Recipe, rows: Sequence[Evaluation]) -> list[str]:
     """A sentence about the seeds of the recipe that are not in the record, and one about arms it does not have."""
     recorded = {(row.arm, row.seed) for row in rows}
     absent = {arm: [str(seed) for seed in recipe.seeds if (arm, str(seed)) not in recorded] for arm in recipe.labels()}
-    lacking = "; ".join(f"`{arm}` seed {', '.join(seeds)}" for arm, seeds in absent.items() if seeds)
+    lacking = "; ".join(
+        f"`{arm}`" + f" seed {', '.join(seeds)}" * (len(seeds) < len(recipe.seeds))
+        for arm, seeds in absent.items()
+        if seeds
+    )
     others = ", ".join(sorted({row.arm for row in rows} - absent.keys()))
     sentences = [f"Not finished, so not counted: {lacking}.", f"Not in the recipe any more: {others}."]
     return [sentence for sentence, names in zip(sentences, (lacking, others), strict=True) if names]

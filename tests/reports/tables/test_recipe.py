@@ -158,6 +158,21 @@ def test_an_arm_for_each_task(root: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f"**`{names[0]}` reaches 9.75 (9.75 to 9.75) on {CHEETAH} after 100 steps, 2 seeds. `{names[1]}`" in page
 
 
+def test_one_arm_on_several_tasks(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        Evaluation(
+            f"sac data.env.task={task}", "0", "eval/return", s, value, 1.0, task, "k", "c", "f", "SAC", TASKS[task]
+        )
+        for task, value in (("walker/walk", 2.0), ("cheetah/run", 1.0))
+        for s in (95, 100)
+    ]
+    recipe = write_recipe("tasks.yaml", grid={"data.env.task": list(TASKS)})
+    record_of(recipe).write_text(record_text(rows))
+    _, page = report(root, recipe, capsys)
+    assert f"**`sac` reaches 1 on {CHEETAH}, 2 on {WALKER} after 100 steps, 1 seed.**" in page
+    assert "Probability of improvement" not in page
+
+
 def test_arms_are_compared_where_the_shortest_ends(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         Evaluation(arm, seed, "eval/return", s, s + int(seed), 1.0, f"{arm}{seed}", "k", "c", "f", "SAC", "gym/x")
@@ -165,15 +180,19 @@ def test_arms_are_compared_where_the_shortest_ends(root: Path, capsys: pytest.Ca
         for seed in ("0", "1")
         for s in range(10, end + 1, 10)
     ]
-    recipe = write_recipe("lengths.yaml", experiments={"short": EXPERIMENT, "long": EXPERIMENT}, seeds=2)
+    rows = [row._replace(config="g") if (row.arm, row.seed) == ("short", "1") else row for row in rows]
+    arms = {"short": EXPERIMENT, "long": EXPERIMENT, "never": EXPERIMENT}
+    recipe = write_recipe("lengths.yaml", experiments=arms, seeds=2)
     record_of(recipe).write_text(record_text(rows))
     _, page = report(root, recipe, capsys)
-    assert [(row["arm"], row["environment steps"]) for row in tables(page)[0]] == [
-        ("`short`", "100"),
-        ("`long`", "100"),
-    ]
-    assert tables(page)[0][1]["return (95 % interval)"] == "100.5 (100 to 101)"
+    found = tables(page)[0]
+    assert [row["arm"] for row in found] == ["`short`", "`long`"]
+    assert {row["environment steps"] for row in found} == {"100"}
+    assert found[1]["return (95 % interval)"] == "100.5 (100 to 101)"
     assert "Trained for longer: `long` 290.5 (290 to 291) on gym/x after 300 steps." in page  # of 280, 290 and 300
+    assert "Seeds of one arm differ in more than the seed, see their configs: `short` on gym/x." in page
+    assert found[0]["config"] == "f, g"
+    assert "Not finished, so not counted: `never`." in page
 
 
 def test_settings_of_one_environment_stay_two_arms(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
