@@ -41,7 +41,7 @@ _NOT_SETTINGS = ("seed", "seed_everything", "ckpt_path", "weights_only", "logger
 class Run:
     """One training run: its tags and its evaluations, by increasing environment steps."""
 
-    experiment: str
+    experiment: str  # of a record, the arm
     algorithm: str
     environment: str
     seed: str
