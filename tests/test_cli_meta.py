@@ -40,7 +40,7 @@ def test_fit_leaves_checkpoints_metrics_and_a_curve(trained: tuple[Path, list[st
     assert record.info.status == "FINISHED"
     assert {"train/objective", "train/return_before", "eval/return_after_0_steps", "eval/return_after_1_steps",
             "eval/return_random", "eval/out_of_distribution/return"} <= record.data.metrics.keys()  # fmt: skip
-    assert "adaptation/eval.png" in artifacts(run, "adaptation")
+    assert {"adaptation/eval.png", "adaptation/eval.csv"} <= artifacts(run, "adaptation")
 
 
 def test_test_prints_a_table_and_stores_every_task(

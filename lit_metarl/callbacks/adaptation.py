@@ -19,8 +19,9 @@ from lit_metarl.types import MetaEpisodes, State
 class AdaptationResults(Callback):
     """Curve, table and films of a meta-learner, for process 0's share of the tasks.
 
-    ``fit`` ends with ``adaptation/eval.png``; ``test`` prints a table and stores ``adaptation/test.png`` and
-    ``adaptation/test.csv`` (every task, every number of steps); ``predict`` writes one mp4 per number of steps.
+    ``fit`` ends with ``adaptation/eval.png`` and ``adaptation/eval.csv`` (every task, every number of steps) of its
+    last evaluation; ``test`` stores the same as ``test`` and prints a table; ``predict`` writes one mp4 per number of
+    steps.
     """
 
     def __init__(self) -> None:
@@ -41,9 +42,9 @@ class AdaptationResults(Callback):
         self._last = MetaEpisodes(**state_dict) if state_dict else None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last evaluation."""
+        """Draw the last evaluation and store every task's returns."""
         if self._last is not None and trainer.is_global_zero:
-            self._draw(trainer, self._last, "eval")
+            self._store(trainer, self._last, "eval")
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MetaEpisodes, *_: int
@@ -51,18 +52,16 @@ class AdaptationResults(Callback):
         """Draw the test, store every task's returns and print their means."""
         if not trainer.is_global_zero:
             return
-        self._draw(trainer, batch, "test")
-        logger = mlflow_logger(trainer)
-        if logger is not None:
-            logger.log_text(per_task_csv(batch), "adaptation/test.csv")
+        self._store(trainer, batch, "test")
         Console().print(table(batch))
 
-    def _draw(self, trainer: Trainer, batch: MetaEpisodes, name: str) -> None:
+    def _store(self, trainer: Trainer, batch: MetaEpisodes, name: str) -> None:
         path = _folder(trainer) / f"{name}.png"
         draw_adaptation_curve(batch, path)
         logger = mlflow_logger(trainer)
         if logger is not None:
             logger.log_artifact(path, "adaptation")
+            logger.log_text(per_task_csv(batch), f"adaptation/{name}.csv")
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: MetaEpisodes, batch: MetaEpisodes, *_: int
