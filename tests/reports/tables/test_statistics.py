@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import mannwhitneyu, trim_mean
 
 from lit_metarl.reports.tables.statistics import (
+    bootstrap_band,
     bootstrap_interval,
     improvement_interval,
     interquartile_mean,
@@ -108,6 +109,16 @@ def test_probability_of_improvement_by_hand() -> None:
     # task 1: pairs (1,0)> (1,3)< (2,0)> (2,3)< = 2/4; task 2: (5,5)= (5,4)> (6,5)> (6,4)> = 3.5/4
     assert probability_of_improvement([[1, 5], [2, 6]], [[0, 5], [3, 4]]) == pytest.approx((0.5 + 0.875) / 2)
     assert np.isnan(probability_of_improvement([1.0, 2.0], [0.0, np.nan]))
+
+
+def test_band_is_the_interval_of_every_step() -> None:
+    curves = matrix().repeat(30, axis=1)[:5]  # [5, 240]: several parts
+    band = bootstrap_band(curves, resamples=4000)
+    for step in (0, 110, 239):
+        # two draws of 4000 resamples and one of 20,000: the quantiles' standard errors are below 0.01
+        np.testing.assert_allclose(band[:, step], bootstrap_interval(curves[:, step], resamples=20_000), atol=0.03)
+    assert np.ptp(band[:, :30], axis=1).tolist() == [0, 0]  # of equal steps the same seeds are drawn
+    np.testing.assert_array_equal(bootstrap_band([[1.0, 2.0]]), [[1, 2], [1, 2]])
 
 
 def test_probability_of_improvement_is_mann_whitney_and_antisymmetric() -> None:
