@@ -14,7 +14,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -34,7 +34,7 @@ PUBLISHED_WINDOW = 100_000  # environment steps that each published score is a m
 WINDOW = 0.1  # share of the steps so far over which evaluations are averaged
 _TAGS = ("algorithm", "environment", "seed")
 # neither the seed nor where a run is stored or went on from is a setting of the experiment
-_NOT_SETTINGS = ("seed", "seed_everything", "ckpt_path", "weights_only", "logger", "default_root_dir")
+NOT_SETTINGS = ("seed", "seed_everything", "ckpt_path", "weights_only", "logger", "default_root_dir")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Run:
     arm: str = ""  # of a recipe, in which a sweep trained it
     run_id: str = ""
     key: str = ""  # of the recipe's cell
+    settings: Mapping[str, Any] = field(default_factory=dict)  # without seed, logger and checkpoint
 
     @property
     def group(self) -> tuple[str, str, str, str]:
@@ -135,6 +136,21 @@ def read_metrics(root: Path | str, experiment: str, wanted: Callable[[str], bool
     return runs
 
 
+def read_metric(root: Path | str, runs: Sequence[Run], metric: str) -> list[Run]:
+    """Read another metric of ``runs``, which :func:`read_runs` gave: those that have it, with its points.
+
+    Raises:
+        TrackingError: the store cannot be opened.
+    """
+    client = connect(root)
+    found = [(run, _history(client, run.run_id, metric)) for run in runs]
+    return [
+        replace(run, steps=steps, returns=values, times=times, before=None)
+        for run, (steps, values, times) in found
+        if len(steps)
+    ]
+
+
 def _find_runs(root: Path | str, experiments: Sequence[str], unfinished: bool) -> tuple[Any, list[tuple[Any, str]]]:
     """A client and the runs of ``experiments`` with the experiment's name, the oldest first."""
     if not (Path(root) / DATABASE).is_file():
@@ -175,11 +191,12 @@ def _read_run(client: Any, run: Any, experiment: str, metric: str) -> Run | None
         return None
     steps, values, times = _history(client, run_id, metric)
     before = dict(zip(*_history(client, run_id, BEFORE)[:2], strict=True))
+    settings = _read_settings(client, run_id)
     return Run(
         experiment=experiment,
         **{tag: tags[tag] for tag in _TAGS},
         commit=tags.get("git_commit", "unknown"),
-        config=_config_hash(client, run_id),
+        config=_hash(settings) if settings else "unknown",
         status=run.info.status,
         start=run.info.start_time,
         steps=steps,
@@ -189,6 +206,7 @@ def _read_run(client: Any, run: Any, experiment: str, metric: str) -> Run | None
         arm=tags.get("arm", ""),
         run_id=run_id,
         key=tags.get(KEY_TAG, ""),
+        settings=settings,
     )
 
 
@@ -204,18 +222,22 @@ def _history(client: Any, run_id: str, metric: str) -> tuple[Array, Array, Array
     return steps, returns, when
 
 
-def _config_hash(client: Any, run_id: str) -> str:
+def _read_settings(client: Any, run_id: str) -> dict[str, Any]:
     import yaml
 
     if not any(item.path == "config/fit.yaml" for item in client.list_artifacts(run_id, "config")):
-        return "unknown"
+        return {}
     config = yaml.safe_load(Path(client.download_artifacts(run_id, "config/fit.yaml")).read_text(encoding="utf-8"))
-    return hashlib.sha256(json.dumps(_settings(config), sort_keys=True).encode()).hexdigest()[:8]
+    return dict(_settings(config))
+
+
+def _hash(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _settings(tree: Any) -> Any:
     if isinstance(tree, Mapping):
-        return {str(key): _settings(value) for key, value in tree.items() if key not in _NOT_SETTINGS}
+        return {str(key): _settings(value) for key, value in tree.items() if key not in NOT_SETTINGS}
     return [_settings(item) for item in tree] if isinstance(tree, list) else tree
 
 
