@@ -61,6 +61,8 @@ def run_recipe(args: argparse.Namespace) -> Section:
     Raises:
         ReportError, ConfigError, TrackingError: there is nothing to report, or the recipe or its record is damaged.
     """
+    from lit_metarl.reports.html.sources import recipe_page  # it reads the rows of `results`, which runs this
+
     recipe = load_recipe(args.recipe)
     record = record_of(recipe.path)
     recorded, stored = read_record(record), []
@@ -71,7 +73,8 @@ def run_recipe(args: argparse.Namespace) -> Section:
             raise ReportError(f"{error} Nor is there a record, {record}. Train: {_command('sweep', recipe)}") from error
     rows, remarks = merge(recorded, stored)
     section = section_of(recipe, rows, remarks)
-    return replace(section, files={record: record_text(rows), **section.files})
+    pages = {args.html: recipe_page(recipe, rows, args.root, args.html)} if args.html else {}
+    return replace(section, files={record: record_text(rows), **section.files, **pages})
 
 
 def section_of(recipe: Recipe, rows: Sequence[Evaluation], remarks: Sequence[str] = ()) -> Section:

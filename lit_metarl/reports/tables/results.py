@@ -181,6 +181,12 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add_store(parser)
     parser.add_argument("--json", type=writable_file, metavar="FILE", help="write the rows, with every seed, as JSON")
     parser.add_argument("--curves", metavar="DIR", help="draw the learning curves, one PNG per environment")
+    parser.add_argument(
+        "--html", type=writable_file, metavar="FILE", help="write one page with curves to explore, tables and settings"
+    )
+    parser.add_argument(
+        "--metrics", nargs="+", default=[], metavar="NAME", help="on that page besides all returns: train/entropy …"
+    )
     return parser.parse_args(words)
 
 
@@ -191,16 +197,19 @@ def run(args: argparse.Namespace) -> Section:
         ReportError, ConfigError, TrackingError: there is nothing to report.
     """
     if args.recipe is not None:
-        if given := [f"--{name}" for name in ("experiment", "at", "all", "curves") if getattr(args, name)]:
+        if given := [f"--{name}" for name in ("experiment", "at", "all", "curves", "metrics") if getattr(args, name)]:
             raise ReportError(f"{', '.join(given)} cannot be used with a recipe, whose page says what it has.")
         return run_recipe(args)
+    from lit_metarl.reports.html.sources import store_page  # it reads this module's rows
+
     runs, left_out = read_runs(args.root, args.experiment, args.all)
     groups = by_group(runs)
     rows, remarks = make_rows(groups, args.at)
     if left_out:
         remarks.append(f"{left_out} runs without evaluations or the tags of a training run are left out.")
     figures = draw_curves(labelled(groups), Path(args.curves)) if args.curves else {}
-    return replace(section_of(rows, remarks), figures=figures)
+    pages = {args.html: store_page(args.root, runs, args.html, args.metrics)} if args.html else {}
+    return replace(section_of(rows, remarks), figures=figures, files=pages)
 
 
 def labelled(groups: Mapping[Group, list[Run]]) -> list[tuple[str, list[Run]]]:
