@@ -19,7 +19,17 @@ from string import Template
 from typing import Any
 
 from lit_metarl.reports.html.data import chart_data
-from lit_metarl.reports.html.sections import Line, facts, films, results_table, section, seeds_table, settings_tables
+from lit_metarl.reports.html.sections import (
+    Line,
+    facts,
+    films,
+    inline,
+    markdown_sheet,
+    results_table,
+    section,
+    seeds_table,
+    settings_tables,
+)
 from lit_metarl.reports.html.store import Details
 from lit_metarl.reports.tables.curves import RETURN, Run, published_scores
 
@@ -37,6 +47,9 @@ _PUBLISHED_NOTE = " Dotted: the published return of the arm in its colour, see b
 _ADAPTATION_NOTE = """\
 Return of the stochastic policy after every adaptation step; the line is the mean over seeds, the band from the lowest \
 to the highest seed. Thin lines are single tasks where the runs stored them, else seeds. Dashed: random actions."""
+_IMPROVEMENT_NOTE = """\
+<p class="note">The chance that a seed of the row's arm ends above one of the column's, mean over the environments of \
+both, with the 95 % interval of the same bootstrap.</p>"""
 _RESULTS_NOTE = """\
 Mean of the evaluations in the last tenth of the steps, then over seeds as above; 10,000 resamples. Small dots are \
 seeds. Minutes: from the start of a run to its last evaluation, pauses included."""
@@ -48,6 +61,9 @@ def make_page(
     tables: Mapping[str, Table],
     details: Mapping[str, Details],
     path: Path,
+    *,
+    headline: str = "",
+    improvements: str = "",
     budget: int = FILMS,
 ) -> str:
     """A page of ``metrics``.
@@ -55,9 +71,11 @@ def make_page(
     Args:
         title: of the page.
         metrics: metric → runs that have it, their arm as experiment; ``eval/return`` among them and first shown.
-        tables: split → lines of its results, and remarks on them.
+        tables: heading → lines of results, and remarks on them.
         details: of runs, by id; of those that no store has, none.
         path: where the page will be, which links to films start from.
+        headline: Markdown sentences that say what the page shows.
+        improvements: Markdown table of the probability that one arm beats another.
         budget: bytes of films inside the page.
     """
     runs = metrics[RETURN]
@@ -69,6 +87,9 @@ def make_page(
     marked = any(panel["marks"] for panel in data["panels"])
     sections = [
         _results(tables, runs, data["arms"]),
+        section("improvement", "Probability of improvement", markdown_sheet(improvements), _IMPROVEMENT_NOTE)
+        if improvements
+        else "",
         settings_tables(runs),
         films(runs, details, path, budget),
     ]
@@ -77,6 +98,7 @@ def make_page(
         title=escape(title),
         style=_read("vendor/uPlot.min.css") + _read("page.css"),
         about=escape(" · ".join(head)),
+        headline=f'<p class="headline">{inline(headline)}</p>' if headline else "",
         curves_note=_CURVES_NOTE + (_MARKS_NOTE if marked else "") + (_PUBLISHED_NOTE if published else ""),
         adaptation=_adaptation() if data["adaptation"] else "",
         sections="\n".join(part for part in sections if part),
@@ -120,11 +142,11 @@ def _adaptation() -> str:
 
 
 def _results(tables: Mapping[str, Table], runs: Sequence[Run], arms: Sequence[str]) -> str:
-    """A table for each split's returns, and all runs."""
+    """The tables of results, and all runs."""
     parts = []
-    for split, (lines, remarks) in tables.items():
+    for heading, (lines, remarks) in tables.items():
         if len(tables) > 1:
-            parts.append(f"<h3>{escape(split.replace('_', ' ').capitalize())} tasks</h3>")
+            parts.append(f"<h3>{escape(heading)}</h3>")
         parts.append(results_table(lines, arms))
         parts += [f'<p class="note">{escape(remark)}</p>' for remark in remarks]
     parts += [f'<p class="note">{_RESULTS_NOTE}</p>', seeds_table(runs, arms)]

@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
@@ -23,28 +24,28 @@ class Line(NamedTuple):
     """A line of the results: an arm on an environment.
 
     Attributes:
-        step: environment steps.
+        step: environment steps; None of several environments together.
         score: over seeds.
         interval: of it, with 95 % confidence; None for one seed.
         scores: of the seeds.
         before: the score before adaptation.
         published: by others.
         same_window: ours over the steps that ``published`` is a mean over.
-        minutes: mean over seeds.
+        minutes: mean over seeds; None of several environments together.
         unfinished: how the seeds stand that have not finished.
     """
 
     arm: str
     environment: str
     algorithm: str
-    step: int
+    step: int | None
     score: float
     interval: tuple[float, float] | None
     scores: Sequence[float]
     before: float | None
     published: float | None
     same_window: float | None
-    minutes: float
+    minutes: float | None
     commits: Sequence[str]
     configs: Sequence[str]
     unfinished: Sequence[str] = ()
@@ -108,7 +109,7 @@ def results_table(rows: Sequence[Line], arms: Sequence[str]) -> str:
         rows: of the table.
         arms: in the order of their colours.
     """
-    rows = sorted(rows, key=lambda row: (row.environment, arms.index(row.arm), row.step))
+    rows = sorted(rows, key=lambda row: (row.step is None, row.environment, arms.index(row.arm), row.step or 0))
     scales = {}
     for environment, found in groupby(rows, lambda row: row.environment):
         values = [value for row in found for value in (*row.scores, *(row.interval or ())) if math.isfinite(value)]
@@ -135,10 +136,23 @@ def results_table(rows: Sequence[Line], arms: Sequence[str]) -> str:
     return sheet([column[:2] for column in kept], zip(*(cells for *_, cells in kept), strict=True))
 
 
+def inline(markdown: str) -> str:
+    """A Markdown sentence whose only marks are backticks."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(markdown))
+
+
+def markdown_sheet(table: str) -> str:
+    """A table of :func:`lit_metarl.reports.section.markdown_table`, of numbers but for the first cell of a line."""
+    lines = [[cell.replace("\\|", "|") for cell in re.split(r" \| ", line[2:-2])] for line in table.splitlines()]
+    kinds = ["", *["number"] * (len(lines[0]) - 1)]
+    rows = [[(inline(cell), kind, None) for cell, kind in zip(line, kinds, strict=True)] for line in lines[2:]]
+    return sheet([(name.replace("`", ""), kind) for name, kind in zip(lines[0], kinds, strict=True)], rows, "")
+
+
 def _tells(name: str, cells: Sequence[Cell]) -> bool:
     if name in ("environment", "algorithm"):  # one for all is said in the page's head
         return len({cell[0] for cell in cells}) > 1
-    return any(cell[0] != "–" for cell in cells)
+    return any(cell[0] not in ("–", "") for cell in cells)
 
 
 def _arm(name: str, colour: str) -> Cell:
@@ -259,13 +273,15 @@ def seeds_table(runs: Sequence[Run], arms: Sequence[str]) -> str:
 def films(runs: Sequence[Run], details: Mapping[str, Details], page: Path, budget: int) -> str:
     """Films of each arm's first run that has some: inside the page up to ``budget`` bytes in all, then as links."""
     figures, done = [], set()
+    several = len({run.environment for run in runs}) > 1
     for run in runs:
         found = details[run.run_id].films if run.run_id in details else {}
         if not found or (run.experiment, run.environment) in done:
             continue
         done.add((run.experiment, run.environment))
+        place = [run.environment] if several else []
         for name, file in found.items():
-            what = escape(f"{run.experiment}, {run.environment}, seed {run.seed}: {name.replace('_', ' ')}")
+            what = escape(", ".join([run.experiment, *place, f"seed {run.seed}: {name.replace('_', ' ')}"]))
             size = file.stat().st_size
             if size <= budget:
                 budget -= size
@@ -274,9 +290,9 @@ def films(runs: Sequence[Run], details: Mapping[str, Details], page: Path, budge
                 video = f'<video controls muted loop playsinline preload="metadata" {source}></video>'
                 figures.append(f"<figure>{video}<figcaption>{what}</figcaption></figure>")
             else:
-                place = quote(Path(os.path.relpath(file.resolve(), page.resolve().parent)).as_posix())
-                link = f'<a href="{place}">{what}</a> ({size / 1e6:.1f} MB)'
-                figures.append(f"<figure><figcaption>{link}</figcaption></figure>")
+                link = quote(Path(os.path.relpath(file.resolve(), page.resolve().parent)).as_posix())
+                caption = f'<a href="{link}">{what}</a> ({size / 1e6:.1f} MB)'
+                figures.append(f"<figure><figcaption>{caption}</figcaption></figure>")
     return section("films", "Films", f'<div class="films">{"".join(figures)}</div>') if figures else ""
 
 

@@ -14,7 +14,7 @@ from lit_metarl.reports.html.page import Table, make_page
 from lit_metarl.reports.html.sections import Line, flat
 from lit_metarl.reports.html.store import read_details
 from lit_metarl.reports.section import ReportError
-from lit_metarl.reports.tables.arms import Arm, arms_of, groups_of, names_of
+from lit_metarl.reports.tables.arms import Arm, arms_of, groups_of, headline, improvements, names_of, relative
 from lit_metarl.reports.tables.curves import BEFORE, NOT_SETTINGS, RETURN, Run, read_metric
 from lit_metarl.reports.tables.record import Evaluation, metrics_of
 from lit_metarl.reports.tables.results import Row, by_group, make_rows
@@ -55,7 +55,7 @@ def tables_of(metrics: Mapping[str, Sequence[Run]]) -> dict[str, Table]:
         before = {run.run_id: run for run in metrics.get(f"{metric}_after_0_steps", ())}
         runs = [_with_before(run, before.get(run.run_id)) for run in metrics[metric]]
         rows, remarks = make_rows(by_group(runs))
-        tables[split] = [_line_of_row(row) for row in rows], remarks
+        tables[_heading(split)] = [_line_of_row(row) for row in rows], remarks
     return tables
 
 
@@ -108,21 +108,67 @@ def recipe_page(recipe: Recipe, rows: Sequence[Evaluation], root: Path | str, pa
         ]
         for metric in metrics_of(rows)
     }
-    tables: dict[str, Table] = {}
-    for split, metric in splits_of(metrics).items():
-        prefix = metric.removesuffix("return")
-        own = [
-            row._replace(metric=row.metric.replace(prefix, "eval/", 1))
-            for row in rows
-            if row.metric.startswith(f"{prefix}return")
-        ]
-        arms = arms_of(own, names)
-        tables[split] = [_line_of_arm(arm, recipe if split == "test" else None) for arm in arms], []
     details = read_details(root, metrics[RETURN]) if (Path(root) / DATABASE).is_file() else {}
-    sources = {each.source for each in recipe.published.values()}
-    if sources and "test" in tables:
-        tables["test"] = tables["test"][0], [f"Published: {'; '.join(sorted(sources))}."]
-    return make_page(recipe.title.rstrip("."), metrics, tables, details, path)
+    arms = {split: _arms_of_split(rows, names, metric) for split, metric in splits_of(metrics).items()}
+    shown = arms["test"]
+    return make_page(
+        recipe.title.rstrip("."),
+        metrics,
+        _tables_of_arms(arms, recipe),
+        details,
+        path,
+        headline=headline(shown),
+        improvements=improvements(shown),
+    )
+
+
+def _arms_of_split(rows: Sequence[Evaluation], names: Mapping[str, str], metric: str) -> list[Arm]:
+    """The arms on another split, as if its returns were the return."""
+    prefix = metric.removesuffix("return")
+    own = [row for row in rows if row.metric.startswith(metric)]
+    return arms_of([row._replace(metric=row.metric.replace(prefix, "eval/", 1)) for row in own], names)
+
+
+def _tables_of_arms(arms: Mapping[str, Sequence[Arm]], recipe: Recipe) -> dict[str, Table]:
+    tables: dict[str, Table] = {}
+    for split, each in arms.items():
+        lines = [_line_of_arm(arm, recipe if split == "test" else None) for arm in each]
+        sources = "; ".join(sorted({published.source for published in recipe.published.values()}))
+        published = any(line.published is not None for line in lines)
+        tables[_heading(split) if len(arms) > 1 else "Each environment"] = (
+            lines,
+            [f"Published: {sources}."] if published else [],
+        )
+        if together := _together(each):
+            where = f"{_heading(split)} of all" if len(arms) > 1 else "All"
+            tables[f"{where} environments, in units of the mean of {each[0].name}"] = together, []
+    return tables
+
+
+def _heading(split: str) -> str:
+    return f"{split.replace('_', ' ')} tasks".capitalize()
+
+
+def _together(arms: Sequence[Arm]) -> list[Line]:
+    """Every arm on all environments together, where that makes sense."""
+    return [
+        Line(
+            arm=name,
+            environment="all",
+            algorithm="",
+            step=None,
+            score=float(interquartile_mean(np.concatenate(scores))),
+            interval=bootstrap_interval(scores) if min(len(each) for each in scores) > 1 else None,
+            scores=np.concatenate(scores).tolist(),
+            before=None,
+            published=None,
+            same_window=None,
+            minutes=None,
+            commits=[],
+            configs=[],
+        )
+        for name, scores in relative(arms).items()
+    ]
 
 
 def _settings_of(recipe: Recipe) -> dict[str, dict[str, Any]]:

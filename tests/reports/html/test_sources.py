@@ -13,6 +13,11 @@ from report_cases import CHEETAH, WALKER, add_run, code_of
 from sweep_cases import PENDULUM, write_recipe
 
 from lit_metarl.reports.command import main
+from lit_metarl.reports.html.sources import recipe_page
+from lit_metarl.reports.tables.arms import names_of
+from lit_metarl.reports.tables.curves import RETURN
+from lit_metarl.reports.tables.record import Evaluation
+from lit_metarl.sweep.recipe import load_recipe
 from lit_metarl.tracking import connect
 
 OUT = "eval/out_of_distribution/return"
@@ -99,6 +104,35 @@ def test_page_of_a_recipe_is_the_same_without_the_store(root: Path) -> None:
     assert "<code>model.gamma</code>" in text.partition("What all arms share")[0]
     for words in ("123.2", "Published: a paper, Table 1", ">292.5<"):
         assert words in text
+
+
+def test_page_of_arms_on_several_environments() -> None:
+    slopes = {"control": [1.0, 2.0, 3.0], "fast": [2.0, 4.0, 6.0]}
+    recipe = write_recipe(experiments={arm: {"config": [PENDULUM]} for arm in slopes}, seeds=3)
+    rows = [
+        Evaluation(arm, str(seed), RETURN, step, slope * step, step / 1000, f"{arm}{seed}{task}", "key", "abc1234",
+                   "c0ffee00", "SAC", f"suite/{task}")
+        for arm, each in slopes.items() for task in ("a", "b") for seed, slope in enumerate(each)
+        for step in (90, 95, 100)
+    ]  # fmt: skip
+    names = names_of(rows, load_recipe(recipe).labels())
+    assert list(names) == list(slopes)
+    text = recipe_page(load_recipe(recipe), rows, "gone", Path("page.html"))
+    tables = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", table) for table in text.split("<table")[1:]]
+    assert "All environments, in units of the mean of control" in text
+    together = [re.sub("<.*?>", "", cell) for cell in tables[1]]
+    assert together[:5] == ["arm", "return", "95 % interval", "seeds on one scale", "seeds"]
+    # of each environment the mean of control is the unit; of its six scores ½ ½ 1 1 3/2 3/2 the outer two do not count
+    assert together[5:7] == ["control", "1.000"]
+    assert together[10:12] == ["fast", "2.000"]
+    headline = re.search(r'class="headline">(.*?)</p>', text)
+    assert headline
+    assert headline[1].startswith("<code>fast</code> has the highest return on all 2 environments")
+    improvement = [re.sub("<.*?>", "", cell) for cell in tables[3]]
+    assert improvement[:3] == ["arm", "control", "fast"]
+    # of nine pairs with (1, 2, 3) each, 2 ties with 2 and beats 1; 4 and 6 beat all
+    assert improvement[6] == "fast"
+    assert improvement[7].startswith("0.83 (")
 
 
 @pytest.mark.parametrize(
