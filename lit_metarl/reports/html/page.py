@@ -71,7 +71,7 @@ def make_page(
     Args:
         title: of the page.
         metrics: metric → runs that have it, their arm as experiment; ``eval/return`` among them and first shown.
-        tables: heading → lines of results, and remarks on them.
+        tables: heading → lines of results, and remarks on them in Markdown.
         details: of runs, by id; of those that no store has, none.
         path: where the page will be, which links to films start from.
         headline: Markdown sentences that say what the page shows.
@@ -148,6 +148,6 @@ def _results(tables: Mapping[str, Table], runs: Sequence[Run], arms: Sequence[st
         if len(tables) > 1:
             parts.append(f"<h3>{escape(heading)}</h3>")
         parts.append(results_table(lines, arms))
-        parts += [f'<p class="note">{escape(remark)}</p>' for remark in remarks]
+        parts += [f'<p class="note">{inline(remark)}</p>' for remark in remarks]
     parts += [f'<p class="note">{_RESULTS_NOTE}</p>', seeds_table(runs, arms)]
     return section("results", "Results", *parts)

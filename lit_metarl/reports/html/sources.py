@@ -16,6 +16,7 @@ from lit_metarl.reports.html.store import read_details
 from lit_metarl.reports.section import ReportError
 from lit_metarl.reports.tables.arms import Arm, arms_of, groups_of, headline, improvements, names_of, relative
 from lit_metarl.reports.tables.curves import BEFORE, NOT_SETTINGS, RETURN, Run, read_metric
+from lit_metarl.reports.tables.recipe import remarks_on
 from lit_metarl.reports.tables.record import Evaluation, metrics_of
 from lit_metarl.reports.tables.results import Row, by_group, make_rows
 from lit_metarl.reports.tables.statistics import bootstrap_interval, interquartile_mean
@@ -111,10 +112,13 @@ def recipe_page(recipe: Recipe, rows: Sequence[Evaluation], root: Path | str, pa
     details = read_details(root, metrics[RETURN]) if (Path(root) / DATABASE).is_file() else {}
     arms = {split: _arms_of_split(rows, names, metric) for split, metric in splits_of(metrics).items()}
     shown = arms["test"]
+    tables = _tables_of_arms(arms, recipe)
+    first, (lines, remarks) = next(iter(tables.items()))
+    tables[first] = lines, [*remarks, *remarks_on(recipe, shown, rows)]
     return make_page(
         recipe.title.rstrip("."),
         metrics,
-        _tables_of_arms(arms, recipe),
+        tables,
         details,
         path,
         headline=headline(shown),

@@ -83,8 +83,7 @@ def section_of(recipe: Recipe, rows: Sequence[Evaluation], remarks: Sequence[str
     arms = arms_of(rows, names)
     table = table_of(recipe, arms)
     parts = [f"**{headline(arms)}**", table]
-    found = [_note(recipe, arms, table), further(arms), _mixed(arms), *_missing(recipe, rows)]
-    notes = [note for note in found if note]
+    notes = [_note(recipe, arms, table), *remarks_on(recipe, arms, rows)]
     figure = recipe.path.parent / FIGURES / f"{recipe.name}.png"
     lines = "Lines: mean over seeds. Bands: from the lowest to the highest seed."
     page = [f"# {recipe.title}", *parts, *notes, f"![learning curves]({FIGURES}/{figure.name})", lines]
@@ -181,6 +180,11 @@ def _sources(published: Mapping[str, Published | None]) -> str:
             sources.setdefault(each.source, []).append(f"`{arm}`")
     texts = [f"{source} ({', '.join(arms)})" for source, arms in sources.items()]
     return f" Published: {'; '.join(texts)}." if texts else ""
+
+
+def remarks_on(recipe: Recipe, arms: Sequence[Arm], rows: Sequence[Evaluation]) -> list[str]:
+    """Sentences about arms that went further, are of several configs, are missing, or not the recipe's any more."""
+    return [remark for remark in (further(arms), _mixed(arms), *_missing(recipe, rows)) if remark]
 
 
 def _mixed(arms: Sequence[Arm]) -> str:

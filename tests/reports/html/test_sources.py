@@ -102,7 +102,7 @@ def test_page_of_a_recipe_is_the_same_without_the_store(root: Path) -> None:
     assert [curve["published"] for curve in recorded["panels"][0]["curves"]["eval/return"]] == [123.25, None]
     text = Path("without.html").read_text(encoding="utf-8")
     assert "<code>model.gamma</code>" in text.partition("What all arms share")[0]
-    for words in ("123.2", "Published: a paper, Table 1", ">292.5<"):
+    for words in ("123.2", "Published: a paper, Table 1", ">292.5<", "<code>sgmrl</code> seed 1."):
         assert words in text
 
 
