@@ -43,6 +43,7 @@ Line: interquartile mean over seeds, below 4 seeds the mean, linear between eval
 bootstrap over seeds, too narrow for few. Drag to zoom, double-click to see all; press an arm to hide it, double-click \
 to see it alone."""
 _MARKS_NOTE = " Circles: SAC as published, mean of the last 100,000 steps, with the lowest and the highest seed."
+_PARTIAL_NOTE = " An arm's line ends where one of its seeds ends; thin lines are the seeds."
 _PUBLISHED_NOTE = " Dotted: the published return of the arm in its colour, see below."
 _ADAPTATION_NOTE = """\
 Return of the stochastic policy after every adaptation step; the line is the mean over seeds, the band from the lowest \
@@ -79,12 +80,10 @@ def make_page(
         budget: bytes of films inside the page.
     """
     runs = metrics[RETURN]
-    published = _published(tables)
-    data = chart_data(metrics, details, published)
+    data = chart_data(metrics, details, _published(tables))
     head = [f"{_count(len(data['arms']), 'arm')}, {_count(len(runs), 'run')}", *facts(runs)]
     head.append(f"made {datetime.now(UTC):%Y-%m-%d} by lit_metarl {version('lit_metarl')}")
     scripts = [_read("vendor/uPlot.iife.min.js"), _read("page.js")]
-    marked = any(panel["marks"] for panel in data["panels"])
     sections = [
         _results(tables, runs, data["arms"]),
         section("improvement", "Probability of improvement", markdown_sheet(improvements), _IMPROVEMENT_NOTE)
@@ -99,13 +98,24 @@ def make_page(
         style=_read("vendor/uPlot.min.css") + _read("page.css"),
         about=escape(" · ".join(head)),
         headline=f'<p class="headline">{inline(headline)}</p>' if headline else "",
-        curves_note=_CURVES_NOTE + (_MARKS_NOTE if marked else "") + (_PUBLISHED_NOTE if published else ""),
+        curves_note=_CURVES_NOTE + _more_notes(data["panels"]),
         adaptation=_adaptation() if data["adaptation"] else "",
         sections="\n".join(part for part in sections if part),
         footer='Curves are drawn by <a href="https://github.com/leeoniya/uPlot">uPlot</a>. This page loads nothing.',
         data=as_json(data),
         scripts="\n".join(f"<script>{script}</script>" for script in scripts) + f"\n<!--\n{_read('vendor/LICENSE')}-->",
     )
+
+
+def _more_notes(panels: Sequence[Mapping[str, Any]]) -> str:
+    """Reading directions of what only some charts have."""
+    curves = [curve for panel in panels for found in panel["curves"].values() for curve in found]
+    notes = {
+        _PARTIAL_NOTE: any(curve["partial"] for curve in curves),
+        _MARKS_NOTE: any(panel["marks"] for panel in panels),
+        _PUBLISHED_NOTE: any(curve["published"] is not None for curve in curves),
+    }
+    return "".join(note for note, needed in notes.items() if needed)
 
 
 def _published(tables: Mapping[str, Table]) -> dict[tuple[str, str], float]:
