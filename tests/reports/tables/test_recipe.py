@@ -90,6 +90,7 @@ def test_arms_on_several_environments(root: Path, capsys: pytest.CaptureFixture[
         "`control`: 2 ("
     )
     assert "next is `control` with 1 (" in page
+    assert "which it beats with a probability of 0.86 (0.61 to 1.00).**" in page
     assert "lit-metarl sweep swing.yaml\nlit-metarl report swing.yaml\n" in page
     assert "![learning curves](.figures/swing.png)" in page
     data = json.loads(Path("rows.json").read_text())["rows"]
@@ -188,6 +189,7 @@ def test_arms_are_compared_where_the_shortest_ends(root: Path, capsys: pytest.Ca
     found = tables(page)[0]
     assert [row["arm"] for row in found] == ["`short`", "`long`"]
     assert {row["environment steps"] for row in found} == {"100"}
+    assert "with a probability of 0.50 (0.00 to 1.00); these seeds do not tell the two apart.**" in page
     assert found[1]["return (95 % interval)"] == "100.5 (100 to 101)"
     assert "Trained for longer: `long` 290.5 (290 to 291) on gym/x after 300 steps." in page  # of 280, 290 and 300
     assert "Seeds of one arm differ in more than the seed, see their configs: `short` on gym/x." in page
