@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from lit_metarl.envs import rendering
-from lit_metarl.envs.rendering import choose_backend, fit_frame, rendering_available, write_video
+from lit_metarl.envs.rendering import choose_backend, fit_frame, picture_kwargs, rendering_available, write_video
 
 
 def in_fresh_process(code, **variables):
@@ -114,6 +115,44 @@ def test_missing_encoder_is_an_os_error_with_a_remedy(tmp_path, missing):
         "except OSError as error: print(error)"
     )
     assert "pip install imageio imageio-ffmpeg" in in_fresh_process(code)
+
+
+class TakesAMode:
+    metadata: ClassVar = {"render_modes": ["human", "rgb_array"]}
+
+    def __init__(self, size=1, render_mode=None): ...
+
+
+class TakesAnything(TakesAMode):
+    def __init__(self, size=1, **kwargs): ...
+
+
+class TakesNoMode(TakesAMode):
+    def __init__(self, size=1, *more): ...
+
+
+class Writes(TakesAMode):
+    metadata: ClassVar = {"render_modes": ["ansi"]}
+
+
+class SaysNothing(TakesAMode):
+    metadata: ClassVar = {}
+
+
+@pytest.mark.parametrize(
+    ("creator", "kwargs", "asked"),
+    [
+        (TakesAMode, {"size": 2}, True),
+        (TakesAnything, {}, True),
+        (TakesNoMode, {}, False),
+        (TakesAMode, {"render_mode": "human"}, False),
+        (TakesAMode, {"render_mode": None}, False),
+        (Writes, {}, False),
+        (SaysNothing, {}, False),
+    ],
+)
+def test_pictures_are_asked_of_those_who_draw_and_take_a_mode(creator, kwargs, asked):
+    assert picture_kwargs(creator, kwargs) == ({"render_mode": "rgb_array"} if asked else {})
 
 
 def test_fit_frame_pads_and_keeps_what_fits():

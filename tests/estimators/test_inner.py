@@ -28,7 +28,7 @@ from lit_metarl.estimators import (
     log_importance_ratio,
     reward_to_go,
 )
-from lit_metarl.types import ConfigError
+from lit_metarl.types import ConfigError, Signals
 
 EXACT = 1e-10
 BIASED = 1e-3  # the greatest entries of ∇J and ∇²J are 0.03 to 0.1 here
@@ -280,6 +280,34 @@ def test_world_is_what_it_seems(world):
 
 
 @pytest.mark.parametrize(
+    ("inner", "expected"),
+    [
+        (LikelihoodRatio(), 5.5),
+        (DiCE(), 6.0),
+        (LoadedDiCE(), 2.0),
+        (LoadedDiCE(decay=0.0), 2.5),
+        (TMAML(), 5.0),
+        (TMAML(eq7_printed=True), 9.0),
+        (DoublyRobust(), 5.0),
+        (TruncatedDR(), 2.5),
+        (TruncatedDR(rho_max=2.0), 3.75),
+        # 1 + 1 + 0.5·(2·0.5)·1 + 0.25·(2·0.5·1)·2 = 3.
+        (TruncatedDR(c_max=2.0), 3.0),
+        (TayPO(order=1), 2.5),
+        (TayPO(), 3.0),
+        (TayPO(order=3), 2.0),
+    ],
+    ids=repr,
+)
+def test_settings_and_their_defaults_are_those_of_the_formula(inner, expected):
+    """The three steps of test_off_policy.py and test_surrogates.py, where the sums are written out."""
+    ratio, data, value = torch.tensor([[[2.0, 0.5, 3.0]], [[1.0, 2.0, 4.0]], [[1.0, 2.0, 2.0]]], dtype=torch.float64)
+    signals = Signals(torch.zeros_like(data), reward=data, value=value, advantage=data, mask=torch.ones_like(data))
+    result = inner.per_trajectory(ratio.log(), signals, gamma=0.5, discounted=True)
+    assert result.item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
     ("make", "key"),
     [
         (lambda: TayPO(order=0), "order"),
@@ -287,6 +315,7 @@ def test_world_is_what_it_seems(world):
         (lambda: LoadedDiCE(decay=-0.1), "decay"),
         (lambda: TruncatedDR(rho_max=0.0), "rho_max"),
         (lambda: TruncatedDR(rho_max=-1.0), "rho_max"),
+        (lambda: TruncatedDR(c_max=0.0), "c_max"),
         (lambda: TruncatedDR(c_max=-1.0), "c_max"),
         (lambda: replace(TayPO(), order=-1), "order"),
     ],
