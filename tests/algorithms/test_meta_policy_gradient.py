@@ -418,7 +418,8 @@ def test_learned_step_sizes_start_at_the_fixed_one_and_are_used() -> None:
         ({"inner_lr": float("inf")}, "model.inner_lr = inf"),
         ({"gamma": 1.5}, r"model.gamma = 1\.5"),
         ({"gamma": -0.1}, r"model.gamma = -0\.1"),
-        ({"gae_lambda": 2.0}, r"model.gae_lambda = 2\.0"),
+        ({"gae_lambda": 1.001}, r"model.gae_lambda = 1\.001"),
+        ({"gae_lambda": -0.1}, r"model.gae_lambda = -0\.1"),
         (
             {"adapted_parameters": "nothing"},
             "model.adapted_parameters = 'nothing' cannot be used: it finds none of the parameters log_std",
@@ -431,6 +432,12 @@ def test_learned_step_sizes_start_at_the_fixed_one_and_are_used() -> None:
 def test_impossible_settings_are_refused_by_key(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"gamma": 0.0, "gae_lambda": 0.0}, {"gamma": 1.0, "gae_lambda": 1.0}])
+def test_discounts_may_be_zero_or_one(settings: dict[str, Any]) -> None:
+    module = make(**settings)
+    assert settings == {"gamma": module.inner.gamma, "gae_lambda": module.gae_lambda}
 
 
 @pytest.mark.parametrize(

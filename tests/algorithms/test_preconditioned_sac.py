@@ -215,6 +215,7 @@ def test_critics_destroyed_by_the_only_meta_update_are_not_what_is_saved(tmp_pat
     ("settings", "message"),
     [
         ({"meta_lr": -0.1}, r"model.meta_lr = -0\.1"),
+        ({"meta_lr": float("inf")}, r"model.meta_lr = inf"),
         ({"bellman_lr": float("nan")}, "model.bellman_lr = nan"),
         ({"gamma": 2.0}, r"model.gamma = 2\.0"),
     ],
@@ -222,3 +223,8 @@ def test_critics_destroyed_by_the_only_meta_update_are_not_what_is_saved(tmp_pat
 def test_impossible_settings_are_refused_by_key(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(**settings)
+
+
+def test_step_sizes_of_the_first_phase_may_be_zero() -> None:
+    module = make(meta_lr=0.0, bellman_lr=0.0)
+    assert (module.meta_lr, module.bellman_lr) == (0.0, 0.0)

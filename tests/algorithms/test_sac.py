@@ -366,10 +366,20 @@ def test_resume_takes_the_step_sizes_of_the_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("actor_lr", -1.0), ("critic_lr", 0.0), ("gamma", 1.5), ("polyak", 0.0), ("target_update_every", 0),
-     ("initial_temperature", -0.1), ("temperature_lr", math.inf)],
-)  # fmt: skip
-def test_impossible_values_name_the_key(key: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"model.{key} = {value!r}"):
+    ("key", "refused", "allowed"),
+    [
+        ("actor_lr", (-1.0, 0.0), (1e-9,)),
+        ("critic_lr", (0.0, math.nan), (1e-9,)),
+        ("temperature_lr", (0.0, math.inf), (1e-9,)),
+        ("initial_temperature", (-0.1, 0.0), (1e-9,)),
+        ("gamma", (-1e-9, 1.001), (0.0, 1.0)),
+        ("polyak", (0.0, 1.001), (1e-9, 1.0)),
+        ("target_update_every", (0,), (1,)),
+    ],
+)
+def test_impossible_values_name_the_key(key: str, refused: tuple[float, ...], allowed: tuple[float, ...]) -> None:
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"model.{key} = {value!r}"):
+            SAC(O, A, **{key: value})
+    for value in allowed:
         SAC(O, A, **{key: value})

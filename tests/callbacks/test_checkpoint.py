@@ -174,3 +174,9 @@ def test_a_score_that_is_not_a_number_is_not_the_best(tmp_path: Path) -> None:
     checkpoint = train(tmp_path, [math.nan, -1e9, math.nan])
     assert checkpoint.best_score == -1e9
     assert steps_of(checkpoint.directory / "best.ckpt") == 6
+
+
+def test_batches_between_saves_are_a_number_from_zero() -> None:
+    with pytest.raises(ConfigError, match=r"RunCheckpoint\.every_n_batches = -1"):
+        RunCheckpoint(every_n_batches=-1)
+    assert RunCheckpoint(every_n_batches=0).every_n_batches == 0

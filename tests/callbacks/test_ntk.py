@@ -99,5 +99,10 @@ def test_a_module_without_a_critic_is_refused(tmp_path: Path) -> None:
     datamodule = TrajectoryDataModule(Navigation2D(max_episode_steps=2), num_tasks=1, trajectories=1)
     with pytest.raises(ConfigError, match=r"NTKMonitor = 'MAML' .* no critic"):
         fit(MAML(2, 2), datamodule, NTKMonitor(), tmp_path)
-    with pytest.raises(ConfigError, match=r"NTKMonitor\.spacing = 0"):
-        NTKMonitor(spacing=0)
+
+
+@pytest.mark.parametrize(("key", "least"), [("samples", 2), ("every_n_epochs", 1), ("spacing", 1)])
+def test_the_least_of_each_setting(key: str, least: int) -> None:
+    with pytest.raises(ConfigError, match=rf"NTKMonitor\.{key} = {least - 1}"):
+        NTKMonitor(**{key: least - 1})
+    assert getattr(NTKMonitor(**{key: least}), key) == least

@@ -290,9 +290,12 @@ def test_a_value_that_is_not_finite_names_environment_and_step() -> None:
         ({"batch_size": 0}, "data.batch_size = 0"),
         ({"warmup_steps": 0}, "data.warmup_steps = 0"),
         ({"updates_per_block": 0}, "data.updates_per_block = 0"),
-        ({"steps_per_block": -1}, "data.steps_per_block = -1"),
-        ({"batch_size": 300, "capacity": 200}, "data.capacity = 200 .* lower batch_size"),
+        ({"steps_per_block": 0}, "data.steps_per_block = 0"),
+        ({"warmup_updates": -1}, "data.warmup_updates = -1"),
+        ({"batch_size": 201, "capacity": 200}, "data.capacity = 200 .* lower batch_size"),
+        ({"num_envs": 101, "steps_per_block": 2, "capacity": 201, "batch_size": 1}, "data.capacity = 201 .*202 steps"),
         ({"num_envs": 3, "epoch_steps": 10}, "data.epoch_steps = 10 .* whole number of blocks"),
+        ({"epoch_steps": 0}, "data.epoch_steps = 0 .* whole number of blocks"),
         ({"eval_episodes": 0}, "data.eval_episodes = 0"),
         ({"seed": -1}, "data.seed = -1"),
     ],
@@ -300,6 +303,14 @@ def test_a_value_that_is_not_finite_names_environment_and_step() -> None:
 def test_impossible_values_name_the_key(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ReplayDataModule(CHEETAH, **settings)
+
+
+def test_the_least_of_everything_is_enough() -> None:
+    least = dict.fromkeys(("num_envs", "batch_size", "warmup_steps", "updates_per_block", "steps_per_block"), 1)
+    least |= {"capacity": 1, "epoch_steps": 1, "eval_episodes": 1, "test_episodes": 1, "warmup_updates": 0}
+    datamodule = ReplayDataModule(CHEETAH, **least, seed=0)
+    assert datamodule.split_counts == {"eval_episodes": 1, "test_episodes": 1}
+    assert (datamodule.num_envs, datamodule.batch_size, datamodule.steps_per_block) == (1, 1, 1)
 
 
 def test_discrete_actions_are_refused_by_name() -> None:

@@ -413,6 +413,14 @@ def test_impossible_settings_are_refused_by_key(settings: dict[str, Any], messag
         TrajectoryDataModule(Navigation2D(), **settings)
 
 
+def test_the_least_of_everything_is_enough() -> None:
+    least = dict.fromkeys(("num_tasks", "trajectories", "adaptation_steps", "epoch_iterations"), 1)
+    least |= {"eval_tasks": 1, "test_tasks": 1, "eval_adaptation_steps": 0, "action_scale": 1e-9, "train_tasks": 1}
+    datamodule = TrajectoryDataModule(Navigation2D(max_episode_steps=1), **least, seed=0)
+    assert datamodule.split_counts == {"num_tasks": 1, "eval_tasks": 1, "test_tasks": 1}
+    assert (datamodule.trajectories, datamodule.adaptation_steps, datamodule.eval_adaptation_steps) == (1, 1, 0)
+
+
 def test_horizon_zero_is_refused() -> None:
     with pytest.raises((ConfigError, ValueError), match="max_episode_steps"):
         TrajectoryDataModule(Navigation2D(max_episode_steps=0))
