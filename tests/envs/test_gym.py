@@ -478,6 +478,11 @@ def test_unknown_environments(name, message):
         Gymnasium(name).make(1, seed=0)
 
 
+def test_there_is_at_least_one_environment():
+    with pytest.raises(ValueError, match=r"num_envs \(0\) must be at least 1"):
+        custom(Custom).make(0, seed=0)
+
+
 @pytest.mark.parametrize("name", ["Custom", "OwnState", "SamplesSpace"])
 def test_environments_of_ones_own_resume_in_mid_episode(name):
     """Those that are registered are in the contract of everything that resumes."""

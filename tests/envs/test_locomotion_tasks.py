@@ -380,13 +380,15 @@ def test_train_and_test_tasks_are_disjoint(family):
         (lambda: Direction2D(reward="dot"), "projection or heading"),
         (lambda: Goal("humanoid"), "known: ant"),
         (lambda: Goal(goal_distribution="ring"), "square or disc"),
-        (lambda: Goal(size=5.0), "5.0 and 4.0"),
+        (lambda: Goal(size=4.0), "4.0 and 4.0"),
+        (lambda: Goal(out_of_distribution_size=np.inf), "3.0 and inf"),
         (lambda: RandomParameters("swimmer"), "known: half_cheetah, ant, walker2d, hopper"),
         (lambda: RandomParameters(limit=0.0), "0.0 and 4.0"),
-        (lambda: Velocity(velocity_range=(3.0, 0.0)), "low < high"),
+        (lambda: Velocity(velocity_range=(3.0, 3.0)), "low < high"),
         (lambda: Velocity(velocity_range=(0.0, np.inf)), "low < high"),
-        (lambda: Velocity(out_of_distribution_range=(4.0, 3.0)), "low < high"),
+        (lambda: Velocity(out_of_distribution_range=(4.0, 4.0)), "low < high"),
         (lambda: Velocity(out_of_distribution_range=(2.0, 4.0)), "overlaps"),
+        (lambda: Velocity(velocity_range=(1.0, 2.0), out_of_distribution_range=(0.0, 1.5)), "overlaps"),
         (lambda: Velocity(max_episode_steps=0), "must be positive"),
         (lambda: Velocity(frame_skip=0), "must be positive"),
         (lambda: Velocity(threads=-1), "must be positive"),
@@ -397,6 +399,17 @@ def test_train_and_test_tasks_are_disjoint(family):
 def test_bad_settings_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_the_least_of_each_setting():
+    env = Velocity(max_episode_steps=1, frame_skip=1, threads=1).make(1, 0)
+    env.reset()
+    assert env.step(np.zeros((1, 6))).truncated.all()
+
+
+def test_ranges_may_touch():
+    slow = Velocity(velocity_range=(1.0, 2.0), out_of_distribution_range=(0.0, 1.0))
+    assert slow.ranges() == ((1.0, 2.0), (0.0, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -240,8 +240,9 @@ def test_render():
     assert torch.equal(sim.state(), before)
     sim.close()
     sim.close()
-    with pytest.raises(EnvError, match="no environment 2"):
-        sim.render(2, 80, 60)
+    for index in (2, -1):
+        with pytest.raises(EnvError, match=f"no environment {index} to render, only 0 to 1"):
+            sim.render(index, 80, 60)
 
 
 @pytest.mark.parametrize("backend", ["glfw", "off"])

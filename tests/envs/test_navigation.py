@@ -258,7 +258,8 @@ def test_reaching_the_goal_in_the_last_step_is_termination():
     [
         (lambda: Navigation2D(max_episode_steps=0), r"max_episode_steps \(0\)"),
         (lambda: Navigation2D(distance="cubed"), "squared or euclidean, not 'cubed'"),
-        (lambda: Navigation2D(goal_size=0.8), "0.8 and 0.75"),
+        (lambda: Navigation2D(goal_size=0.75), "0.75 and 0.75"),
+        (lambda: Navigation2D(goal_size=0.0), "0.0 and 0.75"),
         (lambda: Corners(reward_kind="shaped"), "'shaped'"),
         (lambda: Momentum(reward_kind="shaped"), "'shaped'"),
         (lambda: Point1D(goals="three"), "uniform or two"),
@@ -290,5 +291,6 @@ def test_picture():
     assert picture[80, 150].tolist() == [190, 190, 190]
     assert picture[0, 0].tolist() == [255, 255, 255]
     assert (Point1D().make(1, seed=0).render() == np.array([60, 160, 75])).all(axis=2).any()
-    with pytest.raises(EnvError, match="no environment 2"):
-        env.render(2)
+    for index in (2, -1):
+        with pytest.raises(EnvError, match=f"no environment {index} to render, only 0 to 1"):
+            env.render(index)

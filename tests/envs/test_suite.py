@@ -190,6 +190,12 @@ def test_unknown_task_names_close_ones(task):
         DMControl(task).make(1, seed=0)
 
 
+@pytest.mark.parametrize(("num_envs", "repeat"), [(0, 1), (1, 0)])
+def test_there_is_at_least_one_environment_and_one_step(num_envs, repeat):
+    with pytest.raises(ValueError, match=rf"num_envs \({num_envs}\) and action_repeat \({repeat}\) must be at least"):
+        DMControl("cheetah/run", action_repeat=repeat).make(num_envs, seed=0)
+
+
 def test_pack_keeps_values_and_types():
     value = {"a": [np.float32(1.5), (1, None, "x")], 3: np.arange(3, dtype=np.int8), "b": np.array(2.0), "e": {}}
     back = unpack(through_file(pack(value)))

@@ -246,3 +246,14 @@ def test_first_order_credit_is_the_linearisation_of_leave_one_out_in_the_last_ro
     torch.testing.assert_close(linear[-1], exact[-1], rtol=1e-2, atol=1e-3 * float(exact[-1].abs().max()))
     for first, second in zip(exact[:-1], linear[:-1], strict=True):  # earlier rounds have the credit across tasks
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("correction", [LeaveOneOut(), LinearisedLeaveOneOut()], ids=repr)
+def test_all_rounds_but_the_last_have_credits_across_tasks(correction) -> None:
+    torch.manual_seed(0)
+    module = MAML(2, 2, policy=GaussianMLP((4,))).double()
+    iteration = module.iteration(random_rounds(module, steps=3))
+    credits, across = correction.credits(iteration), CrossTask().credits(iteration)
+    assert [credit.shape for credit in credits] == [(3, 4)] * 3
+    assert all(torch.equal(credit, other) for credit, other in zip(credits[:2], across[:2], strict=True))
+    assert not torch.allclose(credits[2], across[2])
