@@ -556,14 +556,14 @@ def test_an_update_that_ascends_without_an_optimizer_is_told() -> None:
 
 def test_metrics_of_a_training_step() -> None:
     module, ended = attach(make(outer=VPG())), []
-    rounds = tuple(random_rounds(module))
-    assert not rounds[1].mask.all()
+    rounds = tuple(random_rounds(module, steps=2))
+    assert not rounds[2].mask.all()
     module.finish_step = lambda *arguments: ended.append(arguments)
     expected = module.iteration(rounds)
     objective = expected.objective(expected.unroll(), likelihood)
     module.training_step(batch_of(module, rounds, 77), 0)
     ((env_steps, returns, lengths),), metrics = ended, module.metrics.state()["sums"]
-    first, last = rounds
+    first, _, last = rounds
     assert env_steps == 77
     assert_close(metrics["objective"], objective.detach())
     assert_close(metrics["return_before"], (first.reward * first.mask).sum(-1).mean())

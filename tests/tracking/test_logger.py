@@ -22,7 +22,16 @@ from lightning.pytorch.loggers.logger import Logger
 from mlflow.exceptions import MlflowException
 
 import lit_metarl
-from lit_metarl.tracking import MLflowLogger, TrackingError, connect, environment_tags, list_runs, open_store
+from lit_metarl.tracking import (
+    MLflowLogger,
+    TrackingError,
+    connect,
+    environment_tags,
+    find_runs,
+    list_runs,
+    open_store,
+    store,
+)
 from lit_metarl.tracking import logger as logger_module
 from lit_metarl.tracking.logger import clean_key
 from lit_metarl.tracking.writer import MetricWriter
@@ -325,6 +334,37 @@ def test_status_says_how_a_run_ended(root: str, ended: str, expected: str) -> No
     assert status(root, logger.run_id) == expected
     logger.finalize("failed")  # what Lightning says of every exception afterwards
     assert status(root, logger.run_id) == expected
+
+
+def test_another_process_can_mark_the_run_failed(root: str) -> None:
+    logger = MLflowLogger(root)
+    logger.mark_failed()  # there is no run yet
+    assert not find_runs(root, "lit_metarl")
+    logger.start()
+    assert status(root, logger.run_id) == "RUNNING"
+    logger.mark_failed()
+    assert status(root, logger.run_id) == "FAILED"
+
+
+def test_a_database_that_stays_locked_is_given_up_in_the_end(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.store.db import utils
+
+    text = utils.sql.text
+    monkeypatch.setattr(
+        utils.sql, "text", lambda query: text(query.replace("busy_timeout = 20000", "busy_timeout = 100"))
+    )
+    monkeypatch.setattr(store, "LOCK_PATIENCE_S", 0.05)
+    logger = MLflowLogger(root)
+    _ = logger.run_id
+    connection = sqlite3.connect(Path(root) / "mlflow.db")
+    connection.execute("BEGIN IMMEDIATE")
+    logger.log_metrics({"m": 1.0}, step=1)
+    with pytest.raises(TrackingError, match="database is locked"):
+        logger.flush()
+    connection.rollback()
+    connection.close()
+    logger.flush()
+    assert history(root, logger.run_id, "m") == [(1, 1.0)]
 
 
 def test_a_locked_database_is_waited_for(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import lit_metarl
-from lit_metarl.tracking import TrackingError, check_store, connect, find_runs, open_store
+from lit_metarl.tracking import TrackingError, check_store, connect, find_runs, has_run, open_store
 from lit_metarl.tracking.store import ensure_experiment
 
 WRITE_A_RUN = """
@@ -173,6 +173,17 @@ def test_find_runs_by_tags_newest_first(root: Path) -> None:
     assert find_runs(root, "e", {"seed": "0"}) == [ids[2], ids[0]]
     assert find_runs(root, "e", {"seed": "0", "env": 'it\'s "a"'}) == [ids[0]]
     assert find_runs(root, "unheard of") == []
+
+
+def test_a_store_has_the_runs_that_are_not_deleted(root: Path, tmp_path: Path) -> None:
+    client = connect(root)
+    kept, deleted = (client.create_run("0").info.run_id for _ in range(2))
+    client.delete_run(deleted)
+    assert has_run(root, kept) is True
+    assert has_run(root, deleted) is False
+    assert has_run(root, "f" * 32) is False
+    assert has_run(tmp_path / "none", kept) is False
+    assert not (tmp_path / "none").exists()
 
 
 def test_find_runs_does_not_create_a_store(tmp_path: Path) -> None:
