@@ -572,6 +572,18 @@ def test_metrics_of_a_training_step() -> None:
     assert_close(lengths, last.mask.sum(-1).flatten())
 
 
+def test_evaluation_metrics_by_hand() -> None:
+    """Three numbers of steps, two tasks, two trajectories: means over trajectories (1, 2), (4, 10), (0, 6)."""
+    returns = torch.tensor([[[0.0, 2.0], [1.0, 3.0]], [[3.0, 5.0], [9.0, 11.0]], [[-1.0, 1.0], [5.0, 7.0]]])
+    random = {"test": torch.tensor([[-4.0, -6.0], [-1.0, -1.0]])}
+    episodes = MetaEpisodes({"test": returns, "out_of_distribution": 2 * returns}, {}, random, {})
+    metrics = attach(make()).evaluation_metrics(episodes)
+    own = {"return": 3.0, "return_std": 3.0, "return_after_0_steps": 1.5, "return_after_1_steps": 7.0}
+    own |= {"return_after_2_steps": 3.0}
+    expected = own | {"return_random": -3.0} | {f"out_of_distribution/{name}": 2 * value for name, value in own.items()}
+    assert {name: value.item() for name, value in metrics.items()} == expected
+
+
 class LogRatios(Callback):
     """|log ρ| of every batch at the parameters that collected it, in the precision of a training step."""
 
