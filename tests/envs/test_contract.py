@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 from dm_control import suite
 from oracles import assert_identical
 from own_families import CartGoal, ReachTasks, Ring
 from resume_cases import Case, actions, assert_goes_on, env_case
 
 import lit_metarl.envs
-from lit_metarl.envs.base import BatchedEnv, EnvError, EnvFactory
+from lit_metarl.envs.base import BatchedEnv, EnvError, EnvFactory, one_torch_thread
 from lit_metarl.envs.gym import GymEnv, Gymnasium
 from lit_metarl.envs.locomotion import Locomotion, MuJoCo
 from lit_metarl.envs.locomotion_tasks import Direction, Direction2D, Goal, RandomParameters, Velocity
@@ -336,6 +337,20 @@ RESUMES: dict[type, dict[str, Case]] = {
 )
 def test_it_goes_on_bit_for_bit(case: Case) -> None:
     assert_goes_on(case)
+
+
+def test_torch_has_its_threads_back_after_the_simulator_even_if_it_fails() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_torch_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        with pytest.raises(EnvError), one_torch_thread():
+            raise EnvError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_every_adapter_is_here() -> None:

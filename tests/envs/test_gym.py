@@ -280,6 +280,31 @@ def test_the_spec_is_the_registrys():
     assert (spec.name, spec.max_episode_steps, spec.frame_dt) == ("gym/Pendulum-v1", 200, 0.05)
 
 
+class Clocked(Custom):
+    """Knows its clock by an attribute, or by the pace of its pictures."""
+
+    def __init__(self, dt, pace=None):
+        super().__init__()
+        self.dt = dt
+        self.metadata = {} if pace is None else {"render_fps": pace}
+
+
+@pytest.mark.parametrize(
+    ("dt", "pace", "expected"),
+    [
+        (0.5, 10, 0.5),
+        (2, 10, 2.0),
+        (0.0, 10, 0.1),
+        (-1.0, 10, 0.1),
+        (None, 10, 0.1),
+        (None, None, 0.02),
+        (None, 0, 0.02),
+    ],
+)
+def test_the_length_of_a_step_is_the_environments_or_that_of_its_pictures(dt, pace, expected):
+    assert custom(Clocked, dt=dt, pace=pace).make(1, seed=0).spec.frame_dt == expected
+
+
 def test_fallen_pole_is_termination():
     env = Gymnasium("CartPole-v1").make(1, seed=0)
     env.reset()

@@ -6,6 +6,7 @@ import gymnasium
 import mujoco
 import numpy as np
 import pytest
+from mujoco.batch import Batch, SimulationError
 from oracles import assert_identical, through_file
 
 from lit_metarl.envs import locomotion
@@ -289,6 +290,19 @@ def test_divergence_names_the_environment_and_its_step(value):
         env.step(np.zeros((3, 6)))
     env.load_state_dict(good)
     assert np.isfinite(env.step(np.zeros((3, 6))).obs).all()
+
+
+def test_an_error_of_mujoco_names_the_environment_and_its_step(monkeypatch):
+    env = MuJoCo("hopper").make(3, seed=0)
+    env.reset()
+    run(env, 1)
+
+    def overflow(batch, nstep):
+        raise SimulationError(np.array([1, 2]), "stack overflow")
+
+    monkeypatch.setattr(Batch, "step", overflow)
+    with pytest.raises(EnvError, match=r"mujoco/hopper: environment 1 failed at its step 2: .* stack overflow"):
+        env.step(np.zeros((3, 3)))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Choice of the OpenGL backend in a fresh process, and mp4 files that can be read back."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,7 +10,15 @@ import numpy as np
 import pytest
 
 from lit_metarl.envs import rendering
-from lit_metarl.envs.rendering import choose_backend, fit_frame, picture_kwargs, rendering_available, write_video
+from lit_metarl.envs.base import EnvError
+from lit_metarl.envs.rendering import (
+    choose_backend,
+    fit_frame,
+    gl_context,
+    picture_kwargs,
+    rendering_available,
+    write_video,
+)
 
 
 def in_fresh_process(code, **variables):
@@ -97,7 +106,9 @@ def test_written_video_can_be_read_back(tmp_path):
         (list(moving_square()), 0, "positive number of frames per second"),
         ([np.zeros((48, 64), np.uint8)], 25, r"Frame 0 must be \[height, width, 3\]"),
         ([np.zeros((48, 64, 3))], 25, "uint8, but is .* float64"),
+        ([np.zeros((48, 64, 4), np.uint8)], 25, r"Frame 0 must be .* but is \(48, 64, 4\)"),
         ([np.zeros((47, 64, 3), np.uint8)], 25, "even height and width"),
+        ([np.zeros((48, 63, 3), np.uint8)], 25, "even height and width"),
         ([np.zeros((48, 64, 3), np.uint8), np.zeros((48, 32, 3), np.uint8)], 25, "Frame 1 has shape"),
     ],
 )
@@ -115,6 +126,38 @@ def test_missing_encoder_is_an_os_error_with_a_remedy(tmp_path, missing):
         "except OSError as error: print(error)"
     )
     assert "pip install imageio imageio-ffmpeg" in in_fresh_process(code)
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "tried"),
+    [
+        ("linux", {"DISPLAY": ":0"}, ["egl", "osmesa", "glfw"]),
+        ("linux", {"MUJOCO_GL": "osmesa"}, ["osmesa"]),
+        ("linux", {"MUJOCO_GL": "glfw", "DISPLAY": ":0"}, ["glfw"]),
+        ("linux", {"MUJOCO_GL": "glfw"}, []),
+        ("linux", {"MUJOCO_GL": "off", "DISPLAY": ":0"}, []),
+        ("darwin", {}, ["gl_context"]),
+        ("darwin", {"MUJOCO_GL": "glfw"}, ["glfw"]),
+    ],
+)
+def test_backends_that_are_tried_for_a_picture(monkeypatch, platform, variables, tried):
+    for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+
+    def absent(module):
+        asked.append(module)
+        raise ImportError(f"no {module}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", platform)
+        patch.setattr(importlib, "import_module", absent)
+        with pytest.raises(EnvError) as error:
+            gl_context(64, 48)
+    assert asked == [f"mujoco.{name}" for name in tried]
+    assert all(f"{name}: ImportError: no mujoco.{name}" in str(error.value) for name in tried)
 
 
 class TakesAMode:

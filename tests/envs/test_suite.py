@@ -206,7 +206,30 @@ def test_pack_keeps_values_and_types():
     assert back[3].dtype == np.int8
     assert isinstance(back["b"], np.ndarray)
     assert back["e"] == {}
-    assert not packable([object()])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        1j,
+        np.complex64(1.0),
+        np.longdouble(1.0),
+        np.array(["text"]),
+        np.bytes_(b"scalar"),
+        np.array([None]),
+        np.zeros(1, dtype=[("a", "f8")]),
+        {1, 2},
+        {"key": object()},
+        {(object(),): 1},
+        type("Own", (dict,), {})(a=1),
+        type("Number", (float,), {})(1.0),
+    ],
+    ids=repr,
+)
+def test_what_would_not_come_back_as_it_was_is_not_packed(value):
+    assert not packable(value)
+    assert not packable([(value,)])
 
 
 def test_render():
