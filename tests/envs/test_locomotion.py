@@ -292,6 +292,13 @@ def test_divergence_names_the_environment_and_its_step(value):
     assert np.isfinite(env.step(np.zeros((3, 6))).obs).all()
 
 
+@pytest.mark.parametrize("robot", GYMNASIUM_IDS)
+def test_the_time_limit_is_gymnasiums(robot):
+    env = MuJoCo(robot).make(1, seed=0)
+    assert env.spec.max_episode_steps == gymnasium.spec(GYMNASIUM_IDS[robot]).max_episode_steps
+    assert MuJoCo(robot, max_episode_steps=1).make(1, seed=0).spec.max_episode_steps == 1
+
+
 def test_an_error_of_mujoco_names_the_environment_and_its_step(monkeypatch):
     env = MuJoCo("hopper").make(3, seed=0)
     env.reset()

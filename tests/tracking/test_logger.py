@@ -112,8 +112,10 @@ def test_flush_puts_metrics_in_the_database_with_their_steps(root: str) -> None:
     logger = MLflowLogger(root)
     logger.log_metrics({"return": 1.5, "loss": math.nan}, step=3)
     logger.log_metrics({"return": 2.5}, step=4)
+    logger.log_metrics({"once": 0.5})
     logger.flush()
     assert history(root, logger.run_id, "return") == [(3, 1.5), (4, 2.5)]
+    assert history(root, logger.run_id, "once") == [(0, 0.5)]
     assert math.isnan(history(root, logger.run_id, "loss")[0][1])
 
 

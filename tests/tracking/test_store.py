@@ -7,12 +7,14 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import lit_metarl
-from lit_metarl.tracking import TrackingError, check_store, connect, find_runs, has_run, open_store
+from lit_metarl.tracking import TrackingError, check_store, connect, find_runs, has_run, open_store, store
 from lit_metarl.tracking.store import ensure_experiment
 
 WRITE_A_RUN = """
@@ -184,6 +186,42 @@ def test_a_store_has_the_runs_that_are_not_deleted(root: Path, tmp_path: Path) -
     assert has_run(root, "f" * 32) is False
     assert has_run(tmp_path / "none", kept) is False
     assert not (tmp_path / "none").exists()
+
+
+def test_find_runs_reads_all_pages(root: Path) -> None:
+    client = connect(root)
+    run_id = client.create_run(ensure_experiment(client, root, "e"), start_time=1).info.run_id
+    with closing(sqlite3.connect(root / "mlflow.db")) as connection, connection:
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(runs)")]
+        others = ", ".join(name for name in columns if name != "run_uuid")
+        copy = f"INSERT INTO runs (run_uuid, {others}) SELECT ?, {others} FROM runs WHERE run_uuid = ?"
+        connection.executemany(copy, [(f"{number:032x}", run_id) for number in range(1000)])  # a page is 1000
+    found = find_runs(root, "e")
+    assert len(found) == 1001
+    assert set(found) == {run_id} | {f"{number:032x}" for number in range(1000)}
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("a b/c", "a_b_c"), ("..", "_"), (".hidden", "hidden"), ("swing-2.1_x", "swing-2.1_x")]
+)
+def test_artifacts_of_an_experiment_lie_in_one_folder_below_the_root(root: Path, name: str, folder: str) -> None:
+    client = connect(root)
+    experiment = client.get_experiment(ensure_experiment(client, root, name))
+    assert experiment.artifact_location == f"{root}/artifacts/{folder}"
+
+
+def test_a_store_that_another_process_holds_is_given_up_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_LOCK_TIMEOUT_S", 0.1)
+    with FileLock(tmp_path / ".mlflow.lock"), pytest.raises(TrackingError, match=r"held .*mlflow\.lock for 0 s"):
+        open_store(tmp_path)
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_an_empty_file_is_a_store_to_be_made(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").touch()
+    assert check_store(tmp_path) is None
 
 
 def test_find_runs_does_not_create_a_store(tmp_path: Path) -> None:
