@@ -25,6 +25,7 @@ from lit_metarl.envs.locomotion import Locomotion, MuJoCo
 from lit_metarl.envs.locomotion_tasks import Direction, Direction2D, Goal, RandomParameters, Velocity
 from lit_metarl.envs.navigation import Corners, Momentum, Navigation2D, Point1D
 from lit_metarl.envs.points import PointEnv
+from lit_metarl.envs.rendering import rendering_available
 from lit_metarl.envs.suite import DMControl, SuiteEnv
 from lit_metarl.envs.tabular import TabularEnv, TabularTasks
 from lit_metarl.envs.tasks import TaskFamily
@@ -337,6 +338,18 @@ RESUMES: dict[type, dict[str, Case]] = {
 )
 def test_it_goes_on_bit_for_bit(case: Case) -> None:
     assert_goes_on(case)
+
+
+@pytest.mark.parametrize("name", ["half_cheetah", "pendulum", "HalfCheetah-v5", "point_1d", "tabular"])
+def test_a_picture_is_of_the_size_asked_for(name: str) -> None:
+    if reason := rendering_available():
+        pytest.skip(reason)
+    env = ADAPTERS[name].make()
+    env.reset()
+    for picture, shape in ((env.render(), (240, 320, 3)), (env.render(1, 64, 48), (48, 64, 3))):
+        assert picture.shape == shape
+        assert picture.dtype == np.uint8
+    env.close()
 
 
 def test_torch_has_its_threads_back_after_the_simulator_even_if_it_fails() -> None:
