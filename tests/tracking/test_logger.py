@@ -231,7 +231,9 @@ def test_a_parameter_keeps_its_first_value(root: str) -> None:
     assert connect(root).get_run(first.run_id).data.params == {"lr": "0.1", "seed": "1", "long": "x" * 6000, "new": "5"}
 
 
-def test_points_beyond_a_checkpoint_are_dropped_and_those_of_tests_kept(root: str) -> None:
+def test_points_beyond_a_checkpoint_are_dropped_and_those_of_tests_kept(
+    root: str, caplog: pytest.LogCaptureFixture
+) -> None:
     first = MLflowLogger(root)
     first.log_metrics({"a": 1.0, "b": 1.0}, step=1)
     counted = first.logged_until
@@ -244,12 +246,17 @@ def test_points_beyond_a_checkpoint_are_dropped_and_those_of_tests_kept(root: st
 
     second = MLflowLogger(root, run_id=first.run_id)
     second.start(counted)
+    said = [message for message in caplog.messages if "dropped" in message]
+    assert said == ["3 points of the steps after the checkpoint are dropped, to be logged anew"]
     assert history(root, first.run_id, "a") == [(1, 1.0)]
     assert connect(root).get_run(first.run_id).data.metrics == {"a": 1.0, "b": 1.0, "test/return": 5.0}
     assert history(root, other.run_id, "a") == [(9, 9.0)]
     second.log_metrics({"a": 4.0}, step=2)
     second.flush()
     assert history(root, first.run_id, "a") == [(1, 1.0), (2, 4.0)]
+    caplog.clear()
+    MLflowLogger(root, run_id=first.run_id).start(second.logged_until)
+    assert not [message for message in caplog.messages if "dropped" in message]
 
 
 def test_no_two_calls_have_one_time(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
