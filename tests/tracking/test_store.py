@@ -15,7 +15,7 @@ from filelock import FileLock
 
 import lit_metarl
 from lit_metarl.tracking import TrackingError, check_store, connect, find_runs, has_run, open_store, store
-from lit_metarl.tracking.store import ensure_experiment
+from lit_metarl.tracking.store import ensure_experiment, reason_of
 
 WRITE_A_RUN = """
 import sys, time
@@ -186,6 +186,18 @@ def test_a_store_has_the_runs_that_are_not_deleted(root: Path, tmp_path: Path) -
     assert has_run(root, "f" * 32) is False
     assert has_run(tmp_path / "none", kept) is False
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("(sqlite3.OperationalError) database is locked\n[SQL: INSERT]\nmore", "database is locked"),
+        ("Invalid value.\n[SQL: INSERT]", "Invalid value"),
+        ("nothing further", "nothing further"),
+    ],
+)
+def test_the_reason_is_one_line_without_the_statement(text: str, reason: str) -> None:
+    assert reason_of(RuntimeError(text)) == reason
 
 
 def test_find_runs_reads_all_pages(root: Path) -> None:
