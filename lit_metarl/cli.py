@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 RESUMABLE = ("last", "best")
 OTHERS = "(lightning|torch|jsonargparse|mlflow|sqlalchemy|alembic|gymnasium|dm_control|mujoco|google|matplotlib)"
 SHELLS = ("bash", "zsh", "tcsh", "fish", "powershell")
+OF_SIMULATOR = ("obs_dim", "action_dim", "num_actions", "context_dim", "action_scale")
+"""Arguments of a module that its DataModule knows."""
 HELP = {
     "ckpt_path": "checkpoint to go on from: last or best (of the newest run of this algorithm, environment and seed in "
     "this experiment), the id of a run (its last.ckpt), or a file",
@@ -109,11 +111,8 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the module's dimensions to the simulator, and every random stream to one seed."""
-        parser.link_arguments("data.obs_dim", "model.init_args.obs_dim", apply_on="instantiate")
-        parser.link_arguments("data.action_dim", "model.init_args.action_dim", apply_on="instantiate")
-        parser.link_arguments("data.num_actions", "model.init_args.num_actions", apply_on="instantiate")
-        parser.link_arguments("data.context_dim", "model.init_args.context_dim", apply_on="instantiate")
-        parser.link_arguments("data.action_scale", "model.init_args.action_scale", apply_on="instantiate")
+        for name in OF_SIMULATOR:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def _parse_ckpt_path(self) -> None:

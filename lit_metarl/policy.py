@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from lit_metarl.checkpoint import CheckpointError, read_checkpoint
 from lit_metarl.nn.conditioning import condition, told_call
 from lit_metarl.nn.recipe import from_recipe
 from lit_metarl.types import ConfigError, Sizes
@@ -74,15 +77,33 @@ def load_policy(path_or_run: str | Path, root: str | Path = "mlruns", checkpoint
         CheckpointError: no such file or run, or a file that this package did not write.
         ConfigError: the class that built the policy cannot be imported.
     """
-    from lit_metarl.checkpoint import CheckpointError, read_checkpoint
+    path = find_checkpoint(path_or_run, root, checkpoint)
+    return policy_of(read_checkpoint(path), path)
 
+
+def find_checkpoint(path_or_run: str | Path, root: str | Path = "mlruns", checkpoint: str = "best") -> Path:
+    """Path of a checkpoint file that is named by itself or by its run, see :func:`load_policy`.
+
+    Raises:
+        CheckpointError: no such file or run.
+    """
     path = Path(path_or_run).expanduser()
     run_dir = Path(root).expanduser() / "runs" / str(path_or_run)
     if not path.is_file() and run_dir.is_dir():
         path = next((p for p in (run_dir / f"{checkpoint}.ckpt", run_dir / "last.ckpt") if p.is_file()), run_dir)
     if not path.is_file():
         raise CheckpointError(f"{path_or_run}: neither a checkpoint file nor the id of a run in {root}.")
-    recipe = read_checkpoint(path)["algorithm"]["policy"]
+    return path
+
+
+def policy_of(saved: Mapping[str, Any], path: Path) -> TrainedPolicy:
+    """The policy in ``saved``, the content of the checkpoint at ``path``.
+
+    Raises:
+        CheckpointError: another version of this package wrote it.
+        ConfigError: the class that built the policy cannot be imported.
+    """
+    recipe = saved["algorithm"]["policy"]
     if "sizes" not in recipe:
         raise CheckpointError(f"{path} was written by another version of lit_metarl: load it with that one.")
     try:

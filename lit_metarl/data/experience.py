@@ -78,6 +78,7 @@ class ExperienceDataModule(LightningDataModule):
         self.split_counts = split_counts
         self.video_size = video_size
         self.spec = self._read_spec()
+        self._bound: Any = None
         self._restored: State | None = None
         self._first_batch = True
 
@@ -171,8 +172,14 @@ class ExperienceDataModule(LightningDataModule):
     @property
     def policy(self) -> Any:
         """The module in training, a ``Policy`` or a ``MetaPolicy``."""
+        if self._bound is not None:
+            return self._bound
         assert self.trainer is not None
         return self.trainer.lightning_module
+
+    def bind(self, policy: Any) -> None:
+        """Let ``policy``, a module, act without a Trainer: for :meth:`evaluate`, :meth:`test` and :meth:`film`."""
+        self._bound = policy
 
     @property
     def frame_period(self) -> int:
@@ -182,8 +189,8 @@ class ExperienceDataModule(LightningDataModule):
     @property
     def policy_device(self) -> torch.device:
         """The device that the module in training is on."""
-        assert self.trainer is not None
-        return self.trainer.lightning_module.device
+        module: Any = self.policy
+        return module.device
 
     def finite_action(self, action: Tensor) -> Tensor:
         """``action`` of the policy, of its shape, on the CPU; raises :class:`DivergenceError` if it is not finite."""

@@ -127,6 +127,7 @@ def test_shipped_recipes_say_what_the_papers_ask_for() -> None:
     assert names == {
         "sac": ["sac"],
         "preconditioning": ["sac_equal_data", "preconditioned_300", "preconditioned_1000"],
+        "preconditioning_published": ["sac_equal_data", "preconditioned"],
         "navigation": ["maml", "fomaml", "emaml", "sgmrl", "sgmrl_linearised"],
         "corners": ["promp", "promp_taypo2", "trpo_dice", "trpo_emaml", "trpo_fomaml", "trpo_maml"],
         "half_cheetah_direction": ["promp", "promp_taypo2", "maml", "sgmrl"],
