@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "optim": {"types", "estimators", "nn"},
     "data": {"types", "envs", "processes"},
     "algorithms": {"types", "nn", "losses", "estimators", "optim", "diagnostics", "processes", "settings"},
-    "tracking": {"types"},
+    "tracking": {"types", "checkpoint", "policy"},
     "callbacks": {"types", "envs", "tracking", "algorithms", "data", "diagnostics", "checkpoint", "processes"},
     "policy": {"types", "nn", "checkpoint"},
     "sweep": {"types", "config", "checkpoint", "tracking", "settings"},

@@ -21,6 +21,9 @@ SLURM_JOB = "slurm_job"
 class RunRecord(Callback):
     """Tags the MLflow run, stores the full config as an artifact, and puts both into every checkpoint.
 
+    A training that ends logs ``final/return``, the mean of the evaluations in the last tenth of its steps, and the best
+    policy as an MLflow model (see :meth:`~lit_metarl.tracking.MLflowLogger.log_policy`).
+
     On resume it reports, by key, what differs from the run that wrote the checkpoint: settings and versions.
 
     Args:
@@ -52,10 +55,7 @@ class RunRecord(Callback):
         logger.start(self._resumed_at)
         logger.name_run(f"{type(pl_module).__name__}-{datamodule.spec.name.rpartition('/')[2]}-seed{datamodule.seed}")
         logger.log_params(dict(_flatten(self.config)))
-        tags = {
-            "algorithm": type(pl_module).__name__,
-            "environment": datamodule.spec.name,
-            "seed": datamodule.seed,
+        tags = self._tags(trainer) | {
             "precision": trainer.precision,
             "devices": f"{trainer.world_size} × {trainer.strategy.root_device.type}",
         }
@@ -63,6 +63,20 @@ class RunRecord(Callback):
             tags[SLURM_JOB] = job
         logger.set_tags(tags | self.environment | self._changed)
         self._log_config(trainer)
+
+    @staticmethod
+    def _tags(trainer: Trainer) -> dict[str, object]:
+        """What is trained, for the run and its model."""
+        datamodule: Any = trainer.datamodule
+        algorithm = type(trainer.lightning_module).__name__
+        return {"algorithm": algorithm, "environment": datamodule.spec.name, "seed": datamodule.seed}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what the whole run comes to: a number to sort runs by, and its policy."""
+        logger = mlflow_logger(trainer)
+        if logger is not None:
+            logger.log_final_returns()
+            logger.log_policy(self._tags(trainer))
 
     def _log_config(self, trainer: Trainer) -> None:
         logger = mlflow_logger(trainer)

@@ -56,6 +56,7 @@ class MLflowLogger(Logger):
             one otherwise; None for a new one; or the id of the run to continue.
         tags: further tags of a new run, there from its first moment on.
         artifacts: files that a new run gets a copy of.
+        log_model: log the policy of the best checkpoint as an MLflow model when a training ends.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class MLflowLogger(Logger):
         run_id: str | None = OF_CHECKPOINT,
         tags: dict[str, str] | None = None,
         artifacts: list[str] | None = None,
+        log_model: bool = True,
     ) -> None:
         super().__init__()
         if not experiment_name.strip():
@@ -76,6 +78,7 @@ class MLflowLogger(Logger):
         self._run_id = None if run_id == OF_CHECKPOINT else run_id
         self._tags: Mapping[str, str] = tags or {}
         self._artifacts: Sequence[str] = artifacts or ()
+        self._log_model = log_model
         self._steps: Callable[[], int] | None = None
         self._logged_until = 0  # time in ms of the latest point
         self._client: Any = None
@@ -231,6 +234,39 @@ class MLflowLogger(Logger):
         """Return when all metrics are in the database. Raises ``TrackingError`` if they cannot be written."""
         if self._writer is not None:
             self._writer.flush()
+
+    @rank_zero_only
+    def log_final_returns(self) -> None:
+        """Log every curve ``eval/…return`` once more as ``final/…return``: its mean over the last tenth of the steps.
+
+        One number of a whole run, by which MLflow's table of runs can be sorted.
+        """
+        self.flush()
+        names = self.experiment.get_run(self.run_id).data.metrics
+        for name in [name for name in names if re.fullmatch(r"eval/(.+/)?return", name)]:
+            points = self.experiment.get_metric_history(self.run_id, name)
+            end = max(point.step for point in points)
+            values = [point.value for point in points if point.step > min(0.9 * end, end - 1)]
+            self.log_metrics({name.replace("eval/", "final/", 1): sum(values) / len(values)})
+
+    @rank_zero_only
+    def log_policy(self, tags: Mapping[str, object]) -> None:
+        """Log the policy of ``best.ckpt``, or of ``last.ckpt`` where there is none, as the run's model.
+
+        Nothing with ``log_model`` false or without a checkpoint. What goes wrong is a warning: the run is whole.
+
+        Args:
+            tags: of the model.
+        """
+        found = [path for path in (self.run_dir / "best.ckpt", self.run_dir / "last.ckpt") if path.is_file()]
+        if not (self._log_model and found):
+            return
+        from lit_metarl.tracking.model import log_policy
+
+        try:
+            log_policy(self.experiment, str(self.run_id), found[0], tags)
+        except Exception as error:  # of MLflow, of the disk, of a policy's class
+            log.warning("the policy is not logged as a model (%s: %s)", type(error).__name__, reason_of(error))
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         """Flush, so that the run holds all metrics up to the checkpoint it may be resumed from."""

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 DATABASE = "mlflow.db"
 _ARTIFACTS = "artifacts"
+_LOCATIONS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 _LOCK_TIMEOUT_S = 120.0  # creating a store takes some 3 s; a busy machine some tens
 _BUSY_TIMEOUT_S = 20.0  # as MLflow's own
 LOCK_PATIENCE_S = 600.0  # how long a locked database is waited for
@@ -309,7 +310,7 @@ def _rewrite_locations(database: Path, state: _State, new: str) -> None:
     # MLflow stores absolute locations; without this a moved project would write its artifacts at the old place
     old = state.default_location.removesuffix("/0")
     with closing(sqlite3.connect(database, timeout=_BUSY_TIMEOUT_S)) as connection, connection:
-        for table, column in [("experiments", "artifact_location"), ("runs", "artifact_uri")]:
+        for table, column in _LOCATIONS:
             connection.execute(
                 f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
                 (new, len(old) + 1, len(old) + 1, f"{old}/"),

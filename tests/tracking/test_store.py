@@ -150,11 +150,13 @@ def test_store_that_was_moved_writes_artifacts_at_its_new_place(root: Path, tmp_
     client = connect(root)
     run_id = client.create_run(ensure_experiment(client, root, "e")).info.run_id
     client.log_text(run_id, "before", "note.txt")
+    model_id = client.create_logged_model(client.get_run(run_id).info.experiment_id, "m").model_id
     moved = root.rename(tmp_path / "elsewhere")
 
     client = connect(moved)
     assert client.get_run(run_id).info.artifact_uri == f"{moved}/artifacts/e/{run_id}/artifacts"
     assert client.get_experiment_by_name("e").artifact_location == f"{moved}/artifacts/e"
+    assert client.get_logged_model(model_id).artifact_location.startswith(f"{moved}/artifacts/e/models/")
     assert [item.path for item in client.list_artifacts(run_id)] == ["note.txt"]
     assert not root.exists()
 
