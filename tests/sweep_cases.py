@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from lit_metarl.cli import Resolver
 from lit_metarl.sweep.cells import Cell, make_cells
 from lit_metarl.sweep.recipe import load_recipe
 
+fork = multiprocessing.get_context("fork")  # a sweep in a process of its own, without the imports of a new one
 CONFIGS = Path(__file__).parents[1] / "configs"
 PENDULUM = str(CONFIGS / "experiment" / "sac_small_pendulum.yaml")
 SMOKE = ["--config", str(CONFIGS / "overlay" / "smoke.yaml"), "--trainer.accelerator=cpu"]

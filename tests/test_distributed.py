@@ -208,6 +208,24 @@ def test_a_process_whose_peer_died_says_so_and_leaves_a_true_record(killed: int,
     assert connect(tmp_path).get_run(found[0].parent.name).info.status == "FAILED"
 
 
+@pytest.mark.slow
+def test_torchrun_starts_the_processes_of_one_run(tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "lit_metarl"]
+    done = subprocess.run(
+        [*launcher, *command_of(SAC_FILES, tmp_path, *SHARES)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CONFIGS.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder,) = (tmp_path / "runs").iterdir()
+    run = connect(tmp_path).get_run(folder.name)
+    assert (run.info.status, run.data.tags["devices"]) == ("FINISHED", "2 × cpu")
+    last = torch.load(folder / "last.ckpt", weights_only=True)
+    assert last["algorithm"]["counters"]["env_steps"] == 2 * (20 + 16)  # both processes together
+    assert len(last["ReplayDataModule"]["ranks"]) == 2
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_same_experiment_runs_on_cuda(tmp_path: Path) -> None:
     from lit_metarl.cli import run

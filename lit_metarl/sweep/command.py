@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from signal import Signals
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_metarl.sweep.cells import Cell, Resolve
+    from lit_metarl.sweep.display import Lines
     from lit_metarl.sweep.state import CellState
     from lit_metarl.sweep.training import Outcome
+    from lit_metarl.sweep.workers import Workers
 
 DESCRIPTION = """\
 Train what a recipe asks for: experiments × grid of settings × seeds, a few runs at a time.
@@ -76,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", action="append", default=[], type=Path, metavar="FILE", help="on top of every run; may be repeated"
     )
+    parser.add_argument(
+        "--cluster",
+        choices=("slurm", "local"),
+        help="train each run as a job of its own, by submitit (pip install 'lit_metarl[cluster]'); --workers jobs at a "
+        "time, all of them by default. The scheduler's options are --cluster.KEY VALUE: --cluster.partition gpu "
+        "--cluster.timeout_min 600 --cluster.cpus_per_task 4 --cluster.gpus_per_node 1 --cluster.mem_gb 16",
+    )
     parser.add_argument("--seeds", metavar="SEEDS", help="instead of the recipe's: how many, or a list such as [0,3]")
     parser.add_argument("--retry", action="store_true", help="also train what has failed, from its last checkpoint on")
     parser.add_argument("--again", action="store_true", help="also train what has no run here but is in RECIPE.csv")
@@ -96,35 +105,54 @@ def _sweep(args: argparse.Namespace, more: Sequence[str], resolve: Resolve, word
 
     from lit_metarl.config import load_config
     from lit_metarl.sweep.cells import make_cells
+    from lit_metarl.sweep.cluster import split_options
     from lit_metarl.sweep.display import display
     from lit_metarl.sweep.recipe import load_recipe, read_seeds
     from lit_metarl.sweep.state import look, with_record
-    from lit_metarl.sweep.workers import Workers
     from lit_metarl.tracking import check_store
-    from lit_metarl.types import Interrupted
+    from lit_metarl.types import Interrupted, require
 
+    options, more = split_options(more)
+    require(args.cluster is not None or not options, "--cluster", args.cluster, "say which, slurm or local")
     recipe = load_recipe(args.recipe)
     seeds = None if args.seeds is None else read_seeds(yaml.safe_load(args.seeds), "--seeds")
     cells = make_cells(recipe, resolve, [load_config(path) for path in args.config], more, seeds)
     states = look(cells)
     if not args.again:
         states = with_record(cells, states, args.recipe.with_suffix(".csv"))
-    # Measured on two CPUs, which others used too: two runs of half_cheetah_direction_promp take 102 s side by side with
-    # a thread each, and more than 212 s one after the other with two threads.
-    workers = args.workers or _cpus()
     if args.dry_run:
-        sys.stdout.write(_plan(cells, states, workers))
+        sys.stdout.write(_plan(cells, states, args.workers or (len(cells) if args.cluster == "slurm" else _cpus())))
         return 0
     for root in {cell.root for cell in cells}:
         check_store(root)
     sys.stdout.write(f"{recipe.name}: {recipe.title}\n")
-    outcomes, stopped = Workers(cells, states, workers, max(1, _cpus() // workers), args.retry, display()).run()
+    outcomes, stopped = _workers(cells, states, args, options, display()).run()
     counts = Counter(str(outcome.state.state) for outcome in outcomes.values())
     if stopped is not None:
         again = shlex.join(["lit-metarl", "sweep", *words])
         raise Interrupted(f"stopped by {Signals(stopped).name}: {_in_words(counts)}; go on with `{again}`", stopped)
     sys.stdout.write(f"{recipe.name}: {_in_words(counts)}\n")
     return _tell_failures(cells, outcomes)
+
+
+def _workers(
+    cells: Sequence[Cell],
+    states: Mapping[str, CellState],
+    args: argparse.Namespace,
+    options: Mapping[str, Any],
+    shown: Lines,
+) -> Workers:
+    """What trains ``cells``: processes here, or jobs."""
+    from lit_metarl.sweep.cluster import Jobs
+    from lit_metarl.sweep.workers import Workers
+
+    if args.cluster is not None:
+        jobs = args.workers or (len(cells) if args.cluster == "slurm" else _cpus())
+        return Jobs(cells, states, jobs, args.cluster, options, args.retry, shown)
+    # Measured on two CPUs, which others used too: two runs of half_cheetah_direction_promp take 102 s side by side with
+    # a thread each, and more than 212 s one after the other with two threads.
+    workers = args.workers or _cpus()
+    return Workers(cells, states, workers, max(1, _cpus() // workers), args.retry, shown)
 
 
 def _tell_failures(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> int:

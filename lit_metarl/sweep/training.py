@@ -142,7 +142,11 @@ def begin(cell: Cell, threads: int = 1, retry: bool = False) -> Attempt | Outcom
 
 
 def train(cell: Cell, threads: int = 1, retry: bool = False) -> Outcome:
-    """Train ``cell`` here and now and return its outcome, see :func:`begin`; a signal stops it, saved."""
+    """Train ``cell`` here and now and return its outcome, see :func:`begin`; a signal stops it, saved.
+
+    SIGUSR1, which a scheduler sends before a job's time is over, is handed on: a run in a SLURM job saves and puts the
+    job back into the queue.
+    """
     attempt = begin(cell, threads, retry)
     if isinstance(attempt, Outcome):
         return attempt
@@ -150,7 +154,9 @@ def train(cell: Cell, threads: int = 1, retry: bool = False) -> Outcome:
     with StopRequest() as request:
         while (outcome := attempt.poll()) is None:
             if (number := request.signal_for(told)) is not None:
-                attempt.stop(told := number)
+                again = number == signal.SIGTERM and request.received == getattr(signal, "SIGUSR1", None)
+                attempt.stop(request.received if again and request.received else number)
+                told = number
             time.sleep(POLL_S)
     return outcome
 

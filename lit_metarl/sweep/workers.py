@@ -5,14 +5,30 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from lit_metarl.sweep.cells import Cell
 from lit_metarl.sweep.display import Lines
 from lit_metarl.sweep.estimate import Durations, in_words
 from lit_metarl.sweep.state import CellState, State, evaluations_of
-from lit_metarl.sweep.training import POLL_S, Attempt, Outcome, StopRequest, begin
+from lit_metarl.sweep.training import POLL_S, Outcome, StopRequest, begin
 
 LOOK_S = 2.0  # between two looks into the store at how far the runs are
+
+
+class Running(Protocol):
+    """The training of a cell that goes on: a process, or a job of a scheduler."""
+
+    cell: Cell
+    begun: float
+
+    def poll(self) -> Outcome | None:
+        """Outcome of it; None while it goes on."""
+        ...
+
+    def stop(self, number: int) -> None:
+        """Send it a signal, if it still goes on."""
+        ...
 
 
 class Workers:
@@ -37,12 +53,12 @@ class Workers:
         shown: Lines,
     ) -> None:
         self._cells, self._states = cells, dict(states)
-        self._workers, self._threads, self._retry, self._shown = workers, threads, retry, shown
+        self._workers, self.threads, self.retry, self._shown = workers, threads, retry, shown
         again = (State.ABSENT, State.INTERRUPTED, *((State.FAILED,) if retry else ()))
         # What was begun is brought to its end first.
         waiting = [cell for cell in cells if states[cell.key].state in again]
         self._waiting = sorted(waiting, key=lambda cell: not states[cell.key].resumable)
-        self._running: dict[str, Attempt] = {}
+        self.running: dict[str, Running] = {}
         self._before: dict[str, float] = {}  # fraction of each running cell when its process began
         self._fractions: dict[str, float | None] = {}
         self._looked = 0.0
@@ -54,39 +70,43 @@ class Workers:
         told: int | None = None
         with StopRequest() as request:
             try:
-                while self._running or (self._waiting and request.received is None):
+                while self.running or (self._waiting and request.received is None):
                     self._collect()
                     if request.received is None:
                         self._fill()
                     elif (number := request.signal_for(told)) is not None:
-                        self._stop(told := number)
+                        self.stop_all(told := number)
                     self._show()
                     time.sleep(POLL_S)
             except BaseException:
-                self._stop(signal.SIGTERM)  # they save on their own
+                self.stop_all(signal.SIGTERM)  # they save on their own
                 raise
             finally:
                 self._shown.close()
         outcomes = {key: Outcome(state, self._notes.get(key, "")) for key, state in self._states.items()}
         return outcomes, request.received
 
+    def begin(self, cell: Cell) -> Running | Outcome:
+        """The process that now trains ``cell``; or why none is needed."""
+        return begin(cell, self.threads, self.retry)
+
     def _fill(self) -> None:
-        while self._waiting and len(self._running) < self._workers:
+        while self._waiting and len(self.running) < self._workers:
             cell = self._waiting.pop(0)
-            begun = begin(cell, self._threads, self._retry)
+            begun = self.begin(cell)
             if isinstance(begun, Outcome):
                 self._note(cell, begun)
                 continue
             state = self._states[cell.key]
-            self._running[cell.key] = begun
+            self.running[cell.key] = begun
             self._before[cell.key] = self._fraction(cell, state.evaluations) or 0.0
             self._shown.say(f"{cell}: {'goes on' if state.resumable else 'begins'}, see {cell.file('log')}")
 
     def _collect(self) -> None:
-        for key, attempt in list(self._running.items()):
+        for key, attempt in list(self.running.items()):
             outcome = attempt.poll()
             if outcome is not None:
-                del self._running[key]
+                del self.running[key]
                 if outcome.state.state is State.FINISHED and self._before[key] == 0.0:
                     self._durations.add(attempt.cell.arm, time.monotonic() - attempt.begun)
                 self._note(attempt.cell, outcome)
@@ -96,20 +116,30 @@ class Workers:
         reason = f" ({outcome.note})" if outcome.note else ""
         self._shown.say(f"{cell}: {outcome.state.state}{reason}; {self._summary()}")
 
-    def _stop(self, number: int) -> None:
-        how = "which saves" if len(self._running) == 1 else "which save"
+    def stop_all(self, number: int) -> None:
+        """Send what goes on a signal, and say so."""
+        how = "which saves" if len(self.running) == 1 else "which save"
         how = f"{how}; Ctrl-C again stops at once" if number == signal.SIGTERM else "saving nothing"
-        self._shown.say(f"stopping {len(self._running)} run{'s' if len(self._running) > 1 else ''}, {how}")
-        for attempt in self._running.values():
+        self.say(f"stopping {len(self.running)} run{'s' if len(self.running) > 1 else ''}, {how}")
+        for attempt in self.running.values():
             attempt.stop(number)
 
+    def say(self, text: str) -> None:
+        """Show a line."""
+        self._shown.say(text)
+
+    def leave(self, key: str) -> None:
+        """Wait for the cell of that key no longer; it goes on."""
+        del self.running[key]
+        self._states[key] = self._states[key]._replace(state=State.RUNNING)
+
     def _show(self) -> None:
-        if self._running and time.monotonic() - self._looked > LOOK_S:
-            done = evaluations_of([attempt.cell for attempt in self._running.values()])
-            for key, attempt in self._running.items():
+        if self.running and time.monotonic() - self._looked > LOOK_S:
+            done = evaluations_of([attempt.cell for attempt in self.running.values()])
+            for key, attempt in self.running.items():
                 self._fractions[key] = self._fraction(attempt.cell, done.get(key, 0))
             self._looked = time.monotonic()
-        running = {str(attempt.cell): self._fractions.get(key) for key, attempt in self._running.items()}
+        running = {str(attempt.cell): self._fractions.get(key) for key, attempt in self.running.items()}
         self._shown.update(self._count(State.FINISHED), len(self._cells), self._summary(), running)
 
     def _summary(self) -> str:
@@ -124,10 +154,10 @@ class Workers:
         parts = [
             (cell.arm, part_left(cell, self._states[cell.key]))
             for cell in self._cells
-            if cell.key not in self._running
+            if cell.key not in self.running
             and (cell.key in waiting or self._states[cell.key].state in (State.ABSENT, State.INTERRUPTED))
         ]
-        for key, attempt in self._running.items():
+        for key, attempt in self.running.items():
             fraction, before = self._fractions.get(key) or 0.0, self._before[key]
             if known is not self._durations and fraction > before:
                 known.add(attempt.cell.arm, (time.monotonic() - attempt.begun) / (fraction - before))

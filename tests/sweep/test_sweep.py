@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sweep_cases import SMOKE, resolver, write_recipe
+from sweep_cases import SMOKE, fork, resolver, write_recipe
 from test_cli import error_of
 
 from lit_metarl.__main__ import main
@@ -29,7 +28,6 @@ from lit_metarl.sweep.state import State
 from lit_metarl.sweep.training import StopRequest, train
 from lit_metarl.tracking import StoredRun, connect, list_runs
 
-fork = multiprocessing.get_context("fork")  # a sweep in a process of its own, without the imports of a new one
 EPOCHS = 40
 BOOM = """
 from pathlib import Path
