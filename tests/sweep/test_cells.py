@@ -82,6 +82,7 @@ def test_cells_are_arms_times_grid_times_seeds_a_seed_after_the_other() -> None:
         "run_id": "checkpoint",
         "tags": {"recipe": "swing", "arm": "sac model.gamma=0.9 data.batch_size=8", KEY_TAG: first.key},
         "artifacts": ["swing.yaml"],
+        "log_model": True,
     }
     assert first.evaluations == 6
     assert pickle.loads(pickle.dumps(first)) == first
