@@ -92,7 +92,7 @@ class Job:
 class Jobs(Workers):
     """Trains ``cells``, each in a job of its own.
 
-    A sweep that is stopped leaves its jobs in the queue: :meth:`Workers.run` tells how to cancel them.
+    A sweep that is stopped leaves its jobs alone and says how to cancel them.
 
     Args:
         cells, states, retry, shown: as of :class:`~lit_metarl.sweep.workers.Workers`.
