@@ -9,6 +9,7 @@ import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,12 @@ from lit_metarl.reports.tables.record import (
     record_of,
     record_text,
 )
+from lit_metarl.reports.tables.statistics import interquartile_mean
 from lit_metarl.sweep.recipe import Published, Recipe, load_recipe
 
 FIGURES = ".figures"
 _OUT = "eval/out_of_distribution/"
+_PUBLISHED = ("published", "published SAC", "ours, same steps")
 _NOTE = f"""\
 Return: mean of `eval/return` over the last {100 * WINDOW:.0f} % of the steps up to the last one that all arms of the \
 environment have, linear between a run's own evaluations; then the interquartile mean over seeds (the mean below 4), \
@@ -55,15 +58,15 @@ The chance that a seed of the row's arm ends above one of the column's, mean ove
 95 % interval of the same bootstrap."""
 
 
-def run_recipe(args: argparse.Namespace) -> Section:
-    """Bring the record of ``args.recipe`` up to date, and make its page.
+def run_recipe(args: argparse.Namespace, path: Path) -> Section:
+    """Bring the record of the recipe in ``path`` up to date, and make its page.
 
     Raises:
         ReportError, ConfigError, TrackingError: there is nothing to report, or the recipe or its record is damaged.
     """
     from lit_metarl.reports.html.sources import recipe_page  # it reads the rows of `results`, which runs this
 
-    recipe = load_recipe(args.recipe)
+    recipe = load_recipe(path)
     record = record_of(recipe.path)
     recorded, stored = read_record(record), []
     try:
@@ -75,6 +78,33 @@ def run_recipe(args: argparse.Namespace) -> Section:
     section = section_of(recipe, rows, remarks)
     pages = {args.html: recipe_page(recipe, rows, args.root, args.html)} if args.html else {}
     return replace(section, files={record: record_text(rows), **section.files, **pages})
+
+
+def best_of(paths: Sequence[Path]) -> Section:
+    """The best arm of every recipe on each of its environments, made of the records beside them.
+
+    Raises:
+        ReportError, ConfigError: a recipe has no record, or one of the two is damaged.
+    """
+    lines = []
+    for recipe in map(load_recipe, paths):
+        rows = read_record(record_of(recipe.path))
+        if not rows:
+            raise ReportError(f"{recipe.path} has no record yet. Make it: {_command('report', recipe)}")
+        arms = arms_of(rows, names_of(rows, recipe.labels()))
+        link = f"[{recipe.name}]({recipe.path.with_suffix('.md').as_posix()})"
+        for environment in dict.fromkeys(arm.environment for arm in arms):
+            here = [arm for arm in arms if arm.environment == environment]
+            best = max(here, key=lambda arm: float(interquartile_mean(arm.scores)))
+            count = {"of": f"{len(here)} arms" if len(here) > 1 else "–"}
+            lines.append({"results": link} | _cells(recipe, best, []) | count)
+    heads = ["results", "environment", "of", "arm", "return", *_PUBLISHED, "seeds", "environment steps"]
+    columns = [name for name in heads if any(line[name] != "–" for line in lines)]
+    names = {"arm": "best arm", "return": "return (95 % interval)"}
+    table = markdown_table(
+        [names.get(name, name) for name in columns], [[line[name] for name in columns] for line in lines]
+    )
+    return Section(table)
 
 
 def section_of(recipe: Recipe, rows: Sequence[Evaluation], remarks: Sequence[str] = ()) -> Section:

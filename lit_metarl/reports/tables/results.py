@@ -20,7 +20,7 @@ from lit_metarl.reports.tables.curves import (
     published_scores,
     read_runs,
 )
-from lit_metarl.reports.tables.recipe import run_recipe
+from lit_metarl.reports.tables.recipe import best_of, run_recipe
 from lit_metarl.reports.tables.statistics import bootstrap_interval, interquartile_mean
 
 Group = tuple[str, str, str, str]  # experiment, environment, algorithm, config: `Run.group`
@@ -175,9 +175,9 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     parser.epilog = (
         "With RECIPE, its finished runs go into RECIPE.csv beside it, which is the record of them and stays when the "
         "store is gone; RECIPE.md and .figures/RECIPE.png are made of the record. Commit them. To have a run out of "
-        "it, delete its lines."
+        "it, delete its lines. Of several recipes the records are read, and the best arm of each is listed."
     )
-    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help="such as configs/sweep/navigation.yaml")
+    parser.add_argument("recipes", nargs="*", type=Path, metavar="RECIPE", help="such as configs/sweep/navigation.yaml")
     add_store(parser)
     parser.add_argument("--json", type=writable_file, metavar="FILE", help="write the rows, with every seed, as JSON")
     parser.add_argument("--curves", metavar="DIR", help="draw the learning curves, one PNG per environment")
@@ -191,15 +191,18 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
 
 
 def run(args: argparse.Namespace) -> Section:
-    """The results table, with learning curves if asked for; or the page of a recipe.
+    """The results table, with learning curves if asked for; or the page of a recipe, or the best arms of several.
 
     Raises:
         ReportError, ConfigError, TrackingError: there is nothing to report.
     """
-    if args.recipe is not None:
-        if given := [f"--{name}" for name in ("experiment", "at", "all", "curves", "metrics") if getattr(args, name)]:
-            raise ReportError(f"{', '.join(given)} cannot be used with a recipe, whose page says what it has.")
-        return run_recipe(args)
+    if args.recipes:
+        one = len(args.recipes) == 1
+        refused = ("experiment", "at", "all", "curves", "metrics", *(() if one else ("html", "json")))
+        if given := [f"--{name}" for name in refused if getattr(args, name)]:
+            kind = "a recipe, whose page says what it has" if one else "several recipes"
+            raise ReportError(f"{', '.join(given)} cannot be used with {kind}.")
+        return run_recipe(args, args.recipes[0]) if one else best_of(args.recipes)
     from lit_metarl.reports.html.sources import store_page  # it reads this module's rows
 
     runs, left_out = read_runs(args.root, args.experiment, args.all)

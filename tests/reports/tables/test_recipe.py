@@ -239,3 +239,28 @@ def test_what_cannot_be_reported_is_one_line(
     assert message in said.err
     assert said.err.count("\n") == 1
     assert not said.out
+
+
+def test_the_best_arms_of_several_recipes_are_read_from_their_records(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = {"data.env.task": list(TASKS)}
+    first = swing(grid=grid)
+    second = write_recipe("other.yaml", experiments={"control": EXPERIMENT}, seeds=3, grid=grid)
+    report(root, first, capsys)
+    assert main(["report", str(first), str(second)]) == 2
+    assert f"{second} has no record yet" in capsys.readouterr().err
+    control = [line for line in record_of(first).read_text().splitlines() if not line.startswith("fast")]
+    record_of(second).write_text("\n".join(control) + "\n")
+    assert main(["report", str(first), str(second), "--root", "nowhere"]) == 0
+    (lines,) = tables(capsys.readouterr().out)
+    assert [(line["of"], line["best arm"], line["seeds"]) for line in lines] == [
+        ("2 arms", "`fast`", "3"),
+        ("2 arms", "`fast`", "3"),
+        ("–", "`control`", "3"),
+        ("–", "`control`", "3"),
+    ]
+    assert lines[0]["results"] == f"[{first.stem}]({first.with_suffix('.md')})"
+    assert lines[0]["return (95 % interval)"].startswith(f"{97.5 * 4:.4g} (")
+    assert main(["report", str(first), str(second), "--json", "x.json"]) == 2
+    assert "--json cannot be used with several recipes" in capsys.readouterr().err
