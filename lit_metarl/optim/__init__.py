@@ -13,7 +13,7 @@ from lit_metarl.optim.corrections import (
 from lit_metarl.optim.inner_loop import InnerLoop, Unrolled
 from lit_metarl.optim.iteration import Iteration
 from lit_metarl.optim.outer_updates import PPO, TRPO, VPG, OuterUpdate
-from lit_metarl.optim.trust_region import TrustRegionStep, hessian_vector_product, trust_region_step
+from lit_metarl.optim.trust_region import TrustRegionStep, trust_region_step
 
 __all__ = [
     "PPO",
@@ -32,6 +32,5 @@ __all__ = [
     "TrustRegionStep",
     "Unrolled",
     "conjugate_gradient",
-    "hessian_vector_product",
     "trust_region_step",
 ]

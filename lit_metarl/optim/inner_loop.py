@@ -20,8 +20,13 @@ from lit_metarl.types import Params, Signals, Trajectories
 StepSizes = Mapping[str, float | Tensor]
 """α by parameter name: a number, or a tensor of the parameter's shape."""
 
-SAMPLES_AT_ONCE = 16_000
+SAMPLES_AT_ONCE = 4_000
 """On a CPU tasks are unrolled a few at a time, so that a layer's activations stay in its cache."""
+
+
+def tasks_at_once(reward: Tensor) -> int | None:
+    """The number of tasks of ``reward [B, N, T]`` to be computed at a time; None, which is all, but on a CPU."""
+    return max(1, SAMPLES_AT_ONCE // reward[0].numel()) if reward.device.type == "cpu" else None
 
 
 class Unrolled(NamedTuple):
@@ -29,7 +34,8 @@ class Unrolled(NamedTuple):
 
     distributions: tuple[Any, ...]  # K + 1 of them, fields [B, N, T, ...]
     log_probs: tuple[Tensor, ...]  # K + 1 of them, [B, N, T]
-    params: Params  # θ_K, [B, ...]
+    params: tuple[Params, ...]  # θ_0 … θ_K, [B, ...]
+    gradients: tuple[Params, ...]  # g_0 … g_{K−1}, along which the parameters moved, [B, ...]
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,11 @@ class InnerLoop:
 
     def step(
         self, params: Params, step_sizes: StepSizes, trajectories: Trajectories, signals: Signals
-    ) -> tuple[Params, Any, Tensor]:
+    ) -> tuple[Params, Params, Any, Tensor]:
         """One step of one task, with the graph.
 
         Returns:
-            θ + α g; the distribution at θ, fields ``[N, T, ...]``; log π_θ of the actions, ``[N, T]``.
+            θ + α g; g; the distribution at θ, fields ``[N, T, ...]``; log π_θ of the actions, ``[N, T]``.
         """
 
         def value(params: Params) -> tuple[Tensor, tuple[Any, Tensor]]:
@@ -89,26 +95,31 @@ class InnerLoop:
         if self.first_order:
             gradient = {name: g.detach() for name, g in gradient.items()}
         adapted = {name: value + step_sizes[name] * gradient[name] for name, value in params.items()}
-        return adapted, distribution, log_prob
+        return adapted, gradient, distribution, log_prob
 
     def unroll(
         self, params: Params, step_sizes: StepSizes, trajectories: Sequence[Trajectories], rounds: Sequence[Signals]
     ) -> Unrolled:
         """K steps of all tasks on the first K of K + 1 rounds of data, fields ``[B, N, T, ...]``; θ_0 is shared."""
+        rewards = rounds[0].reward
+        at_once = tasks_at_once(rewards)
+        step = vmap(lambda p, data, seen: self.step(p, step_sizes, data, seen), chunk_size=at_once)
+        # A round is one map, so that every θ_k is a value outside of the maps, which derivatives can be taken in.
+        path = [{name: value.expand(len(rewards), *value.shape) for name, value in params.items()}]
+        gradients, distributions, log_probs = [], [], []
+        for data, signals in zip(trajectories[:-1], rounds, strict=False):
+            adapted, gradient, distribution, log_prob = step(path[-1], data, signals)
+            path.append(adapted)
+            gradients.append(gradient)
+            distributions.append(distribution)
+            log_probs.append(log_prob)
 
-        def one_task(trajectories: Sequence[Trajectories], rounds: Sequence[Signals]) -> Unrolled:
-            distributions, log_probs, adapted = [], [], params
-            for trajectory, signals in zip(trajectories[:-1], rounds, strict=True):
-                adapted, distribution, log_prob = self.step(adapted, step_sizes, trajectory, signals)
-                distributions.append(distribution)
-                log_probs.append(log_prob)
-            last = self.distribution(adapted, trajectories[-1])
-            log_probs.append(last.log_prob(trajectories[-1].action))
-            return Unrolled((*distributions, last), tuple(log_probs), adapted)
+        def act(params: Params, data: Trajectories) -> tuple[Any, Tensor]:
+            distribution = self.distribution(params, data)
+            return distribution, distribution.log_prob(data.action)
 
-        first = rounds[0].reward
-        at_once = max(1, SAMPLES_AT_ONCE // first[0].numel()) if first.device.type == "cpu" else None
-        return vmap(one_task, chunk_size=at_once)(tuple(trajectories), tuple(rounds[: len(trajectories) - 1]))
+        distribution, log_prob = vmap(act, chunk_size=at_once)(path[-1], trajectories[-1])
+        return Unrolled((*distributions, distribution), (*log_probs, log_prob), tuple(path), tuple(gradients))
 
     @torch.no_grad()
     def adapt(self, params: Params, step_sizes: StepSizes, trajectories: Trajectories, signals: Signals) -> Params:

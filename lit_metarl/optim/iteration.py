@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_metarl.estimators import step_wise_is
-from lit_metarl.optim.inner_loop import InnerLoop, StepSizes, Unrolled
+from lit_metarl.optim.inner_loop import InnerLoop, StepSizes, Unrolled, tasks_at_once
 from lit_metarl.types import Params, Signals, Trajectories, require
 
 OuterSurrogate = Callable[[Tensor, Signals, float], Tensor]
@@ -74,6 +74,22 @@ class Iteration:
         """J̃ = (1/N) Σ_n Σ_t γ^t r_t, ``[B]``: the plain estimate of J(θ_K) on the last round."""
         last = self.signals[-1]
         return step_wise_is(torch.zeros_like(last.reward), last.reward, last.mask, self.inner.gamma).mean(-1)
+
+    def parts(self) -> list[Iteration]:
+        """This iteration a few tasks at a time, for sums over tasks in which a part's activations stay in a cache."""
+        tasks = len(self.signals[0].reward)
+        size = tasks_at_once(self.signals[0].reward) or tasks
+        return [self._of(slice(first, first + size)) for first in range(0, tasks, size)]
+
+    def _of(self, tasks: slice) -> Iteration:
+        return Iteration(
+            self.inner,
+            self.parameters,
+            self.split,
+            [Trajectories(*(field[tasks] for field in data)) for data in self.trajectories],
+            [Signals(*(field[tasks] for field in data)) for data in self.signals],
+            lambda part: [credit[tasks] for credit in self.credits],
+        )
 
     def unroll(self, parameters: Params | None = None) -> Unrolled:
         """Adaptation on the data, from ``parameters`` (the current ones if None), with the graph."""

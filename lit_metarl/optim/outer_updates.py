@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from lit_metarl.estimators import clipped_ratio, likelihood_ratio, log_importance_ratio, log_likelihood
+from lit_metarl.optim.fisher import AdaptedPolicies
 from lit_metarl.optim.inner_loop import Unrolled
 from lit_metarl.optim.iteration import Iteration
 from lit_metarl.optim.trust_region import trust_region_step
-from lit_metarl.types import Params, Signals, State, require
+from lit_metarl.types import Signals, State, require
 
 
 class OuterUpdate(ABC):
@@ -176,7 +177,7 @@ def _inner_kls(iteration: Iteration, old: Unrolled, new: Unrolled) -> list[Tenso
 class TRPO(OuterUpdate):
     """Natural gradient with a KL constraint on the adapted policies (Finn et al. 2017, section 5.3).
 
-    Hessian-vector products are exact, through the adaptation steps.
+    Products with the Fisher matrix are exact, through the adaptation steps (:mod:`lit_metarl.optim.fisher`).
 
     Attributes:
         max_kl: bound on the mean KL between the adapted policies that collected the last round and the new ones.
@@ -201,22 +202,13 @@ class TRPO(OuterUpdate):
 
     def update(self, iteration: Iteration) -> dict[str, Tensor]:
         """Take one step within the trust region."""
-        with torch.no_grad():
-            old = iteration.unroll().distributions[-1]
-
-        def objective(params: Params) -> Tensor:
-            return iteration.objective(iteration.unroll(params), ratio)
-
-        def kl(params: Params) -> Tensor:
-            return mean_kl(old, iteration.unroll(params).distributions[-1], iteration.masks[-1])
-
-        value = objective(iteration.parameters)
-        gradient = torch.autograd.grad(value, list(iteration.parameters.values()))
+        policies = AdaptedPolicies(iteration, ratio)
         params, step = trust_region_step(
-            {name: p.detach() for name, p in iteration.parameters.items()},
-            dict(zip(iteration.parameters, gradient, strict=True)),
-            kl,
-            objective,
+            policies.params,
+            policies.gradient,
+            policies.fisher_product,
+            policies.evaluate,
+            policies.value,
             self.max_kl,
             self.cg_iterations,
             self.damping,
@@ -225,5 +217,6 @@ class TRPO(OuterUpdate):
             iteration.reduce,
         )
         iteration.assign(params)
-        scalars = {"objective": value.item(), "outer_kl": step.kl, "step_fraction": step.fraction}
-        return {name: value.new_tensor(number) for name, number in scalars.items()}
+        scalars = {"outer_kl": step.kl, "step_fraction": step.fraction}
+        value = policies.value
+        return {"objective": value} | {name: value.new_tensor(number) for name, number in scalars.items()}

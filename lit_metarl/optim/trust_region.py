@@ -19,6 +19,9 @@ from lit_metarl.types import Params
 Reduce = Callable[[Tensor], Tensor]
 """Mean of a tensor over processes; the identity on one process."""
 
+Evaluate = Callable[[Params], tuple[Tensor, Tensor]]
+"""Parameters → objective and KL divergence, scalars."""
+
 
 class TrustRegionStep(NamedTuple):
     """The outcome of a step; all zero where it was rejected and the parameters are the old ones."""
@@ -32,33 +35,12 @@ class TrustRegionStep(NamedTuple):
 REJECTED = TrustRegionStep(improvement=0.0, kl=0.0, fraction=0.0, accepted=False)
 
 
-def hessian_vector_product(kl: Callable[[Params], Tensor], params: Params) -> Callable[[Tensor], Tensor]:
-    """v ``[P]`` → ∇²kl(params)·v ``[P]``, exact, by a second backward pass through the graph of the gradient.
-
-    That graph is built once here and kept as long as the returned function: a product costs one backward pass. Where
-    ``kl`` is a mean KL(θ_old ‖ θ) at θ = θ_old, its Hessian is the Fisher matrix.
-
-    Args:
-        kl: parameters → scalar, twice differentiable.
-        params: P numbers in all, flattened in the order of the dictionary. Those that ``kl`` does not read have
-            zero rows and columns.
-    """
-    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    inputs = list(leaves.values())
-    with torch.enable_grad():
-        gradient = _flatten(torch.autograd.grad(kl(leaves), inputs, create_graph=True, materialize_grads=True))
-
-    def product(vector: Tensor) -> Tensor:
-        return _flatten(torch.autograd.grad(gradient, inputs, vector, retain_graph=True, materialize_grads=True))
-
-    return product
-
-
 def trust_region_step(
     params: Params,
     gradient: Params,
-    kl: Callable[[Params], Tensor],
-    objective: Callable[[Params], Tensor],
+    product: Callable[[Params], Params],
+    evaluate: Evaluate,
+    value: Tensor,
     max_kl: float = 0.01,
     cg_iterations: int = 10,
     damping: float = 1e-5,
@@ -73,11 +55,12 @@ def trust_region_step(
     Args:
         params: θ.
         gradient: g = ∇objective(θ), by the names of ``params``.
-        kl: parameters → mean KL(θ ‖ ·) in nats, a scalar; 0 and minimal at ``params``. Called with a graph once, then
-            without one: inner derivatives in it come from ``torch.func``.
-        objective: parameters → scalar to maximise; called without a graph.
+        product: v by the names of ``params`` → F v, with F the Hessian at θ of the mean KL(θ ‖ ·).
+        evaluate: parameters → the objective, a scalar to maximise, and the mean KL(θ ‖ ·) in nats; called without a
+            graph.
+        value: the objective at θ.
         max_kl: radius of the trust region, nats.
-        cg_iterations: products with the Fisher matrix F.
+        cg_iterations: products with F.
         damping: see :func:`conjugate_gradient`.
         backtrack_ratio: β in (0, 1).
         backtrack_steps: lengths to try, the full one included.
@@ -89,15 +72,16 @@ def trust_region_step(
         accepted, or if the gradient is zero or not finite.
     """
     g = reduce(_flatten(gradient[name].detach() for name in params))
-    product = hessian_vector_product(kl, params)
-    direction = conjugate_gradient(lambda v: reduce(product(v)), g, cg_iterations, damping)
+    direction = conjugate_gradient(
+        lambda v: reduce(_flatten(product(_unflatten(v, params)).values())), g, cg_iterations, damping
+    )
     # Conjugate gradients leave a residual orthogonal to the iterate, so gᵀs = sᵀ(F + damping·I)s without a product.
     slope = float(g.dot(direction))
     if not (math.isfinite(slope) and slope > 0.0):
         return params, REJECTED
     full_step = math.sqrt(2.0 * max_kl / slope) * direction
     fractions = [backtrack_ratio**j for j in range(backtrack_steps)]
-    return _line_search(params, full_step, fractions, kl, objective, max_kl, reduce)
+    return _line_search(params, full_step, fractions, evaluate, value, max_kl, reduce)
 
 
 @torch.no_grad()
@@ -105,16 +89,17 @@ def _line_search(
     params: Params,
     full_step: Tensor,
     fractions: Iterable[float],
-    kl: Callable[[Params], Tensor],
-    objective: Callable[[Params], Tensor],
+    evaluate: Evaluate,
+    value: Tensor,
     max_kl: float,
     reduce: Reduce,
 ) -> tuple[Params, TrustRegionStep]:
     """The longest of ``fractions`` of ``full_step [P]`` that raises the objective within the trust region."""
-    start, before = _flatten(params.values()), objective(params)
+    start = _flatten(params.values())
     for fraction in fractions:
         candidate = _unflatten(start + fraction * full_step, params)
-        improvement, distance = reduce(torch.stack([objective(candidate) - before, kl(candidate)])).tolist()
+        after, distance = evaluate(candidate)
+        improvement, distance = reduce(torch.stack([after - value, distance])).tolist()
         if 0.0 < improvement < math.inf and -math.inf < distance <= max_kl:
             return candidate, TrustRegionStep(improvement, distance, fraction, True)
     return params, REJECTED

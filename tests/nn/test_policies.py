@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vmap
 
 import lit_metarl
 from lit_metarl.algorithms.base import policy_state_of
@@ -53,6 +53,17 @@ def test_tanh_and_two_derivatives_are_torchs(dtype: torch.dtype, tolerance: floa
         values.append((y, slope, torch.autograd.grad(slope.sum(), x)[0]))
     for ours, theirs in zip(*values, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+
+
+def test_tanh_is_mapped_and_differentiated_forward_and_three_times() -> None:
+    x = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for transform in (
+        lambda f: vmap(f, in_dims=1, out_dims=1),
+        lambda f: lambda x: jvp(f, (x,), (x.cos(),))[1],
+        lambda f: vmap(vmap(grad(grad(grad(f))))),
+        lambda f: vmap(lambda row: jvp(grad(lambda y: f(y).sum()), (row,), (row.cos(),))[1], in_dims=1),
+    ):
+        torch.testing.assert_close(transform(Tanh())(x), transform(torch.tanh)(x), rtol=1e-12, atol=1e-14)
 
 
 def test_tanh_keeps_small_values_in_half_precision() -> None:
