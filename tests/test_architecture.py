@@ -49,7 +49,7 @@ PRIVATE_OF_OTHERS = {
     "Gymnasium": {"_np_random"},
     "jsonargparse": {"_option_string_actions", "_prepare_subcommand_parser"},
     "Lightning": {"_accelerator_connector", "_train_progress_bar", "_trainer"},
-    "torch": {"_foreach_lerp_"},
+    "torch": {"_foreach_lerp_", "_linear_pointwise"},
 }
 
 

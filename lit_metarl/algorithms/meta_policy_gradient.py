@@ -24,7 +24,7 @@ from lit_metarl.optim.corrections import NoCorrection, SamplingCorrection
 from lit_metarl.optim.inner_loop import InnerLoop, StepSizes
 from lit_metarl.optim.iteration import Iteration
 from lit_metarl.optim.outer_updates import VPG, OuterUpdate, likelihood
-from lit_metarl.processes import mean_over_processes
+from lit_metarl.processes import keep_freed_memory, mean_over_processes
 from lit_metarl.types import (
     Adaptation,
     ConfigError,
@@ -330,6 +330,7 @@ class MetaPolicyGradient(Algorithm):
     def on_train_start(self) -> None:
         """Let the config's step sizes hold on resume, and the outer update's state be where the parameters are."""
         super().on_train_start()
+        keep_freed_memory()
         self.outer.load_state(move_data_to_device(self.outer.state(), self.device))
 
 

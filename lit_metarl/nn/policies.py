@@ -7,13 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from lit_metarl.nn.conditioning import with_context
 from lit_metarl.nn.distributions import Categorical, DiagonalGaussian
+from lit_metarl.nn.layers import Linear, fused_tanh
 from lit_metarl.types import Sizes, require
 
 
@@ -27,38 +28,8 @@ class Tanh(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """tanh(x) element-wise, ``[...]`` → ``[...]``."""
         if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
-            result: Tensor = _FusedTanh.apply(x)
-            return result
+            return fused_tanh(x)
         return torch.tanh(x)
-
-
-class _FusedTanh(torch.autograd.Function):
-    """2σ(2x) − 1, with the derivative of tanh: one pass over memory where autograd's own would take three."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return (2.0 * x).sigmoid_().mul_(2.0).sub_(1.0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Keep y = tanh(x), of which the derivative is 1 − y²."""
-        ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """(1 − y²)·gradient, itself differentiable."""
-        return torch.ops.aten.tanh_backward(gradient, *ctx.saved_tensors)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        """(1 − y²)·tangent."""
-        return torch.ops.aten.tanh_backward(tangent, *ctx.saved_tensors)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
-        """All of a map at once: the function is element-wise."""
-        return _FusedTanh.apply(x), in_dims[0]
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": Tanh, "relu": nn.ReLU}
@@ -148,7 +119,7 @@ def glorot_mlp(sizes: Sequence[int], activation: Activation = "tanh", bias: bool
     require(activation in ACTIVATIONS, "activation", activation, f"choose one of {', '.join(ACTIVATIONS)}")
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
-        linear = nn.Linear(fan_in, fan_out, bias=bias)
+        linear = Linear(fan_in, fan_out, bias=bias)
         nn.init.xavier_uniform_(linear.weight)
         if bias:
             nn.init.zeros_(linear.bias)

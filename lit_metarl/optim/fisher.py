@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp
+from torch.func import jvp, vjp, vmap
 
 from lit_metarl.optim.inner_loop import Unrolled
 from lit_metarl.optim.iteration import Iteration, OuterSurrogate
@@ -93,11 +93,12 @@ class _Part:
         self.part, self.unrolled = part, unrolled
         self.fields, self.new = list(unrolled.distributions[-1]), list(new)
         self.slope = torch.autograd.grad(kl, self.new, create_graph=True)
-        # Dᵀc is linear in c, and its derivative in c, backwards, is D: a forward derivative from what is kept anyway.
+        # Dᵀc is linear in c, so its derivative in c, backwards, is D: a graph in which all else is constant.
         self.weights = [torch.zeros_like(field, requires_grad=True) for field in self.fields]
-        self.pulled = torch.autograd.grad(
-            self.fields, list(unrolled.params[-1].values()), self.weights, create_graph=True, materialize_grads=True
-        )
+        adapted = {name: value.detach() for name, value in unrolled.params[-1].items()}
+        act = vmap(part.inner.distribution)
+        pull = vjp(lambda params: tuple(act(params, part.trajectories[-1])), adapted)[1]
+        self.pulled = list(pull(tuple(self.weights))[0].values())
 
     def product(self, vector: Params, leaves: list[Tensor]) -> list[Tensor]:
         """Σ_i J_iᵀ Dᵀ M D J_i v of these tasks."""
