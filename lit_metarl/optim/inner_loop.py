@@ -20,7 +20,7 @@ from lit_metarl.types import Params, Signals, Trajectories
 StepSizes = Mapping[str, float | Tensor]
 """α by parameter name: a number, or a tensor of the parameter's shape."""
 
-SAMPLES_AT_ONCE = 8_000
+SAMPLES_AT_ONCE = 16_000
 """On a CPU tasks are unrolled a few at a time, so that a layer's activations stay in its cache."""
 
 
