@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import seed_everything
 
-from lit_metarl.algorithms import FOMAML, MAML, SGMRL, ProMP, ProMPTayPO2
+from lit_metarl.algorithms import FOMAML, MAML, SGMRL, TRPOMAML, ProMP, ProMPTayPO2
 from lit_metarl.data import TrajectoryDataModule
 from lit_metarl.data.trajectories import TaskSimulator
 from lit_metarl.envs.base import one_torch_thread
@@ -21,7 +21,7 @@ from lit_metarl.nn import GaussianMLP
 from lit_metarl.optim import CrossTask, LeaveOneOut, LinearisedLeaveOneOut
 from lit_metarl.reports.arguments import blame
 from lit_metarl.reports.benchmarks.physics import BarePhysics
-from lit_metarl.reports.benchmarks.timing import META_PARTS, OTHER, Clock, resident
+from lit_metarl.reports.benchmarks.timing import META_PARTS, OTHER, Clock, forget_peak, resident
 from lit_metarl.reports.benchmarks.training import describe, fit, quiet_threads
 
 COLLECTION_TASKS = (2, 20, 200)  # times --trajectories: the environments whose steps should cost the same
@@ -114,7 +114,7 @@ class Rounds:
 class Memory:
     """Hooks of a Trainer that read the resident memory, GiB: before the first iteration, and at its peak.
 
-    NaN where the system has no ``/proc``. The peak is the process's since its start.
+    NaN where the system has no ``/proc``. The peak is that since the first iteration began.
     """
 
     baseline = peak = float("nan")
@@ -130,6 +130,7 @@ class Memory:
     def start(self, trainer: Any, module: Any) -> None:
         """Read the memory before the first iteration."""
         if trainer.current_epoch == 0:
+            forget_peak()
             self.baseline = resident("VmRSS")
 
     def end(self, trainer: Any, module: Any) -> None:
@@ -192,7 +193,7 @@ class Result(NamedTuple):
 
     settings: dict[str, Any]
     machine: dict[str, Any]
-    memory: Memory
+    memory: dict[str, Memory]  # by algorithm
     measured: list[Measured]
 
 
@@ -211,11 +212,12 @@ def _measure(args: argparse.Namespace) -> Result:
     seed_everything(0, verbose=False)
     with blame("--robot"):
         family = Direction(args.robot, max_episode_steps=args.horizon, threads=args.threads or 0)
-    described, memory = describe(args), Memory()
+    described = describe(args)
     data = TrajectoryDataModule(family, args.tasks, args.trajectories, epoch_iterations=1)
     sizes: dict[str, Any] = {"obs_dim": data.obs_dim, "action_dim": data.action_dim, "policy": GaussianMLP(args.hidden)}
-    maml = MAML(**sizes)
-    fit(args, maml, MEMORY_ITERATIONS, memory.hooks(), datamodule=data)
+    maml, memory = MAML(**sizes), {"MAML": Memory(), "MAML-TRPO": Memory()}
+    for module, its in zip((maml, TRPOMAML(**sizes)), memory.values(), strict=True):
+        fit(args, module, MEMORY_ITERATIONS, its.hooks(), datamodule=data)
     simulators = [
         TaskSimulator(family, tasks, args.trajectories, 0, data.action_scale, False) for tasks in COLLECTION_TASKS
     ]
@@ -228,6 +230,7 @@ def _algorithms(sizes: dict[str, Any]) -> dict[str, Any]:
     """Modules to compare, by the names of :data:`~lit_metarl.reports.benchmarks.meta.COMPARISONS`."""
     return {
         "MAML": MAML(**sizes),
+        "MAML-TRPO": TRPOMAML(**sizes),
         "FO-MAML": FOMAML(**sizes),
         "SG-MRL, CrossTask": SGMRL(**sizes, correction=CrossTask()),
         "SG-MRL, LeaveOneOut": SGMRL(**sizes, correction=LeaveOneOut()),

@@ -88,6 +88,13 @@ def resident(field: str) -> float:
     return kib[0] / 2**20 if kib else float("nan")
 
 
+def forget_peak() -> None:
+    """Let ``VmHWM`` begin anew at ``VmRSS``, where the system can."""
+    references = Path("/proc/self/clear_refs")
+    if references.exists():
+        references.write_text("5", encoding="ascii")
+
+
 def is_busy(machine: dict[str, Any]) -> bool:
     """Whether others used the CPUs of a described machine, so that all times are too long."""
     return machine["load"] + machine["threads"] > machine["cpus"] + 0.5

@@ -25,7 +25,7 @@ from lit_metarl.reports.benchmarks.meta_timing import (
     time_bare,
     time_collection,
 )
-from lit_metarl.reports.benchmarks.timing import META_PARTS, OTHER, resident, spread
+from lit_metarl.reports.benchmarks.timing import META_PARTS, OTHER, forget_peak, resident, spread
 from lit_metarl.reports.command import main, parse
 from lit_metarl.reports.section import markers
 
@@ -78,11 +78,16 @@ def test_every_round_measures_everything(result: Result) -> None:
 def test_memory_is_that_of_the_process(result: Result) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("the system does not tell")
-    assert 0.05 < result.memory.baseline <= result.memory.peak <= resident("VmHWM")
+    assert list(result.memory) == ["MAML", "MAML-TRPO"]
+    for memory in result.memory.values():
+        assert 0.05 < memory.baseline <= memory.peak < 100
     block = np.ones(2**27, dtype=np.uint8)  # 1/8 GiB, given back as a whole when it goes
     before = resident("VmRSS")
+    assert resident("VmHWM") >= before
     del block
     assert before - resident("VmRSS") == pytest.approx(1 / 8, abs=0.02)
+    forget_peak()
+    assert resident("VmHWM") == pytest.approx(resident("VmRSS"), abs=0.02)
 
 
 def test_an_iteration_of_another_algorithm_is_collection_and_its_own() -> None:
@@ -102,7 +107,9 @@ def test_the_text_says_what_is_reached() -> None:
     memory = Memory()
     memory.baseline, memory.peak = 0.5, 1.25
     settings = {"robot": "ant", "tasks": 3, "trajectories": 2, "horizon": 5, "rounds": 1, "hidden": [8, 4]}
-    text = table_of(Result(settings, {"threads": 2, "cpus": 2, "load": 0.1}, memory, [measured(8.0, 7.0, **own)]))
+    text = table_of(
+        Result(settings, {"threads": 2, "cpus": 2, "load": 0.1}, {"MAML": memory}, [measured(8.0, 7.0, **own)])
+    )
     lines = {line.split("   ")[0].strip(): " ".join(line.split()) for line in text.splitlines()}
     assert "others use the CPUs" not in text
     assert "3 tasks × 2 trajectories × 5 steps" in text
@@ -112,7 +119,10 @@ def test_the_text_says_what_is_reached() -> None:
     assert "4080.0 MAML 1.010 (1.010 to 1.010) goal ≤ 1.02: reached" in lines["SG-MRL, CrossTask"]
     assert "6000.0 MAML 1.250 (1.250 to 1.250) goal ≤ 1.15: missed" in lines["SG-MRL, LeaveOneOut"]
     assert lines["SG-MRL, LinearisedLeaveOneOut"].endswith("1.000 (1.000 to 1.000)")  # no goal
-    assert "0.50 GiB before the first iteration, at most 1.25 GiB (+0.75); goal ≤ 1.5: reached" in text
+    assert (
+        "resident memory, MAML: 0.50 GiB before the first iteration, at most 1.25 GiB (+0.75); goal ≤ 1.5: reached"
+        in text
+    )
     assert lines["400"] == "400 20.00 (20.00 to 20.00) 2.00 (2.00 to 2.00)"
 
 
