@@ -133,6 +133,8 @@ def check_device() -> Line:
     """Name the device that ``accelerator: auto`` takes, and say whether bf16-mixed precision works there."""
     import torch
 
+    from lit_metarl.settings import has_bf16_units
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         names = sorted({torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())})
@@ -147,8 +149,7 @@ def check_device() -> Line:
         works = product.dtype == torch.bfloat16
     except RuntimeError:
         works = False
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bf16(torch)
-    speed = "" if native else " but is emulated, so slow"
+    speed = "" if has_bf16_units(device) else " but is emulated, many times slower than 32-true"
     return Line(OK, "device", f"{text}; bf16-mixed {'works' + speed if works else 'does not work, use 32-true'}")
 
 
@@ -211,11 +212,6 @@ def _guarded(name: str, check: Callable[[], Line], remedy: str, status: str = FA
         return check()
     except Exception as error:  # broken installations fail in every way there is
         return Line(status, name, f"{type(error).__name__}: {_flat(str(error))}. Remedy: {remedy}")
-
-
-def _cpu_has_bf16(torch: Any) -> bool:
-    flags = torch.cpu.get_capabilities()
-    return any(flags.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def _flat(text: str) -> str:

@@ -9,6 +9,8 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from lit_metarl.types import ConfigError, require
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,25 @@ def check_precision(precision: object) -> None:
     if "64" in str(precision):
         reason = "experience is float32"
     require(str(precision) in PRECISIONS, "trainer.precision", precision, f"{reason}; use 32-true or bf16-mixed")
+
+
+def has_bf16_units(device: str) -> bool:
+    """Whether ``device``, ``cpu`` or a GPU, multiplies bf16 numbers itself; where it does not they are emulated."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = torch.cpu.get_capabilities() if device == "cpu" else {"bf16": True}
+    return any(flags.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def warn_of_emulation(precision: object, device: str) -> None:
+    """Log a warning if ``precision`` is bf16 and ``device`` would emulate it."""
+    if str(precision).startswith("bf16") and not has_bf16_units(device):
+        log.warning(
+            "trainer.precision = %s: this %s has no bf16 units and emulates them, many times slower than "
+            "--trainer.precision 32-true",
+            precision,
+            device.upper().replace("CUDA", "GPU"),
+        )
 
 
 _BY_HAND = "gradients are set by hand, so the Trainer cannot do it"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from lit_metarl.doctor import (
     FAIL,
@@ -13,6 +14,7 @@ from lit_metarl.doctor import (
     OK,
     PACKAGES,
     Line,
+    check_device,
     check_package,
     check_python,
     check_simulator,
@@ -51,6 +53,13 @@ def test_a_training_run_would_work_here(tmp_path: Path, capsys: pytest.CaptureFi
     assert "bf16" in lines["device"][1]
     assert (tmp_path / "store" / "mlflow.db").is_file()
     assert output.endswith("Ready to train.\n")
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_bf16_is_emulated_where_the_cpu_has_no_units_for_it(flag: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "amx_bf16": flag})
+    assert ("emulated, many times slower" in check_device().text) is not flag
 
 
 def test_what_is_broken_is_named_with_the_remedy(

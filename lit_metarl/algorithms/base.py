@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lit_metarl.algorithms.metrics import MeanMetrics
 from lit_metarl.processes import average_gradients, gather_states, world_size
-from lit_metarl.settings import check_precision
+from lit_metarl.settings import check_precision, warn_of_emulation
 from lit_metarl.types import ConfigError, DivergenceError, Sizes, State, require
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,10 @@ class Algorithm(LightningModule):
         self._steps = 0  # training steps since the means were logged
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that cannot work."""
+        """Refuse a precision that cannot work, and warn before training of one that this machine emulates."""
         check_precision(self.trainer.precision)
+        if stage == "fit" and self.trainer.is_global_zero:
+            warn_of_emulation(self.trainer.precision, self.trainer.strategy.root_device.type)
 
     def on_train_start(self) -> None:
         """Let the config's step sizes hold on resume: an optimizer's state brings those of the checkpoint."""

@@ -638,6 +638,19 @@ def test_bf16_uses_the_weights_of_this_epoch() -> None:
     assert module.latest_metrics["train/inner_kl"] > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("precision", "flag", "warnings"), [("bf16-mixed", False, 1), ("bf16-mixed", True, 0), ("32-true", False, 0)]
+)
+def test_emulated_bf16_is_named_before_training(
+    precision: str, flag: bool, warnings: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "avx512_bf16": flag})
+    fit(MAML, precision=precision, policy=GaussianMLP((8,)))
+    named = [r.getMessage() for r in caplog.records if "emulates" in r.getMessage()]
+    assert len(named) == warnings
+    assert all(f"trainer.precision = {precision}: this CPU" in text and "32-true" in text for text in named)
+
+
 def test_float16_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"trainer.precision = '16-true'.*use 32-true or bf16-mixed"):
         fit(MAML, precision="16-true")
