@@ -84,6 +84,13 @@ def test_shared_settings_of_an_algorithm_reach_it(path: Path) -> None:
             | {"max_episode_steps": 200},
         ),
         ("sac_dmc_cheetah_run", {"hidden": [1024, 1024], "critic_lr": 1e-4, "batch_size": 1024, "polyak": 0.005}),
+        (
+            "td3_half_cheetah",  # github.com/sfujim/TD3
+            {"hidden": [256, 256], "actor_lr": 3e-4, "critic_lr": 3e-4, "batch_size": 256, "warmup_steps": 25_000}
+            | {"gamma": 0.99, "polyak": 0.005, "policy_delay": 2, "exploration_noise": 0.1, "target_noise": 0.2}
+            | {"target_noise_clip": 0.5, "capacity": 1_000_000},
+        ),
+        ("td3_hyperl_half_cheetah", {"batch_size": 100, "warmup_steps": 1000, "policy_delay": 2}),
     ],
 )
 def test_published_settings(name: str, published: dict[str, object]) -> None:

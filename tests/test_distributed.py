@@ -19,7 +19,8 @@ from test_resume import metrics_of
 
 from lit_metarl.__main__ import main
 from lit_metarl.algorithms import MAML, SAC
-from lit_metarl.losses.sac import actor_loss, critic_loss
+from lit_metarl.losses.critics import critic_loss
+from lit_metarl.losses.sac import actor_loss
 from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, TanhGaussianMLP
 from lit_metarl.optim import PPO, TRPO, VPG
 from lit_metarl.tracking import connect
@@ -110,6 +111,7 @@ def test_meta_update_is_that_of_the_joined_tasks(outer: str, folder: Path) -> No
 
 
 SAC_FILES = ("experiment/sac_small_pendulum.yaml", "overlay/smoke.yaml")
+TD3_FILES = ("experiment/td3_half_cheetah.yaml", "overlay/smoke.yaml")
 META_FILES = ("experiment/corners_trpo_maml.yaml", "overlay/smoke_meta.yaml")  # three adaptation steps
 
 
@@ -154,7 +156,7 @@ def resume_in_two_processes(files: tuple[str, ...], folder: Path, *flags: str) -
     return [(torch.load(path, weights_only=True), metrics_of(path.parents[2], path.parent.name)) for path in paths]
 
 
-@pytest.mark.parametrize("files", [SAC_FILES, DMC_FILES], ids=["SAC", "PreconditionedSAC-dm_control"])
+@pytest.mark.parametrize("files", [SAC_FILES, DMC_FILES, TD3_FILES], ids=["SAC", "PreconditionedSAC-dm_control", "TD3"])
 def test_every_process_resumes_its_own_replay(files: tuple[str, ...], tmp_path: Path) -> None:
     # An epoch has 8 updates: the checkpoint lies within a logging interval, of which each process has its own sums.
     flags = (*SHARES, "--trainer.log_every_n_steps=3")

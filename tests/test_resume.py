@@ -18,8 +18,10 @@ from lit_metarl.algorithms import (
     MAML,
     SAC,
     SGMRL,
+    TD3,
     TMAML,
     TRPOMAML,
+    ActorCritic,
     Algorithm,
     MetaPolicyGradient,
     PreconditionedSAC,
@@ -35,15 +37,15 @@ from lit_metarl.envs.locomotion_tasks import Direction
 from lit_metarl.envs.navigation import Navigation2D
 from lit_metarl.envs.suite import DMControl
 from lit_metarl.envs.tasks import TaskFamily
-from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, TanhGaussianMLP
+from lit_metarl.nn import DeterministicMLP, EnsembleCriticMLP, GaussianMLP, TanhGaussianMLP
 from lit_metarl.optim import PPO, LeaveOneOut
 from lit_metarl.tracking import MLflowLogger, connect
 from lit_metarl.types import ConfigError, Interrupted
 
 
 def make_sac(
-    env: EnvFactory, cls: type[SAC] = SAC, data: dict[str, Any] | None = None, **kwargs: Any
-) -> tuple[SAC, ReplayDataModule]:
+    env: EnvFactory, cls: type[ActorCritic] = SAC, data: dict[str, Any] | None = None, **kwargs: Any
+) -> tuple[ActorCritic, ReplayDataModule]:
     settings = {
         "num_envs": 2,
         "batch_size": 8,
@@ -56,15 +58,11 @@ def make_sac(
     }
     datamodule = ReplayDataModule(env, **settings | (data or {}))
     seed_everything(0)
-    sac = cls(
-        datamodule.obs_dim,
-        datamodule.action_dim,
-        actor=TanhGaussianMLP([16]),
-        critic=EnsembleCriticMLP([16]),
-        target_update_every=2,
-        **kwargs,
+    own = (
+        {"actor": DeterministicMLP([16])} if cls is TD3 else {"actor": TanhGaussianMLP([16]), "target_update_every": 2}
     )
-    return sac, datamodule
+    networks = {"critic": EnsembleCriticMLP([16])} | own
+    return cls(datamodule.obs_dim, datamodule.action_dim, **networks | kwargs), datamodule
 
 
 def make_meta(
@@ -85,6 +83,8 @@ CASES: dict[str, Callable[[], tuple[Algorithm, ExperienceDataModule]]] = {
     "SAC-mujoco_terminating": partial(make_sac, MuJoCo("hopper", max_episode_steps=50, threads=1)),
     "SAC-dm_control": partial(make_sac, DMControl("reacher/easy")),
     "SAC-gymnasium": partial(make_sac, Gymnasium("Pendulum-v1")),
+    # three updates in a block, the actor at every second
+    "TD3-mujoco": partial(make_sac, MuJoCo("half_cheetah", max_episode_steps=7, threads=1), TD3),
     # 72 updates in all; interrupted between the 18th and the 36th
     "PreconditionedSAC-first_phase": partial(
         make_sac, Gymnasium("Pendulum-v1"), PreconditionedSAC, {"warmup_updates": 48}
@@ -174,7 +174,7 @@ def straight(root: Path) -> Callable[[str], Straight]:
 
 @pytest.mark.parametrize(
     ("case", "interrupted_at"),  # at the end of the second epoch, or at this batch of it
-    [(case, at) for case in CASES for at in ("end", *((0, 2, 3) if "SAC" in case else (1,)))],
+    [(case, at) for case in CASES for at in ("end", *((0, 2, 3) if "SAC" in case or case.startswith("TD3") else (1,)))],
 )
 def test_resumed_run_equals_straight_run(
     case: str, interrupted_at: str | int, straight: Callable[[str], Straight], root: Path

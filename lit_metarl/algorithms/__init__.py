@@ -19,6 +19,7 @@ from lit_metarl.algorithms.maml import (
 from lit_metarl.algorithms.meta_policy_gradient import MetaPolicyGradient
 from lit_metarl.algorithms.preconditioned_sac import PreconditionedSAC
 from lit_metarl.algorithms.sac import SAC
+from lit_metarl.algorithms.td3 import TD3
 
 __all__ = [
     "EMAML",
@@ -27,6 +28,7 @@ __all__ = [
     "MAML",
     "SAC",
     "SGMRL",
+    "TD3",
     "TMAML",
     "TRPOFOMAML",
     "TRPOMAML",

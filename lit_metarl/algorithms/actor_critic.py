@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_metarl.algorithms.base import Algorithm, policy_state_of
-from lit_metarl.losses.sac import critic_loss
+from lit_metarl.losses.critics import critic_loss
 from lit_metarl.nn import ActorFactory, CriticFactory
 from lit_metarl.nn.recipe import recipe_of
 from lit_metarl.types import Episodes, ReplayBlock, Sizes, State, Transition, require

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_metarl.algorithms.actor_critic import ActorCritic, require_positive
 from lit_metarl.losses.sac import actor_loss, soft_target, temperature_loss
 from lit_metarl.nn import ActorFactory, CriticFactory, EnsembleCriticMLP, TanhGaussianMLP
-from lit_metarl.types import Transition
+from lit_metarl.types import Transition, require
 
 
 class SAC(ActorCritic):
@@ -44,7 +44,10 @@ class SAC(ActorCritic):
         target_entropy: float | None = None,
         **actor_critic: Any,
     ) -> None:
-        super().__init__(obs_dim, action_dim, actor or TanhGaussianMLP(), critic or EnsembleCriticMLP(), **actor_critic)
+        actor = actor or TanhGaussianMLP()
+        super().__init__(obs_dim, action_dim, actor, critic or EnsembleCriticMLP(), **actor_critic)
+        samples = hasattr(self.actor(torch.zeros(1, obs_dim)), "sample")
+        require(samples, "model.actor", actor, "SAC samples actions: take TanhGaussianMLP, or train TD3")
         require_positive(temperature_lr=temperature_lr, initial_temperature=initial_temperature)
         self.temperature_lr = temperature_lr
         self.log_temperature = nn.Parameter(torch.tensor(math.log(initial_temperature)))

@@ -1,11 +1,14 @@
 """Losses of soft actor-critic (Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications").
 
-Every loss is a mean over the minibatch axis ``M``; action values are ``[E, M]`` for ``E`` critics.
+Every loss is a mean over the minibatch axis ``M``; action values are ``[E, M]`` for ``E`` critics, whose own loss is
+:func:`lit_metarl.losses.critics.critic_loss`.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
+
+from lit_metarl.losses.critics import bellman_target
 
 
 def soft_target(
@@ -24,20 +27,7 @@ def soft_target(
     Returns:
         ``[M]``. Carries gradients of its inputs: compute it under ``no_grad``.
     """
-    return reward + gamma * discount * (next_value.amin(0) - temperature * next_log_prob)
-
-
-def critic_loss(value: Tensor, target: Tensor) -> Tensor:
-    """Σ_e mean_M (Q_e − y)², Eq. (5) without its factor ½ (as pytorch_sac).
-
-    Args:
-        value: ``[E, M]``.
-        target: ``[M]``, a constant.
-
-    Returns:
-        Scalar, summed over critics so that each has the gradient it would have alone.
-    """
-    return (value - target).square().flatten(1).mean(dim=1).sum()
+    return bellman_target(reward, discount, next_value.amin(0) - temperature * next_log_prob, gamma)
 
 
 def actor_loss(value: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Networks and baselines, which a config names by class path."""
 
-from lit_metarl.nn.actors import ActorFactory, TanhGaussianMLP
+from lit_metarl.nn.actors import ActorFactory, DeterministicMLP, TanhGaussianMLP
 from lit_metarl.nn.baselines import Baseline, BaselineFactory, LinearFeature, LinearTime, NoBaseline, TimeMean
 from lit_metarl.nn.critics import CriticFactory, EnsembleCriticMLP
 from lit_metarl.nn.policies import CategoricalMLP, GaussianMLP, PolicyFactory
@@ -11,6 +11,7 @@ __all__ = [
     "BaselineFactory",
     "CategoricalMLP",
     "CriticFactory",
+    "DeterministicMLP",
     "EnsembleCriticMLP",
     "GaussianMLP",
     "LinearFeature",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_metarl.nn.conditioning import with_context
-from lit_metarl.nn.mlp import ensemble_mlp
+from lit_metarl.nn.mlp import Initialisation, ensemble_mlp
 from lit_metarl.types import Sizes
 
 
@@ -32,23 +32,27 @@ class EnsembleCriticMLP(CriticFactory):
 
     Attributes:
         hidden: widths of the hidden layers.
-        members: E; SAC takes the minimum over them.
+        members: E; SAC and TD3 take the minimum over them.
+        initialisation: of every layer.
     """
 
     hidden: Sequence[int] = (256, 256)
     members: int = 2
+    initialisation: Initialisation = "orthogonal"
 
     def build(self, sizes: Sizes) -> nn.Module:
-        return EnsembleCritic(sizes, self.hidden, self.members)
+        return EnsembleCritic(sizes, self.hidden, self.members, self.initialisation)
 
 
 class EnsembleCritic(nn.Module):
     """Q_e(obs, action) for ``e = 1 … E``: ``[..., M, O], [..., M, A] → [E, ..., M]``."""
 
-    def __init__(self, sizes: Sizes, hidden: Sequence[int], members: int) -> None:
+    def __init__(
+        self, sizes: Sizes, hidden: Sequence[int], members: int, initialisation: Initialisation = "orthogonal"
+    ) -> None:
         super().__init__()
         self.members = members
-        self.trunk = ensemble_mlp(members, [sizes.obs + sizes.context + sizes.action, *hidden, 1])
+        self.trunk = ensemble_mlp(members, [sizes.obs + sizes.context + sizes.action, *hidden, 1], initialisation)
 
     def forward(self, obs: Tensor, action: Tensor, context: Tensor | None = None) -> Tensor:
         x = torch.cat([with_context(obs, context), action], dim=-1)

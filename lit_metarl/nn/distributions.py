@@ -51,6 +51,12 @@ class TanhGaussian(NamedTuple):
         return torch.tanh(u), log_prob.sum(-1)
 
 
+class Deterministic(NamedTuple):
+    """The whole mass on one action in [-1, 1] (Silver et al. 2014)."""
+
+    mode_action: Tensor  # [..., A]
+
+
 class DiagonalGaussian(NamedTuple):
     """a ~ N(mean, exp(log_std)²), independent dimensions, unbounded.
 

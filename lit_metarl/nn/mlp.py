@@ -4,21 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lit_metarl.types import require
 
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers ``sizes[0] → … → sizes[-1]`` with ReLU between them.
+Initialisation = Literal["orthogonal", "torch", "glorot"]
+"""Values of a new linear layer: orthogonal weights (pytorch_sac), U(±1/√in) for weights and biases (``nn.Linear``), or
+weights U(±√(6/(in + out))) (Glorot & Bengio 2010). Biases are 0 but for ``torch``."""
 
-    Weights orthogonal with gain 1, biases 0, output layer included (the initialisation of pytorch_sac).
+
+@torch.no_grad()
+def initialise(weight: Tensor, bias: Tensor, initialisation: Initialisation) -> None:
+    """Fill ``weight [out, in]`` and ``bias [out]`` of one linear layer in place.
+
+    Raises:
+        ConfigError: there is no such initialisation.
     """
+    nn.init.zeros_(bias)
+    if initialisation == "orthogonal":
+        nn.init.orthogonal_(weight)
+    elif initialisation == "torch":
+        bound = weight.shape[1] ** -0.5
+        nn.init.uniform_(weight, -bound, bound)
+        nn.init.uniform_(bias, -bound, bound)
+    else:
+        known = ", ".join(get_args(Initialisation))
+        require(initialisation == "glorot", "initialisation", initialisation, f"choose from {known}")
+        nn.init.xavier_uniform_(weight)
+
+
+def mlp(sizes: Sequence[int], initialisation: Initialisation = "orthogonal") -> nn.Sequential:
+    """Linear layers ``sizes[0] → … → sizes[-1]`` with ReLU between them, all initialised alike."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         linear = nn.Linear(fan_in, fan_out)
-        nn.init.orthogonal_(linear.weight)
-        nn.init.zeros_(linear.bias)
+        initialise(linear.weight, linear.bias, initialisation)
         layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -26,16 +49,15 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
 class EnsembleLinear(nn.Module):
     """``E`` linear layers as one batched product: ``[E, M, in] → [E, M, out]``.
 
-    Each member has the initialisation of :func:`mlp`; ``weight`` is ``[E, in, out]``, ``bias`` ``[E, 1, out]``.
+    Each member is initialised as a layer of :func:`mlp`; ``weight`` is ``[E, in, out]``, ``bias`` ``[E, 1, out]``.
     """
 
-    def __init__(self, members: int, fan_in: int, fan_out: int) -> None:
+    def __init__(self, members: int, fan_in: int, fan_out: int, initialisation: Initialisation = "orthogonal") -> None:
         super().__init__()
-        weight = torch.empty(members, fan_in, fan_out)
-        for member in weight:
-            nn.init.orthogonal_(member.T)
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(members, 1, fan_out))
+        self.weight = nn.Parameter(torch.empty(members, fan_in, fan_out))
+        self.bias = nn.Parameter(torch.empty(members, 1, fan_out))
+        for weight, bias in zip(self.weight.detach(), self.bias.detach(), strict=True):
+            initialise(weight.T, bias[0], initialisation)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.shape[-1] == 1:
@@ -44,9 +66,9 @@ class EnsembleLinear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
-def ensemble_mlp(members: int, sizes: Sequence[int]) -> nn.Sequential:
+def ensemble_mlp(members: int, sizes: Sequence[int], initialisation: Initialisation = "orthogonal") -> nn.Sequential:
     """``E`` independent MLPs evaluated together: ``[E, M, sizes[0]] → [E, M, sizes[-1]]``, ReLU between layers."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
-        layers += [EnsembleLinear(members, fan_in, fan_out), nn.ReLU()]
+        layers += [EnsembleLinear(members, fan_in, fan_out, initialisation), nn.ReLU()]
     return nn.Sequential(*layers[:-1])

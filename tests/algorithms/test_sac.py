@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Trainer
 from meta_cases import cached_autocast
+from replay_cases import A, Batches, M, O, quiet_trainer, random_batch
 from torch import Tensor, nn
 
 from lit_metarl.algorithms import SAC
@@ -26,36 +26,13 @@ from lit_metarl.types import ConfigError, DivergenceError, Episodes, ReplayBlock
 # these fits have nothing to evaluate
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 
-O, A, M, GAMMA, TAU, LR = 5, 2, 16, 0.97, 0.1, 1e-3  # noqa: E741
-
-
-def quiet_trainer(**kwargs: Any) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **({"limit_val_batches": 0, "max_epochs": 1} | kwargs),
-    )
+GAMMA, TAU, LR = 0.97, 0.1, 1e-3
 
 
 def make(**kwargs: Any) -> SAC:
     torch.manual_seed(3)
     networks = {"actor": TanhGaussianMLP([12]), "critic": EnsembleCriticMLP([12, 12])}
     return SAC(O, A, actor_lr=LR, critic_lr=LR, temperature_lr=LR, gamma=GAMMA, polyak=TAU, **(networks | kwargs))
-
-
-def random_batch(*leading: int) -> Transition:
-    return Transition(
-        torch.randn(*leading, O),
-        torch.rand(*leading, A) * 2 - 1,
-        torch.randn(*leading),
-        torch.randn(*leading, O),
-        torch.rand(*leading) < 0.3,
-        torch.rand(*leading) < 0.3,
-    )
 
 
 class PlainSAC:
@@ -115,20 +92,6 @@ class PlainSAC:
         for target, online in zip(self.targets, self.critics, strict=True):
             for t, p in zip(target.parameters(), online.parameters(), strict=True):
                 t.data = (1 - TAU) * t.data + TAU * p.data
-
-
-class Batches:
-    """A loader of given blocks."""
-
-    def __init__(self, blocks: list[Transition]) -> None:
-        self.blocks = blocks
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __iter__(self) -> Any:
-        for block in self.blocks:
-            yield ReplayBlock(block, 0, torch.zeros(0), torch.zeros(0))
 
 
 def test_updates_equal_an_independent_computation() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from lit_metarl.algorithms import MAML, SAC
+from lit_metarl.algorithms import MAML, SAC, TD3, ActorCritic
 from lit_metarl.callbacks import NTKMonitor
 from lit_metarl.callbacks.ntk import random_inputs
 from lit_metarl.data import ReplayDataModule, TrajectoryDataModule
@@ -26,7 +26,7 @@ ENV = Gymnasium("Pendulum-v1")
 class Points(list):
     """What was logged: a logger of two lines."""
 
-    def __init__(self, module: SAC) -> None:
+    def __init__(self, module: ActorCritic) -> None:
         super().__init__()
         original = module.log_points
         module.log_points = lambda metrics: (self.append((module.env_steps, dict(metrics))), original(metrics))
@@ -48,14 +48,15 @@ def fit(module: Any, datamodule: Any, monitor: NTKMonitor, folder: Path, epochs:
     trainer.fit(module, datamodule=datamodule)
 
 
-def make() -> tuple[SAC, ReplayDataModule]:
+def make(cls: type[ActorCritic] = SAC) -> tuple[ActorCritic, ReplayDataModule]:
     seed_everything(0)
     datamodule = ReplayDataModule(ENV, batch_size=4, capacity=100, warmup_steps=5, epoch_steps=4, eval_episodes=1)
-    return SAC(3, 1, TanhGaussianMLP([8]), EnsembleCriticMLP([8])), datamodule
+    return cls(3, 1, TanhGaussianMLP([8]), EnsembleCriticMLP([8])), datamodule
 
 
-def test_it_logs_the_kernel_of_the_critic_at_its_environment_steps(tmp_path: Path) -> None:
-    module, datamodule = make()
+@pytest.mark.parametrize("cls", [SAC, TD3])
+def test_it_logs_the_kernel_of_the_critic_at_its_environment_steps(cls: type[ActorCritic], tmp_path: Path) -> None:
+    module, datamodule = make(cls)
     inputs = random_inputs(ENV, 6, 3, 0)
     before = exact_kernel(module.critic, dict(module.critic.named_parameters()), *inputs)
     points = Points(module)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lit_metarl.losses.sac import actor_loss, critic_loss, soft_target, temperature_loss
+from lit_metarl.losses.sac import actor_loss, soft_target, temperature_loss
 
 
 def test_soft_target_by_hand() -> None:
@@ -21,12 +21,6 @@ def test_soft_target_by_hand() -> None:
     )
     # 1 + 0.9·(min(10, 8) − 0.5·(−3)) = 1 + 0.9·9.5 = 9.55; the second ended, so 2 alone.
     torch.testing.assert_close(target, torch.tensor([9.55, 2.0]))
-
-
-def test_critic_loss_by_hand() -> None:
-    loss = critic_loss(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), torch.tensor([2.0, 5.0]))
-    # ((1−2)² + (3−5)²)/2 + ((2−2)² + (2−5)²)/2 = 2.5 + 4.5
-    assert float(loss) == pytest.approx(7.0)
 
 
 def test_actor_loss_by_hand() -> None:

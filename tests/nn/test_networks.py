@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_metarl.losses.sac import critic_loss
+from lit_metarl.losses.critics import critic_loss
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.nn.actors import LOG_STD_MAX, LOG_STD_MIN
 from lit_metarl.nn.mlp import EnsembleLinear, ensemble_mlp
