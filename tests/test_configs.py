@@ -53,12 +53,14 @@ def test_every_file_is_a_config(path: Path) -> None:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_shared_settings_of_an_algorithm_reach_it(path: Path) -> None:
-    """Nothing that an included ``algorithm/`` file sets is lost on the way, unless the experiment sets it itself."""
-    composed, own = load_config(path)["model"]["init_args"], yaml.safe_load(path.read_text()).get("model", {})
-    for name in yaml.safe_load(path.read_text())["include"]:
+    """Nothing that an included ``algorithm/`` file sets is lost, unless the experiment or its critic sets it itself."""
+    composed, content = load_config(path)["model"]["init_args"], yaml.safe_load(path.read_text())
+    own = set(content.get("model", {}).get("init_args", {}))
+    files = {name: load_config(path.parent / name).get("model", {}).get("init_args", {}) for name in content["include"]}
+    own |= {key for name, settings in files.items() if "/critic/" in name for key in settings}
+    for name, shared in files.items():
         if "/algorithm/" in name:
-            shared = load_config(path.parent / name)["model"]["init_args"]
-            kept = {key: value for key, value in shared.items() if key not in own.get("init_args", {})}
+            kept = {key: value for key, value in shared.items() if key not in own}
             assert kept
             assert kept.items() <= composed.items()
 

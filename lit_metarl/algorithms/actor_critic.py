@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lit_metarl.algorithms.base import Algorithm, policy_state_of
 from lit_metarl.losses.critics import critic_loss
@@ -126,6 +127,15 @@ class ActorCritic(Algorithm, ABC):
         loss = critic_loss(value, target)
         self.minimise(loss, self.optimizer(0))
         return {"critic_loss": loss.detach(), "q_value": value.detach().mean()}
+
+    def action_value(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Critics ``[E, M]`` for the actor's loss: a gradient reaches ``action`` and nothing else.
+
+        With the critics' parameters as constants, whatever a critic makes of observations alone has no backward pass:
+        of a hypernetwork only the dynamic network does.
+        """
+        constants = {name: value.detach() for name, value in self.critic.named_parameters()}
+        return functional_call(self.critic, constants, (obs, action))
 
     def follow(self, name: str) -> None:
         """Let a copy of the network ``name``, ``target_<name>``, follow its parameters slowly."""

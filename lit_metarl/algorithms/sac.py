@@ -73,7 +73,7 @@ class SAC(ActorCritic):
         """Raise the soft value of fresh actions, and move α towards the target entropy of the same actions."""
         temperature = self.log_temperature.exp().detach()
         action, log_prob = self.sample_action(batch.obs)
-        loss = actor_loss(self.critic(batch.obs, action), log_prob, temperature)
+        loss = actor_loss(self.action_value(batch.obs, action), log_prob, temperature)
         # The two losses share no parameter, so the gradient of their sum is each one's own.
         both = loss + temperature_loss(self.log_temperature, log_prob.detach(), self.target_entropy)
         self.minimise(both, self.optimizer(1))

@@ -76,7 +76,7 @@ class TD3(ActorCritic):
         """Raise the first critic's value of the policy's action, at every ``policy_delay``-th update."""
         if self.updates % self.policy_delay:
             return {}
-        loss = actor_loss(self.critic(batch.obs, self.actor(batch.obs).mode_action))
+        loss = actor_loss(self.action_value(batch.obs, self.actor(batch.obs).mode_action))
         self.minimise(loss, self.optimizer(1))
         return {"actor_loss": loss.detach()}
 

@@ -2,22 +2,38 @@
 
 from lit_metarl.nn.actors import ActorFactory, DeterministicMLP, TanhGaussianMLP
 from lit_metarl.nn.baselines import Baseline, BaselineFactory, LinearFeature, LinearTime, NoBaseline, TimeMean
-from lit_metarl.nn.critics import CriticFactory, EnsembleCriticMLP
+from lit_metarl.nn.critics import (
+    CriticFactory,
+    D2RLCritic,
+    EnsembleCriticMLP,
+    HyperCritic,
+    ResNetCritic,
+    ResNetFeatures,
+)
+from lit_metarl.nn.hyper_initialisation import BiasHyper, HyperFanIn, HyperInitialisation, Released
 from lit_metarl.nn.policies import CategoricalMLP, GaussianMLP, PolicyFactory
 
 __all__ = [
     "ActorFactory",
     "Baseline",
     "BaselineFactory",
+    "BiasHyper",
     "CategoricalMLP",
     "CriticFactory",
+    "D2RLCritic",
     "DeterministicMLP",
     "EnsembleCriticMLP",
     "GaussianMLP",
+    "HyperCritic",
+    "HyperFanIn",
+    "HyperInitialisation",
     "LinearFeature",
     "LinearTime",
     "NoBaseline",
     "PolicyFactory",
+    "Released",
+    "ResNetCritic",
+    "ResNetFeatures",
     "TanhGaussianMLP",
     "TimeMean",
 ]

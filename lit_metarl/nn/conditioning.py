@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,26 @@ def with_context(x: Tensor, context: Tensor | None) -> Tensor:
     missing = x.ndim - context.ndim
     rows = context.view(*context.shape[:-1], *[1] * missing, context.shape[-1])
     return torch.cat([x, rows.expand(*x.shape[:-1], -1)], dim=-1)
+
+
+def named_inputs(names: Collection[str], obs: Tensor, action: Tensor, context: Tensor | None) -> Tensor:
+    """The inputs ``names`` out of ``obs``, ``action`` and ``context``, in this order, along one axis.
+
+    Args:
+        names: at least one.
+        obs: ``[..., O]``.
+        action: ``[..., A]``.
+        context: of :func:`with_context`.
+
+    Returns:
+        ``[..., n]`` with the axes of ``obs`` and ``action``; with those of ``context`` where it is all that is named.
+    """
+    rows = [x for name, x in (("obs", obs), ("action", action)) if name in names]
+    told = context if "context" in names else None
+    if not rows:
+        assert told is not None
+        return told
+    return with_context(torch.cat(rows, dim=-1), told)
 
 
 def condition(policy: nn.Module, params: Mapping[str, Tensor], context: Tensor) -> dict[str, Tensor]:
