@@ -14,7 +14,7 @@ O, A, M = 5, 2, 16  # noqa: E741
 
 def quiet_trainer(**kwargs: Any) -> Trainer:
     return Trainer(
-        accelerator="cpu",
+        accelerator=kwargs.pop("accelerator", "cpu"),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

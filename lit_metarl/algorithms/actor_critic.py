@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +35,15 @@ class ActorCritic(Algorithm, ABC):
         gamma: discount γ per agent step.
         polyak: τ of the targets, target ← (1 − τ)·target + τ·network.
         target_update_every: updates between two target steps.
+        share_weights: whether the actor's loss uses the weights that a hypernetwork of observations made for the
+            critics' loss. It saves a pass through the primary network, the larger part of a hypernetwork's cost in the
+            actor's step, and changes what is learned from: the actor sees the critics as they were *before* their step.
 
     Raises:
         ConfigError: a value outside its range, or an actor that could not be loaded again.
     """
 
+    critic: Any
     target_critic: nn.Module
 
     def __init__(
@@ -52,6 +57,7 @@ class ActorCritic(Algorithm, ABC):
         gamma: float = 0.99,
         polyak: float = 0.005,
         target_update_every: int = 1,
+        share_weights: bool = False,
     ) -> None:
         super().__init__()
         require_positive(actor_lr=actor_lr, critic_lr=critic_lr)
@@ -69,6 +75,11 @@ class ActorCritic(Algorithm, ABC):
         self.polyak = polyak
         self.target_update_every = target_update_every
         self.updates = 0
+        made_of_obs = "action" not in getattr(self.critic, "meta", ["action"])
+        remedy = "only a HyperCritic whose meta input is not the action makes weights that can be shared"
+        require(made_of_obs or not share_weights, "model.share_weights", share_weights, remedy)
+        self.share_weights = share_weights
+        self._weights: dict[str, Tensor] | None = None  # of this update, where they are shared
 
     # What an algorithm adds ----------------------------------------------------------------------------------------
 
@@ -115,6 +126,7 @@ class ActorCritic(Algorithm, ABC):
         """One update on a minibatch, fields ``[M, ...]``; returns detached scalars."""
         self.updates += 1
         metrics = self.update_critic(batch) | self.update_actor(batch)
+        self._weights = None
         if self.updates % self.target_update_every == 0:
             self.update_targets()
         return metrics
@@ -123,17 +135,24 @@ class ActorCritic(Algorithm, ABC):
         """Step of the critics towards :meth:`target`; detached scalars to log."""
         with torch.no_grad():
             target = self.target(batch)
-        value = self.critic(batch.obs, batch.action)
+        if self.share_weights:
+            weights = self.critic.weights(batch.obs, batch.action)
+            value = self.critic.value(weights, batch.obs, batch.action)
+            self._weights = {name: weight.detach() for name, weight in weights.items()}
+        else:
+            value = self.critic(batch.obs, batch.action)
         loss = critic_loss(value, target)
         self.minimise(loss, self.optimizer(0))
         return {"critic_loss": loss.detach(), "q_value": value.detach().mean()}
 
     def action_value(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Critics ``[E, M]`` for the actor's loss: a gradient reaches ``action`` and nothing else.
+        """Critics ``[E, M]`` for the actor's loss at the batch's ``obs``: a gradient reaches ``action``, nothing else.
 
         With the critics' parameters as constants, whatever a critic makes of observations alone has no backward pass:
         of a hypernetwork only the dynamic network does.
         """
+        if self._weights is not None:
+            return self.critic.value(self._weights, obs, action)
         constants = {name: value.detach() for name, value in self.critic.named_parameters()}
         return functional_call(self.critic, constants, (obs, action))
 
