@@ -53,7 +53,10 @@ COMMANDS = {
     "benchmark": Command(
         "benchmarks.sac",
         "benchmark",
-        "Time SAC's training loop, part by part. `meta` as first argument: meta-learning.",
+        "Time SAC's training loop, part by part. `critics` or `meta` as first argument: critics, meta-learning.",
+    ),
+    "benchmark critics": Command(
+        "benchmarks.critics", "critics-benchmark", "Time SAC's update with every critic, relative to an MLP."
     ),
     "benchmark meta": Command(
         "benchmarks.meta", "meta-benchmark", "Time meta-iterations on a robot that runs forward or backward."
@@ -77,7 +80,8 @@ def parse(words: list[str]) -> tuple[Report, argparse.Namespace]:
 def _name(words: list[str]) -> str:
     """The key of :data:`COMMANDS` that ``words`` begin with."""
     if words[0] != "study":
-        return "benchmark meta" if words[:2] == ["benchmark", "meta"] else words[0]
+        both = " ".join(words[:2])
+        return both if both in COMMANDS else words[0]
     studies = {key.split()[1]: command for key, command in COMMANDS.items() if key.startswith("study ")}
     lines = "\n".join(f"  {name:<17}{study.description}" for name, study in studies.items())
     parser = argparse.ArgumentParser(
