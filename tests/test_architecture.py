@@ -83,8 +83,8 @@ def test_imports_point_one_way(path: Path) -> None:
         assert not third_party
     if part == "reports":
         # Reports read MLflow; only benchmarks, whose subject training is, may touch it, and the studies that measure
-        # an algorithm itself, not a second implementation: its meta-gradient, the time of its update.
-        studies = ("meta_gradient", "preconditioning")
+        # an algorithm itself, not a second implementation: its meta-gradient, its critic, the time of its update.
+        studies = ("meta_gradient", "preconditioning", "critic_gradient")
         training = {m for m in imports(path) if m.startswith(("lit_metarl.algorithms", "lit_metarl.data"))}
         assert path.parent.name == "benchmarks" or path.stem in studies or not training
 

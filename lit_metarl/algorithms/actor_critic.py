@@ -175,6 +175,15 @@ class ActorCritic(Algorithm, ABC):
         """Deterministic action for evaluation, ``[E, A]``."""
         return self.actor(obs).mode_action
 
+    def evaluated_action(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Action ``[..., A]`` of the policy that the critics evaluate, and what it is paid besides rewards, ``[...]``.
+
+        Args:
+            obs: ``[..., O]``.
+            noise: standard normal, ``[..., A]``; a deterministic policy, as here, reads none of it.
+        """
+        return self.act(obs), noise.new_zeros(noise.shape[:-1])
+
     def evaluation_metrics(self, batch: Episodes) -> dict[str, Tensor]:
         """Mean, spread and extremes of the return and the mean length of all processes' episodes; scalars."""
         returns, lengths = self.gather(batch.returns.float()), self.gather(batch.lengths.float())

@@ -89,3 +89,8 @@ class SAC(ActorCritic):
         distribution = self.actor(obs)
         noise = torch.randn(distribution.mean.shape, generator=generator)
         return distribution.sample_action(noise.to(obs.device))
+
+    def evaluated_action(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """A sample of the policy ``[..., A]`` and its entropy bonus −α·log π ``[...]``, as soft values count it."""
+        action, log_prob = self.actor(obs).sample(noise)
+        return action, -self.log_temperature.exp() * log_prob

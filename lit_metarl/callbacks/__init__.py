@@ -2,9 +2,20 @@
 
 from lit_metarl.callbacks.adaptation import AdaptationResults
 from lit_metarl.callbacks.checkpoint import RunCheckpoint
+from lit_metarl.callbacks.critic_gradient import CriticGradientMonitor, GradientProtocol
 from lit_metarl.callbacks.ntk import NTKMonitor
 from lit_metarl.callbacks.progress import ProgressBar
 from lit_metarl.callbacks.results import EpisodeVideo, TestTable
 from lit_metarl.callbacks.tracking import RunRecord
 
-__all__ = ["AdaptationResults", "EpisodeVideo", "NTKMonitor", "ProgressBar", "RunCheckpoint", "RunRecord", "TestTable"]
+__all__ = [
+    "AdaptationResults",
+    "CriticGradientMonitor",
+    "EpisodeVideo",
+    "GradientProtocol",
+    "NTKMonitor",
+    "ProgressBar",
+    "RunCheckpoint",
+    "RunRecord",
+    "TestTable",
+]

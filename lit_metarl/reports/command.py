@@ -37,6 +37,9 @@ class Command(NamedTuple):
 COMMANDS = {
     "report": Command("tables.results", "results", "Results table of the runs in the store, or the page of a recipe."),
     "compare": Command("tables.comparison", "comparison", "Compare two experiments, or two arms of a recipe."),
+    "study critic_gradient": Command(
+        "studies.critic_gradient", "critic-gradient", "Whether critics' action gradients lead where returns rise."
+    ),
     "study estimators": Command(
         "studies.estimators", "estimators", "Exact bias and variance of estimated gradients and Hessians."
     ),

@@ -21,6 +21,7 @@ from resume_cases import Case, actions, assert_goes_on, env_case
 import lit_metarl.envs
 from lit_metarl.envs.base import BatchedEnv, EnvError, EnvFactory, one_torch_thread
 from lit_metarl.envs.gym import GymEnv, Gymnasium
+from lit_metarl.envs.linear_quadratic import LinearQuadratic
 from lit_metarl.envs.locomotion import Locomotion, MuJoCo
 from lit_metarl.envs.locomotion_tasks import Direction, Direction2D, Goal, RandomParameters, Velocity
 from lit_metarl.envs.navigation import Corners, Momentum, Navigation2D, Point1D
@@ -77,6 +78,7 @@ ADAPTERS = {
     "corners": Adapter(Corners(**LIMIT, reward_kind="dense")),
     "momentum": Adapter(Momentum(**LIMIT, reward_kind="dense")),
     "point_1d": Adapter(Point1D()),
+    "linear_quadratic": Adapter(LinearQuadratic(**LIMIT)),
     "tabular": Adapter(TabularTasks(5, 3, 9, concentration=0.5, num_terminal=1), BOTH),
     "direction": Adapter(Direction(**LIMIT)),
     "direction_hyperl": Adapter(Direction("ant", "hyperl", as_angle=True, **LIMIT)),

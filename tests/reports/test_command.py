@@ -28,6 +28,8 @@ SHORT = ["tabular", "--mdps", "1", "--states", "2", "--trajectories", "5", "--si
         (["tabular", "--concentration", "nan"], "--concentration"),
         (["tabular", "--mdps", "0"], "--mdps"),
         ([*SHORT, "--write", "missing.md"], "missing.md"),
+        (["critic_gradient", "missing.ckpt"], "missing.ckpt: there is no such file"),
+        (["critic_gradient", "--actions", "2"], "actions = 2 cannot be used: a fit needs at least 3"),
         ([*SHORT, "--figure", "/dev/null/figures"], "/dev/null"),
     ],
 )
@@ -42,5 +44,5 @@ def test_help_names_every_study(capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     studies = {name.split()[1]: command for name, command in COMMANDS.items() if name.startswith("study ")}
-    assert len(studies) == 5
+    assert len(studies) == 6
     assert all(name in text and study.description in text for name, study in studies.items())

@@ -1,0 +1,60 @@
+"""Whether a critic's action gradient points where the return rises, the measure of Sarafian et al. 2021, Fig. 3.
+
+At S states, K actions around the policy's own are tried; a linear fit of their returns is the "true" gradient, and its
+cosine with ∇_a Q of the critic says how well the critic leads the actor. Actions are ``[S, K, A]``, returns ``[S, K]``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class FittedGradient(NamedTuple):
+    """Least-squares gradient of returns ``[S, K]`` in actions at every state, and how much of them it explains.
+
+    As Sarafian et al. 2021 estimate the true gradient.
+    """
+
+    gradient: Tensor  # [S, A]
+    r_squared: Tensor  # [S] of the returns about their mean; NaN where all returns are the same
+
+
+def fitted_gradient(action: Tensor, value: Tensor) -> FittedGradient:
+    """g minimising Σ_{i<j} (R_i − R_j − g·(a_i − a_j))² at every state (Sarafian et al. 2021).
+
+    The regression of all pairwise differences without an intercept is that of the deviations from the mean, as
+    Σ_{i<j} (x_i − x_j)² = K Σ_i (x_i − x̄)²: one least-squares problem with K rows, in float64. With fewer different
+    actions than K = A + 1 the smallest solution. The curvature of the return enters where the actions are not
+    symmetric: R² says how far a plane is from it.
+
+    Args:
+        action: ``[S, K, A]``.
+        value: returns, ``[S, K]``.
+    """
+    a = (action - action.mean(1, keepdim=True)).double()
+    r = (value - value.mean(1, keepdim=True)).double()
+    gradient = torch.linalg.lstsq(a, r.unsqueeze(-1), driver="gelsd").solution.squeeze(-1)
+    rest = r - torch.einsum("ska,sa->sk", a, gradient)
+    r_squared = 1.0 - rest.square().sum(-1) / r.square().sum(-1)
+    return FittedGradient(gradient, r_squared)
+
+
+class Agreement(NamedTuple):
+    """Cosines ``[S]`` summed up: their mean, and the shares above two thresholds, as Sarafian et al. 2021, Fig. 3."""
+
+    cosine: Tensor  # scalar
+    above_quarter: Tensor  # scalar, the share above 0.25
+    above_three_quarters: Tensor  # scalar, the share above 0.75
+
+
+def agreement(gradient: Tensor, other: Tensor) -> Agreement:
+    """Cosine g·h/(|g||h|) of two gradients ``[S, A]`` at every state, summed up (Sarafian et al. 2021, Fig. 3).
+
+    Near a maximum both are noise: the shares are less affected by such states than the mean.
+    """
+    cosine = F.cosine_similarity(gradient.double(), other.double(), dim=-1)
+    return Agreement(cosine.mean(), (cosine > 0.25).double().mean(), (cosine > 0.75).double().mean())

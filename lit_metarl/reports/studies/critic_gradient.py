@@ -1,0 +1,197 @@
+"""``lit-metarl study critic_gradient``: whether critics' action gradients lead where returns rise.
+
+Fig. 3 of Sarafian et al. 2021, of checkpoints, beside an exact critic in a linear world: what its line lacks to 1
+is the error of the study itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from lit_metarl.checkpoint import CheckpointError, read_checkpoint
+from lit_metarl.envs.linear_quadratic import LinearQuadratic, dynamics, value_matrix
+from lit_metarl.nn import ActorFactory, CriticFactory
+from lit_metarl.nn.distributions import Deterministic
+from lit_metarl.reports.arguments import positive
+from lit_metarl.reports.section import ReportError, Section, markdown_table
+from lit_metarl.types import Sizes
+
+if TYPE_CHECKING:
+    from lit_metarl.algorithms import ActorCritic
+    from lit_metarl.callbacks import GradientProtocol
+    from lit_metarl.envs.base import EnvFactory
+
+GAIN = ((1.0, 0.0, 1.0, 0.0), (0.0, 1.0, 0.0, 1.0))  # of the policy in the linear world
+GAMMA = 0.95
+
+
+@dataclass(frozen=True)
+class LinearPolicy(ActorFactory):
+    """The policy a = −s Kᵀ with K = :data:`GAIN`."""
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        return LinearActor()
+
+
+class LinearActor(nn.Module):
+    """Observations ``[..., 4]`` → actions ``[..., 2]`` in float64, rounded at the end."""
+
+    def forward(self, obs: Tensor) -> Deterministic:
+        return Deterministic((-obs.double() @ torch.tensor(GAIN, dtype=torch.float64).T).float())
+
+
+@dataclass(frozen=True)
+class ExactCritic(CriticFactory):
+    """The action value of :class:`LinearPolicy` in :class:`~lit_metarl.envs.linear_quadratic.LinearQuadratic`."""
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        return ExactValue()
+
+
+class ExactValue(nn.Module):
+    """Q = −s' (I + γP) s'ᵀ, ``[1, ...]``."""
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        a, b = (torch.from_numpy(matrix) for matrix in dynamics())
+        weight = torch.from_numpy(np.eye(4) + GAMMA * value_matrix(np.array(GAIN), GAMMA))
+        after = obs.double() @ a.T + action.double() @ b.T
+        return -torch.linalg.vecdot(after @ weight, after).unsqueeze(0).to(action.dtype)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One critic's agreement with returns.
+
+    Attributes:
+        label: of the critic.
+        environment: its name.
+        env_steps: that it has learned from.
+        metrics: see :meth:`lit_metarl.callbacks.critic_gradient.Measured.metrics`.
+        seconds: that it took.
+    """
+
+    label: str
+    environment: str
+    env_steps: int
+    metrics: dict[str, float]
+    seconds: float
+
+
+def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Settings of ``lit-metarl study critic_gradient``; the defaults are those of the paper."""
+    add = parser.add_argument
+    add("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT", help="of off-policy actor-critics")
+    add("--states", type=positive, default=15, help="at which gradients are compared (default: %(default)s)")
+    add("--actions", type=positive, default=15, help="tried at each (default: %(default)s)")
+    add("--noise", type=float, default=0.3, help="standard deviation of the actions (default: %(default)s)")
+    add("--repeats", type=positive, default=3, help="steps for which an action is taken (default: %(default)s)")
+    add("--horizon", type=positive, default=1000, help="most steps of a roll-out (default: %(default)s)")
+    add("--spread", type=positive, default=1000, help="states lie in so many first steps (default: %(default)s)")
+    add("--source", default="policy", help="of states: policy, exploration or random (default: %(default)s)")
+    add("--seed", type=int, default=0)
+    return parser.parse_args(words)
+
+
+def run(args: argparse.Namespace) -> Section:
+    """Every critic's agreement with returns.
+
+    Raises:
+        ReportError, ConfigError, EnvError: a checkpoint that cannot be used, or a setting that cannot work.
+    """
+    from lit_metarl.callbacks import GradientProtocol
+
+    settings = ("states", "actions", "noise", "repeats", "horizon", "spread", "source", "seed")
+    protocol = GradientProtocol(**{name: getattr(args, name) for name in settings})
+    restored = [restore(path) for path in args.checkpoints]
+    # The linear world comes to rest soon, where no gradient is left to compare.
+    near = replace(protocol, spread=min(args.spread, 5))
+    lines = [
+        measured(f"exact critic, {repeats} step{'s' * (repeats > 1)}", *linear_world(), replace(near, repeats=repeats))
+        for repeats in sorted({1, args.repeats})
+    ]
+    lines += [measured(*one, protocol) for one in restored]
+    note = (
+        f"Cosine of ∇_a Q (first critic, the policy's action) with the gradient fitted to returns, at {args.states} "
+        f"states of source `{args.source}`: mean, and shares above two thresholds. {args.actions} actions at each, "
+        f"noise {args.noise:g}, each taken for {args.repeats} steps; at most {args.horizon:,} steps, then the target "
+        "critics. R²: median of the fits. What the exact critic lacks to 1 is the error of the study: the fit's, and "
+        "where an action is taken for more than one step, that this is not what its gradient is of."
+    )
+    return Section(table_of(lines), [note])
+
+
+def linear_world() -> tuple[ActorCritic, EnvFactory]:
+    """A policy with an exact critic, and its world."""
+    from lit_metarl.algorithms import TD3
+
+    module = TD3(4, 2, LinearPolicy(), ExactCritic(), gamma=GAMMA)
+    return module, LinearQuadratic(max_episode_steps=1000)
+
+
+def measured(label: str, module: ActorCritic, factory: EnvFactory, protocol: GradientProtocol) -> Line:
+    """The line of one module in its environment."""
+    from lit_metarl.callbacks.critic_gradient import measure
+
+    began = time.perf_counter()
+    metrics = measure(module, factory, protocol).metrics()
+    name = factory.make(1, 0).spec.name
+    return Line(label, name, module.env_steps, metrics, time.perf_counter() - began)
+
+
+def restore(path: Path) -> tuple[str, ActorCritic, EnvFactory]:
+    """Label, module and environment of a checkpoint.
+
+    Raises:
+        ReportError: it cannot be read, or is not of an off-policy actor-critic.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from lit_metarl.algorithms import ActorCritic
+    from lit_metarl.envs.base import EnvFactory
+
+    try:
+        checkpoint = read_checkpoint(path)
+    except CheckpointError as error:
+        raise ReportError(str(error)) from error
+    config, name = yaml.safe_load(checkpoint["run"]["config"]), checkpoint["algorithm"]["name"]
+    if not issubclass(resolve_name(config["model"]["class_path"]), ActorCritic):
+        raise ReportError(f"{path} is of {name}, which has no critic of actions; name one of SAC or TD3.")
+    sizes = checkpoint["algorithm"]["policy"]["sizes"]
+    config["model"]["init_args"] |= {"obs_dim": sizes["obs"], "action_dim": sizes["action"]}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--model", type=ActorCritic)
+    parser.add_argument("--env", type=EnvFactory)
+    settings = {"model": config["model"], "env": config["data"]["init_args"]["env"]}
+    try:
+        built: Any = parser.instantiate(parser.parse_object(settings))
+    except ArgumentError as error:
+        raise ReportError(
+            f"{path} was written by another version of lit_metarl: {str(error).splitlines()[0]}"
+        ) from error
+    built.model.load_state_dict(checkpoint["state_dict"])
+    built.model.load_counters(checkpoint["algorithm"]["counters"])
+    label = f"{name}, {type(built.model.critic).__name__}, {path.parent.name[:8]}"
+    return label, built.model, built.env
+
+
+def table_of(lines: Sequence[Line]) -> str:
+    """One line per critic."""
+    head = ("critic", "environment", "steps", "cosine", "> 0.25", "> 0.75", "R²", "seconds")
+    rows = []
+    for line in lines:
+        m = line.metrics
+        shares = [f"{100 * m[name]:.0f} %" for name in ("above_quarter", "above_three_quarters")]
+        values = [f"{m['cosine']:.3f}", *shares, f"{m['r_squared']:.2f}", f"{line.seconds:.1f}"]
+        rows.append([line.label, line.environment, f"{line.env_steps:,}", *values])
+    return markdown_table(head, rows)

@@ -1,0 +1,47 @@
+"""The fitted gradient against the regression of all pairs, written out, and its agreement on numbers by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from lit_metarl.diagnostics.critic_gradients import agreement, fitted_gradient
+
+
+def test_the_fit_is_the_regression_of_all_pairs() -> None:
+    torch.manual_seed(0)
+    action, value = torch.randn(4, 7, 3, dtype=torch.float64), torch.randn(4, 7, dtype=torch.float64)
+    fit = fitted_gradient(action, value)
+    for state in range(4):
+        pairs = list(itertools.combinations(range(7), 2))
+        x = np.array([(action[state, i] - action[state, j]).numpy() for i, j in pairs])
+        y = np.array([float(value[state, i] - value[state, j]) for i, j in pairs])
+        expected, residual, *_ = np.linalg.lstsq(x, y, rcond=None)
+        np.testing.assert_allclose(fit.gradient[state], expected, rtol=1e-10)
+        assert float(fit.r_squared[state]) == pytest.approx(1.0 - float(residual[0]) / float(y @ y))
+
+
+def test_a_plane_is_found_exactly_and_symmetric_curvature_is_not_seen() -> None:
+    torch.manual_seed(0)
+    action, gradient = torch.randn(2, 5, 2, dtype=torch.float64), torch.tensor([[3.0, -1.0], [0.0, 2.0]]).double()
+    fit = fitted_gradient(action, torch.einsum("ska,sa->sk", action, gradient) + 7.0)
+    torch.testing.assert_close(fit.gradient, gradient)
+    torch.testing.assert_close(fit.r_squared, torch.ones(2).double())
+    around = torch.tensor([[[0.0], [1.0], [-1.0]]]).double()
+    fit = fitted_gradient(around, 2.0 * around[..., 0] + 5.0 * around[..., 0] ** 2)
+    torch.testing.assert_close(fit.gradient, torch.tensor([[2.0]]).double())
+    # deviations (0, 7, 3) − 10/3: 74/3 in all, of which 2 · 2² = 8 are explained
+    assert float(fit.r_squared) == pytest.approx(8 / (74 / 3))
+    assert fitted_gradient(around, torch.zeros(1, 3)).r_squared.isnan().all()
+
+
+def test_agreement_by_hand() -> None:
+    gradient = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [1.0, 0.0]])
+    other = torch.tensor([[5.0, 0.0], [1.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])  # cosines 1, 0.71, 0, −1
+    found = agreement(gradient, other)
+    assert float(found.cosine) == pytest.approx((1 + 0.5**0.5 - 1) / 4)
+    assert float(found.above_quarter) == 0.5
+    assert float(found.above_three_quarters) == 0.25
