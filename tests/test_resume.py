@@ -37,7 +37,7 @@ from lit_metarl.envs.locomotion_tasks import Direction
 from lit_metarl.envs.navigation import Navigation2D
 from lit_metarl.envs.suite import DMControl
 from lit_metarl.envs.tasks import TaskFamily
-from lit_metarl.nn import DeterministicMLP, EnsembleCriticMLP, GaussianMLP, TanhGaussianMLP
+from lit_metarl.nn import DeterministicMLP, EnsembleCriticMLP, GaussianMLP, HyperCritic, TanhGaussianMLP
 from lit_metarl.optim import PPO, LeaveOneOut
 from lit_metarl.tracking import MLflowLogger, connect
 from lit_metarl.types import ConfigError, Interrupted
@@ -91,6 +91,14 @@ CASES: dict[str, Callable[[], tuple[Algorithm, ExperienceDataModule]]] = {
     ),
     "PreconditionedSAC-second_phase": partial(
         make_sac, Gymnasium("Pendulum-v1"), PreconditionedSAC, {"warmup_updates": 10}
+    ),
+    "PreconditionedSAC-hypernetwork": partial(
+        make_sac,
+        Gymnasium("Pendulum-v1"),
+        PreconditionedSAC,
+        {"warmup_updates": 22},
+        critic=HyperCritic(hidden=(6,), widths=(8,), blocks=1),
+        share_weights=True,
     ),
     "PreconditionedSAC-forgetting": partial(
         make_sac,

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from critic_cases import explicit_kernel, params_of
 from replay_cases import A, Batches, M, O, quiet_trainer, random_batch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_metarl.algorithms import SAC, TD3, ActorCritic
+from lit_metarl.algorithms import SAC, TD3, ActorCritic, PreconditionedSAC
+from lit_metarl.diagnostics.kernels import JVP, Exact, Layerwise, exact_kernel
 from lit_metarl.nn import DeterministicMLP, EnsembleCriticMLP, HyperCritic, TanhGaussianMLP
-from lit_metarl.types import ConfigError
+from lit_metarl.types import ConfigError, Sizes
 
 # these fits have nothing to evaluate
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
@@ -92,6 +94,29 @@ def test_sharing_shows_the_actor_the_critics_before_their_step() -> None:
 def test_weights_that_cannot_be_shared_are_refused(critic: Any) -> None:
     with pytest.raises(ConfigError, match=r"model.share_weights = True cannot be used: only a HyperCritic"):
         make(SAC, critic, share_weights=True)
+
+
+@pytest.mark.parametrize(
+    "critic", [SA, AS, HyperCritic((), ("obs", "action"), (8,), (16, 32), 1, embedding=5)], ids=["SA", "AS", "random"]
+)
+def test_its_tangent_kernel_is_right_however_it_is_had(critic: HyperCritic) -> None:
+    """By every way there is, for NTKMonitor and preconditioning, which treats what consists of linear layers."""
+    torch.manual_seed(0)
+    network = critic.build(Sizes(O, A)).double()
+    params, obs, action = params_of(network), torch.randn(4, O), torch.randn(4, A)
+    expected = explicit_kernel(network, params, obs.double(), action.double())
+    torch.testing.assert_close(exact_kernel(network, params, obs, action), expected)
+    generator = torch.Generator().manual_seed(0)
+    torch.testing.assert_close(Exact().kernel(network, params, obs, action, generator), expected)
+    sketch = JVP(directions=1000).kernel(network, params, obs, action, generator)
+    assert (sketch - expected).abs().max() < 0.2 * expected.amax()
+    module = {"actor": TanhGaussianMLP([6]), "critic": critic}
+    if critic.embedding:
+        with pytest.raises(ConfigError, match=r"model.critic = HyperEnsembleCritic cannot be .*; use JVP"):
+            PreconditionedSAC(O, A, **module)
+    else:
+        torch.testing.assert_close(Layerwise().kernel(network, params, obs, action, generator), expected)
+        PreconditionedSAC(O, A, **module)
 
 
 def test_bf16_learns_in_float32() -> None:

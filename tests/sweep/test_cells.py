@@ -161,3 +161,27 @@ def test_arms_of_preconditioning_have_equal_data() -> None:
         assert random_steps == 6000
         # The first of 20 epochs is 1,000 meta-updates; 300 are the first part of 19.
         assert data["warmup_steps"] + 1000 * epochs in (25_000, 24_700)
+
+
+@pytest.mark.parametrize("name", ["hyper_critics", "hyper_critics_more", "hyper_walker2d", "hyper_learning_rates"])
+def test_arms_of_critics_differ_in_the_critic_alone(name: str) -> None:
+    recipe, rest = load_recipe(CONFIGS / "sweep" / f"{name}.yaml"), {}
+    cells = make_cells(recipe, resolver(), seeds=[0])
+    for cell in cells:
+        config = deepcopy(cell.config)
+        critic = config["model"]["init_args"].pop("critic")
+        assert (critic["class_path"] == "lit_metarl.nn.HyperCritic") is ("hyper" in cell.arm)
+        rest[cell.arm.split()[0], str(cell.arm.split()[1:])] = key_of(config)
+    for point in {point for _, point in rest}:
+        assert len({key for (_, other), key in rest.items() if other == point}) == 1
+    watched = [callback["class_path"].rpartition(".")[2] for callback in cells[0].config["trainer"]["callbacks"]]
+    assert ("CriticGradientMonitor" in watched) is (name != "hyper_learning_rates")
+
+
+def test_arms_of_a_preconditioned_hypernetwork_have_equal_data() -> None:
+    recipe = load_recipe(CONFIGS / "sweep" / "preconditioned_hyper.yaml")
+    first, second = (cell.config for cell in make_cells(recipe, resolver(), seeds=[0]))
+    for config in (first, second):
+        data = config["data"]["init_args"]
+        assert data["warmup_steps"] + data["warmup_updates"] == 5300
+    assert first["model"]["init_args"]["critic"] == second["model"]["init_args"]["critic"]

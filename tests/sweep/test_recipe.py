@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sweep_cases import CONFIGS, PENDULUM, write_recipe
 
+from lit_metarl.reports.benchmarks.critics import NAMES
 from lit_metarl.sweep.recipe import Published, flags, load_recipe, read_seeds
 from lit_metarl.types import ConfigError
 
@@ -124,6 +125,7 @@ def test_seeds_and_flags_as_words() -> None:
 def test_shipped_recipes_say_what_the_papers_ask_for() -> None:
     recipes = {path.stem: load_recipe(path) for path in CONFIGS.glob("sweep/*.yaml")}
     names = {name: [arm.name for arm in recipe.arms] for name, recipe in recipes.items()}
+    small = ["mlp_standard", "q_d2rl", "sa_hyper"]
     assert names == {
         "sac": ["sac"],
         "preconditioning": ["sac_equal_data", "preconditioned_300", "preconditioned_1000"],
@@ -132,7 +134,19 @@ def test_shipped_recipes_say_what_the_papers_ask_for() -> None:
         "corners": ["promp", "promp_taypo2", "trpo_dice", "trpo_emaml", "trpo_fomaml", "trpo_maml"],
         "half_cheetah_direction": ["promp", "promp_taypo2", "maml", "sgmrl"],
         "half_cheetah_velocity_steps": ["maml_1_step", "maml_3_steps", "sgmrl_1_step", "sgmrl_3_steps"],
+        "hyper_critics": small,
+        "hyper_critics_more": ["as_hyper", "resnet_features"],
+        "hyper_learning_rates": ["mlp_standard", "q_d2rl", "resnet_features", "sa_hyper", "as_hyper"],
+        "hyper_initialisations": ["sa_hyper"],
+        "hyper_walker2d": ["mlp_standard", "sa_hyper"],
+        "hyper_published": [*NAMES],
+        "td3_half_cheetah": ["td3_half_cheetah"],
+        "td3_hyper_critics": ["mlp_standard", "sa_hyper"],
+        "preconditioned_hyper": ["sac", "preconditioned"],
     }
     seeds = {name: len(recipe.seeds) for name, recipe in recipes.items()}
-    assert (seeds["navigation"], seeds["preconditioning"], seeds["half_cheetah_velocity_steps"]) == (5, 5, 2)
+    assert {name for name, count in seeds.items() if count < 3} == {
+        "half_cheetah_velocity_steps",
+        "hyper_learning_rates",
+    }
     assert recipes["half_cheetah_velocity_steps"].published.keys() == set(names["half_cheetah_velocity_steps"])
