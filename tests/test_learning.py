@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer, seed_everything
 
+from lit_metarl.algorithms import SAC, TD3, ActorCritic
 from lit_metarl.cli import run
+from lit_metarl.data import ReplayDataModule
+from lit_metarl.envs.gym import Gymnasium
+from lit_metarl.nn import CriticFactory, DeterministicMLP, EnsembleCriticMLP, HyperCritic, TanhGaussianMLP
 from lit_metarl.tracking import connect
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -19,6 +24,35 @@ def test_sac_swings_the_pendulum_up() -> None:
     (directory,) = Path("mlruns/runs").iterdir()
     history = connect("mlruns").get_metric_history(directory.name, "eval/return")
     assert max(point.value for point in history[-3:]) > -300
+
+
+SMALL_HYPER = HyperCritic(hidden=(32,), widths=(32, 64), blocks=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "critic", [EnsembleCriticMLP([64, 64], initialisation="torch"), SMALL_HYPER], ids=["mlp", "sa"]
+)
+@pytest.mark.parametrize("cls", [SAC, TD3])
+def test_actor_critics_learn_with_either_critic(cls: type[ActorCritic], critic: CriticFactory, tmp_path: Path) -> None:
+    """Measured on seed 0 after 6,000 updates: TD3 −322 (MLP) and −134 (SA-Hyper), SAC with SA-Hyper −123."""
+    seed_everything(0)
+    env = Gymnasium("Pendulum-v1")
+    data = ReplayDataModule(env, batch_size=64, capacity=20_000, warmup_steps=1000, epoch_steps=1000, eval_episodes=5)
+    actor = (TanhGaussianMLP if cls is SAC else DeterministicMLP)([64, 64])
+    module = cls(3, 1, actor=actor, critic=critic, actor_lr=1e-3, critic_lr=1e-3)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=6,
+        logger=False,
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, datamodule=data)
+    assert module.latest_metrics["eval/return"] > -700
 
 
 @pytest.mark.slow

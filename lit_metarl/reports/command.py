@@ -40,6 +40,9 @@ COMMANDS = {
     "study critic_gradient": Command(
         "studies.critic_gradient", "critic-gradient", "Whether critics' action gradients lead where returns rise."
     ),
+    "study critic_gradient_curves": Command(
+        "studies.critic_gradient_curves", "critic-gradient-curves", "That in training (needs CriticGradientMonitor)."
+    ),
     "study estimators": Command(
         "studies.estimators", "estimators", "Exact bias and variance of estimated gradients and Hessians."
     ),
@@ -86,7 +89,7 @@ def _name(words: list[str]) -> str:
         both = " ".join(words[:2])
         return both if both in COMMANDS else words[0]
     studies = {key.split()[1]: command for key, command in COMMANDS.items() if key.startswith("study ")}
-    lines = "\n".join(f"  {name:<17}{study.description}" for name, study in studies.items())
+    lines = "\n".join(f"  {name:<24}{study.description}" for name, study in studies.items())
     parser = argparse.ArgumentParser(
         "lit-metarl study",
         description=f"Measure a method.\n\nstudies:\n{lines}\n\n`lit-metarl study NAME --help` says more.",

@@ -44,5 +44,5 @@ def test_help_names_every_study(capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     studies = {name.split()[1]: command for name, command in COMMANDS.items() if name.startswith("study ")}
-    assert len(studies) == 6
+    assert len(studies) == 7
     assert all(name in text and study.description in text for name, study in studies.items())

@@ -6,24 +6,16 @@ Of runs that logged it: ``fit … --trainer.callbacks+=lit_metarl.callbacks.NTKM
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-import numpy as np
-
-from lit_metarl.reports.section import Section, markdown_table
-from lit_metarl.reports.tables.curves import Run, common_curve, draw_curves, read_runs
-from lit_metarl.reports.tables.results import add_store, by_group, labelled
+from lit_metarl.reports.section import Section
+from lit_metarl.reports.studies.monitored import over_training, parse_metric
 
 METRICS = ("ratio", "diagonal", "effective_rank", "eq7_margin", "eq8_margin")
 
 
 def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """Settings of ``lit-metarl study ntk``."""
-    add_store(parser)
-    add = parser.add_argument
-    add("--metric", choices=METRICS, default="ratio", help="(default: %(default)s)")
-    add("--figure", metavar="DIR", default="mlruns/figures", help="folder of the pictures (default: %(default)s)")
-    return parser.parse_args(words)
+    return parse_metric(parser, words, METRICS)
 
 
 def run(args: argparse.Namespace) -> Section:
@@ -32,27 +24,4 @@ def run(args: argparse.Namespace) -> Section:
     Raises:
         ReportError, TrackingError: there is nothing to show.
     """
-    metric = f"ntk/{args.metric}"
-    runs, _ = read_runs(args.root, args.experiment, args.all, metric)
-    groups = labelled(by_group(runs))
-    note = f"`{metric}` on one fixed batch by environment steps: mean over seeds (lowest to highest)."
-    return Section(table_of(groups, args.at), [note], draw_curves(groups, Path(args.figure), metric))
-
-
-def table_of(groups: list[tuple[str, list[Run]]], at: list[int]) -> str:
-    """One line per experiment and environment: at the start, and at or just before every step of ``at``."""
-    curves = [(label, runs, *common_curve(runs)) for label, runs in groups]
-    at = at or sorted({int(steps[-1]) for _, _, steps, _ in curves if len(steps)})
-    lines = []
-    for label, runs, steps, values in curves:
-        cells = [_cell(np.array([run.returns[0] for run in runs]))]
-        for step in at:
-            reached = len(steps) and steps[0] <= step <= steps[-1]
-            cells.append(_cell(values[:, np.searchsorted(steps, step, side="right") - 1]) if reached else "–")
-        lines.append([label, runs[0].environment, str(len(runs)), *cells])
-    return markdown_table(["experiment", "environment", "seeds", "start", *(f"{step:,}" for step in at)], lines)
-
-
-def _cell(values: np.ndarray) -> str:
-    mean = f"{values.mean():.3g}"
-    return mean if len(values) == 1 else f"{mean} ({values.min():.3g} to {values.max():.3g})"
+    return over_training(args, "ntk", "on one fixed batch")

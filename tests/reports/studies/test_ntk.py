@@ -18,7 +18,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, level in (("control", 4.0), ("treated", 12.0)):
         for seed in range(2):
             run_id = add_run(root, name, seed, 1.0)
-            points = [Metric("ntk/ratio", level + seed + step / 1000, step, step) for step in (0, 5000, 10_000)]
+            points = [
+                Metric(metric, level + seed + step / 1000, step, step)
+                for metric in ("ntk/ratio", "critic_gradient/above_quarter")
+                for step in (0, 5000, 10_000)
+            ]
             connect(str(root)).log_batch(run_id, metrics=points)
     add_run(root, "without", 0, 1.0)
     return root
@@ -46,6 +50,16 @@ def test_table_and_picture(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert f"| treated, SAC | {CHEETAH} | 2 | 12.5 (12 to 13) | 17.5 (17 to 18) | 22.5 (22 to 23) | – |" in printed
     assert printed in document.read_text()
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["dm_control_cheetah_run_ntk_ratio.png"]
+
+
+def test_gradients_of_critics_are_shown_alike(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = tmp_path / "figures"
+    words = ["--root", str(root), "--metric", "above_quarter", "--at", "10000", "--figure", str(figures)]
+    assert main(["study", "critic_gradient_curves", *words]) == 0
+    printed = capsys.readouterr().out
+    assert f"| control, SAC | {CHEETAH} | 2 | 4.5 (4 to 5) | 14.5 (14 to 15) |" in printed
+    assert "`critic_gradient/above_quarter` at states of the policy by environment steps" in printed
+    assert [path.name for path in figures.iterdir()] == ["dm_control_cheetah_run_critic_gradient_above_quarter.png"]
 
 
 def test_runs_without_the_monitor_are_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
