@@ -26,11 +26,13 @@ def with_context(x: Tensor, context: Tensor | None) -> Tensor:
     return torch.cat([x, rows.expand(*x.shape[:-1], -1)], dim=-1)
 
 
-def named_inputs(names: Collection[str], obs: Tensor, action: Tensor, context: Tensor | None) -> Tensor:
+def named_inputs(
+    names: Collection[str], obs: Tensor | None = None, action: Tensor | None = None, context: Tensor | None = None
+) -> Tensor:
     """The inputs ``names`` out of ``obs``, ``action`` and ``context``, in this order, along one axis.
 
     Args:
-        names: at least one.
+        names: at least one; what they name is given.
         obs: ``[..., O]``.
         action: ``[..., A]``.
         context: of :func:`with_context`.
@@ -38,12 +40,13 @@ def named_inputs(names: Collection[str], obs: Tensor, action: Tensor, context: T
     Returns:
         ``[..., n]`` with the axes of ``obs`` and ``action``; with those of ``context`` where it is all that is named.
     """
-    rows = [x for name, x in (("obs", obs), ("action", action)) if name in names]
+    given = {"obs": obs, "action": action, "context": context}
+    rows = [x for name, x in given.items() if name in names and name != "context" and x is not None]
     told = context if "context" in names else None
-    if not rows:
-        assert told is not None
-        return told
-    return with_context(torch.cat(rows, dim=-1), told)
+    if rows:
+        return with_context(torch.cat(rows, dim=-1), told)
+    assert told is not None
+    return told
 
 
 def condition(policy: nn.Module, params: Mapping[str, Tensor], context: Tensor) -> dict[str, Tensor]:

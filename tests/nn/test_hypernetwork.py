@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from lit_metarl.nn import BiasHyper, HyperFanIn, HyperInitialisation, Released
+from lit_metarl.nn.conditioning import named_inputs
 from lit_metarl.nn.hypernetwork import (
     Hypernetwork,
     LayerWeights,
@@ -116,7 +117,7 @@ def test_without_members_a_task_is_told_once_for_all_its_steps() -> None:
     """A policy's use: weights of a context without an axis of members, vmap over tasks, any number of observations."""
     net = Hypernetwork(2, mlp_layers([3, 5, 1]), **SMALL)
     context, obs = torch.randn(4, 2), torch.randn(4, 6, 7, 3)
-    told = vmap(net)(context)
+    told = vmap(lambda one: net(named_inputs(("context",), context=one)))(context)
     assert told["0.weight"].shape == (4, 3, 5)
     together = vmap(lambda weights, x: dynamic_mlp(weights, x, list(net.layers)))(told, obs)
     repeated = net(context[:, None, None].expand(4, 6, 7, 2))  # the released code: weights for every step

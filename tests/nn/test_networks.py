@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,8 +12,8 @@ from torch import nn
 from lit_metarl.losses.critics import critic_loss
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.nn.actors import LOG_STD_MAX, LOG_STD_MIN
-from lit_metarl.nn.mlp import EnsembleLinear, ensemble_mlp
-from lit_metarl.types import Sizes
+from lit_metarl.nn.mlp import EnsembleLinear, ensemble_mlp, mlp
+from lit_metarl.types import ConfigError, Sizes
 
 
 def test_ensemble_equals_separate_mlps() -> None:
@@ -36,6 +39,18 @@ def test_members_differ_and_are_orthogonal() -> None:
     for weight in layer.weight:  # [in, out], tall: orthonormal columns
         torch.testing.assert_close(weight.T @ weight, torch.eye(4), atol=1e-5, rtol=0)
     assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("build", [lambda how: mlp([50, 80], how)[0], lambda how: EnsembleLinear(1, 50, 80, how)])
+def test_initialisations_by_their_bounds(build: Callable[[Any], nn.Module]) -> None:
+    torch.manual_seed(0)
+    bounds = {"torch": (50**-0.5, 50**-0.5), "glorot": ((6 / 130) ** 0.5, 0.0)}
+    for name, (weight, bias) in bounds.items():
+        layer = build(name)
+        assert float(layer.weight.detach().abs().max()) == pytest.approx(weight, rel=0.02)
+        assert float(layer.bias.detach().abs().max()) == pytest.approx(bias, rel=0.1)
+    with pytest.raises(ConfigError, match="initialisation = 'xavier' cannot be used: choose from orthogonal, torch,"):
+        build("xavier")
 
 
 def test_a_critic_sees_only_its_own_gradient() -> None:

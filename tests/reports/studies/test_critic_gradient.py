@@ -8,6 +8,7 @@ import pytest
 import torch
 from report_cases import cells, code_of
 
+from lit_metarl import load_policy
 from lit_metarl.cli import run
 from lit_metarl.reports.command import main
 from lit_metarl.reports.studies.critic_gradient import restore
@@ -43,6 +44,8 @@ def test_a_checkpoint_is_restored_whole(checkpoint: Path) -> None:
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(value, saved[name]) for name, value in module.state_dict().items())
     assert factory.make(1, 0).spec.name == "mujoco/half_cheetah"
+    obs = torch.randn(5, 17)
+    torch.testing.assert_close(torch.from_numpy(load_policy(checkpoint)(obs.numpy())), module.act(obs).detach())
 
 
 @pytest.mark.parametrize(
