@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lit_metarl.algorithms.actor_critic import ActorCritic
 from lit_metarl.data.perturbation import collect_states, perturbed_returns
-from lit_metarl.data.stepping import uniform_actions
 from lit_metarl.diagnostics.critic_gradients import agreement, fitted_gradient
 from lit_metarl.envs.base import EnvFactory
 from lit_metarl.types import require
@@ -82,7 +81,7 @@ def measure(module: ActorCritic, factory: EnvFactory, protocol: GradientProtocol
 
     def choose(obs: Tensor) -> Tensor:
         if protocol.source == "random":
-            return uniform_actions(obs, env.spec, generator)
+            return env.spec.sizes.uniform_actions(obs, generator)
         policy = module.act(obs.to(device)) if protocol.source == "policy" else None
         return (module.explore(obs.to(device), generator) if policy is None else policy).cpu()
 
