@@ -225,7 +225,6 @@ def test_pack_keeps_values_and_types():
         type("Own", (dict,), {})(a=1),
         type("Number", (float,), {})(1.0),
     ],
-    ids=repr,
 )
 def test_what_would_not_come_back_as_it_was_is_not_packed(value):
     assert not packable(value)
