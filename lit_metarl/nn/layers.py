@@ -11,10 +11,13 @@ from torch import Tensor, nn
 WORTHWHILE = 1_000_000
 """Multiplications of a matrix product from which on oneDNN's is worth a call of its own."""
 
+LARGE = 100_000
+"""Numbers from which on a call of a function's own costs nothing beside the passes over memory that it saves."""
+
 
 def fused_tanh(x: Tensor) -> Tensor:
     """tanh(x) element-wise as 2σ(2x) − 1, with derivatives that take few passes over memory; ``[...]`` → ``[...]``."""
-    if not torch.is_grad_enabled():
+    if not (torch.is_grad_enabled() or x.numel() >= LARGE):
         return 2.0 * torch.sigmoid(2.0 * x) - 1.0  # acting: many small calls, without the cost of a function's own
     result: Tensor = _Tanh.apply(x)
     return result
@@ -93,13 +96,15 @@ class _TanhBackward(torch.autograd.Function):
 class Linear(nn.Linear):
     """``torch.nn.Linear`` of which the first two derivatives are faster where the CPU computes them in full precision.
 
-    The values are the same to rounding. It is torch's own without a bias and where nothing is differentiated.
+    The values are the same to rounding. It is torch's own without a bias, and for a few rows if nothing is
+    differentiated.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """``[..., I]`` → ``[..., O]``."""
         full = input.device.type == "cpu" and input.dtype == self.weight.dtype in (torch.float32, torch.float64)
-        if self.bias is None or not full or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
+        worthwhile = torch.is_grad_enabled() or input.numel() * self.out_features >= WORTHWHILE
+        if self.bias is None or not full or torch.is_autocast_enabled("cpu") or not worthwhile:
             return F.linear(input, self.weight, self.bias)
         rows = input.reshape(1, -1, input.shape[-1])
         y = _Affine.apply(rows, self.weight.unsqueeze(0), self.bias.unsqueeze(0))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from lit_metarl.estimators import doubly_robust, log_importance_ratio, log_likelihood, step_wise_is
+from lit_metarl.optim.inner_loop import tasks_at_once
 from lit_metarl.optim.iteration import Iteration
 from lit_metarl.types import Params, Signals, Trajectories, require
 
@@ -120,10 +121,11 @@ class LeaveOneOut(_Marginal):
         gradients = inner.trajectory_gradients(params, iteration.trajectories[-2], iteration.signals[-2])
         number, value = iteration.signals[-2].reward.shape[-2], iteration.adapted_return
         adapted = {name: p + sizes[name] * gradients[name].mean(1) for name, p in params.items()}
+        evaluate = vmap(inner.log_prob, chunk_size=tasks_at_once(last.reward))
         credits = []
         for j in range(number):
             without = {name: p - sizes[name] * gradients[name][:, j] / number for name, p in adapted.items()}
-            log_prob = vmap(inner.log_prob)(without, iteration.trajectories[-1])
+            log_prob = evaluate(without, iteration.trajectories[-1])
             log_ratio = log_importance_ratio(log_prob, last.behaviour_log_prob, last.mask)
             if self.doubly_robust:
                 left_out = doubly_robust(log_ratio, last.reward, last.value, last.mask, inner.gamma)
