@@ -9,7 +9,8 @@ the third-order terms are 0 and most of the cost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,8 +50,8 @@ class AdaptedPolicies:
         self.gradient = self._sum([_pull([value], self._leaves, [torch.ones_like(value)]) for value in values])
         self._old = [_detached(part.distributions[-1]) for part in unrolled]
         self._fisher = [
-            _Part(part, unrolled_part, self._kl(part, old, leaves := _leaves_of(old)), leaves)
-            for part, unrolled_part, old in zip(self._parts, unrolled, self._old, strict=True)
+            _Part(part, its, partial(self._kl, part, old))
+            for part, its, old in zip(self._parts, unrolled, self._old, strict=True)
         ]
 
     def fisher_product(self, vector: Params) -> Params:
@@ -85,14 +86,15 @@ class _Part:
     Args:
         part: their iteration.
         unrolled: its adaptation, with the graph.
-        kl: scalar, of the last round's distributions from ``new``.
-        new: these distributions, fields without a graph to the parameters.
+        kl: distributions of the last round → the KL divergence of them from those unrolled, a scalar.
     """
 
-    def __init__(self, part: Iteration, unrolled: Unrolled, kl: Tensor, new: Any) -> None:
+    def __init__(self, part: Iteration, unrolled: Unrolled, kl: Callable[[Any], Tensor]) -> None:
         self.part, self.unrolled = part, unrolled
-        self.fields, self.new = list(unrolled.distributions[-1]), list(new)
-        self.slope = torch.autograd.grad(kl, self.new, create_graph=True)
+        self.fields = list(unrolled.distributions[-1])
+        self.new = [field.detach().requires_grad_() for field in self.fields]
+        new = type(unrolled.distributions[-1])(*self.new)
+        self.slope = torch.autograd.grad(kl(new), self.new, create_graph=True)
         # Dᵀc is linear in c, so its derivative in c, backwards, is D: a graph in which all else is constant.
         self.weights = [torch.zeros_like(field, requires_grad=True) for field in self.fields]
         adapted = {name: value.detach() for name, value in unrolled.params[-1].items()}
@@ -137,7 +139,3 @@ def _pull(outputs: Sequence[Tensor], inputs: list[Tensor], cotangents: Sequence[
 
 def _detached(distribution: Any) -> Any:
     return type(distribution)(*(field.detach() for field in distribution))
-
-
-def _leaves_of(distribution: Any) -> Any:
-    return type(distribution)(*(field.detach().requires_grad_() for field in distribution))
