@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import submitit  # noqa: F401  # here: its import closes all handlers of logging, and absl's with pytest's own stderr
 from sweep_cases import SMOKE, fork, write_recipe
 from test_cli import error_of
 
