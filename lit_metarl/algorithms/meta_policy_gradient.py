@@ -6,9 +6,10 @@ import copy
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -39,6 +40,8 @@ from lit_metarl.types import (
 )
 
 log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 POLICY, STEP_SIZE, CONTEXT, SIGNALS = "policy.", "step_size.", "context.", "signals."
 
@@ -293,6 +296,26 @@ class MetaPolicyGradient(Algorithm):
         with torch.enable_grad(), self._precision():
             return self.iteration(trajectories, adaptations).gradient(likelihood)
 
+    def hessian_vector(self, trajectories: Trajectories, vector: Params) -> Params:
+        """Estimate of ∇²J(θ_0) v from one round before adaptation, mean over tasks, by the policy's parameter names.
+
+        That of the inner surrogate: the matrix that the meta-gradient of one adaptation step applies α times.
+
+        Args:
+            trajectories: fields ``[B, N, T, ...]``.
+            vector: v, by the policy's parameter names.
+        """
+        with self._precision():
+            params = below(POLICY, self.before_adaptation(trajectories.context))
+            products = self.inner.hessian_vector(params, vector, trajectories, self.process(trajectories))
+        return {name: value.mean(0) for name, value in products.items()}
+
+    def with_surrogate(self, surrogate: InnerSurrogate) -> MetaPolicyGradient:
+        """The module with another inner surrogate and the very same parameters, to compare estimators of one policy."""
+        other = copy.copy(self)
+        other.inner = replace(self.inner, surrogate=surrogate)
+        return other
+
     # Evaluation ----------------------------------------------------------------------------------------------------
 
     def evaluation_metrics(self, batch: MetaEpisodes) -> dict[str, Tensor]:
@@ -334,7 +357,7 @@ class MetaPolicyGradient(Algorithm):
         self.outer.load_state(move_data_to_device(self.outer.state(), self.device))
 
 
-def above(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+def above(prefix: str, values: Mapping[str, Value]) -> dict[str, Value]:
     """All ``values``, with ``prefix`` put before their names."""
     return {prefix + name: value for name, value in values.items()}
 

@@ -3,6 +3,7 @@
 from lit_metarl.callbacks.adaptation import AdaptationResults
 from lit_metarl.callbacks.checkpoint import RunCheckpoint
 from lit_metarl.callbacks.critic_gradient import CriticGradientMonitor, GradientProtocol
+from lit_metarl.callbacks.gradients import GradientMonitor
 from lit_metarl.callbacks.ntk import NTKMonitor
 from lit_metarl.callbacks.progress import ProgressBar
 from lit_metarl.callbacks.results import EpisodeVideo, TestTable
@@ -12,6 +13,7 @@ __all__ = [
     "AdaptationResults",
     "CriticGradientMonitor",
     "EpisodeVideo",
+    "GradientMonitor",
     "GradientProtocol",
     "NTKMonitor",
     "ProgressBar",

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from lit_metarl.data.stepping import finite_action
 from lit_metarl.data.streams import Stream, derive_seed, global_state, load_global_state, seed_global
 from lit_metarl.envs.base import EnvError, EnvFactory, EnvSpec
 from lit_metarl.processes import gather_states
@@ -194,10 +195,7 @@ class ExperienceDataModule(LightningDataModule):
 
     def finite_action(self, action: Tensor) -> Tensor:
         """``action`` of the policy, of its shape, on the CPU; raises :class:`DivergenceError` if it is not finite."""
-        action = action.cpu()
-        if action.is_floating_point() and not action.isfinite().all():
-            raise self.policy.diverged("an action of the policy is not finite")
-        return action
+        return finite_action(self.policy, action)
 
     @property
     def rank(self) -> int:

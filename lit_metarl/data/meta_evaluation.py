@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_metarl.data.experience import ExperienceDataModule, cpu_generator
+from lit_metarl.data.rounds import act_round, adapt, collect_rounds
 from lit_metarl.data.streams import Stream
 from lit_metarl.data.trajectories import TaskSimulator, horizon_of
 from lit_metarl.envs.base import Tasks
@@ -107,25 +108,7 @@ class TaskDataModule(ExperienceDataModule):
         self, simulator: TaskSimulator, steps: int, generator: torch.Generator
     ) -> tuple[list[Trajectories], list[Adaptation]]:
         """``steps + 1`` rounds, and the adaptation that each was collected with."""
-        adaptations = [self.policy.before_adaptation(simulator.context)]
-        rounds = [self._round(simulator, adaptations[0], generator)]
-        for _ in range(steps):
-            adaptations.append(self._adapt(adaptations[-1], rounds[-1]))
-            rounds.append(self._round(simulator, adaptations[-1], generator))
-        return rounds, adaptations
-
-    def _adapt(self, adaptation: Adaptation, trajectories: Trajectories) -> Adaptation:
-        return self.policy.adapt(adaptation, Trajectories(*(x.to(self.policy_device) for x in trajectories)))
-
-    def _round(self, simulator: TaskSimulator, adaptation: Adaptation, generator: torch.Generator) -> Trajectories:
-        device = self.policy_device
-        acting = self.policy.begin_round(adaptation, simulator.trajectories, generator)
-
-        def choose(obs: Tensor) -> tuple[Tensor, Tensor]:
-            action, log_prob = self.policy.sample_actions(acting, obs.to(device), generator)
-            return self.finite_action(action), log_prob.cpu()
-
-        return simulator.run(choose)
+        return collect_rounds(self.policy, self.policy_device, [simulator] * (steps + 1), generator)
 
     # Evaluation ----------------------------------------------------------------------------------------------------
 
@@ -179,7 +162,8 @@ class TaskDataModule(ExperienceDataModule):
         films, returns = {}, []
         for step in range(self.eval_adaptation_steps + 1):
             if step > 0:
-                adaptation = self._adapt(adaptation, self._round(simulator, adaptation, generator))
+                data = act_round(self.policy, self.policy_device, simulator, adaptation, generator)
+                adaptation = adapt(self.policy, self.policy_device, adaptation, data)
             acting = self.policy.begin_round(adaptation, 1, generator)
             films[f"after_{step}_steps"], result = self._film_one(filmed, acting)
             returns.append(result)

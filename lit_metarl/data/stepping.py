@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_metarl.envs.base import BatchedEnv, EnvError
+from lit_metarl.types import MetaPolicy, Policy
 
 
 class Step(NamedTuple):
@@ -78,3 +79,15 @@ class Stepper:
                 where = f"{self.env.spec.name}: {self.where(index)}, step {self.lengths[index]} of its episode"
                 raise EnvError(f"{where}: the {what} {problem}: {value.tolist()}.")
         return values
+
+
+def finite_action(policy: MetaPolicy | Policy, action: Tensor) -> Tensor:
+    """``action`` of the policy, of its shape, on the CPU.
+
+    Raises:
+        DivergenceError: it is not finite.
+    """
+    action = action.cpu()
+    if action.is_floating_point() and not action.isfinite().all():
+        raise policy.diverged("an action of the policy is not finite")
+    return action

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap
+from torch.func import grad, vjp, vmap
 
 from lit_metarl.estimators import InnerSurrogate
 from lit_metarl.nn.conditioning import condition, told_call
@@ -141,3 +141,14 @@ class InnerLoop:
 
         each = Trajectories(0, 0, 0, 0, 0, 0, 0, context=None)  # type: ignore[arg-type]
         return vmap(vmap(grad(one), in_dims=(None, each, 0)))(params, trajectories, signals)
+
+    @torch.no_grad()
+    def hessian_vector(self, params: Params, vector: Params, trajectories: Trajectories, signals: Signals) -> Params:
+        """∇²[(1/N) Σ_n surrogate_n] v of every task, ``[B, ...]``; θ is ``[B, ...]``, v is shared."""
+
+        def one_task(params: Params, trajectories: Trajectories, signals: Signals) -> Params:
+            gradient = grad(lambda params: self.values(params, trajectories, signals).mean())
+            # A vector from the left, which for a symmetric matrix is one from the right.
+            return vjp(gradient, params)[1](vector)[0]
+
+        return vmap(one_task)(params, trajectories, signals)

@@ -46,6 +46,9 @@ COMMANDS = {
     "study estimators": Command(
         "studies.estimators", "estimators", "Exact bias and variance of estimated gradients and Hessians."
     ),
+    "study gradient_quality": Command(
+        "studies.gradient_quality", "gradient-quality", "Bias and variance of meta-gradients of trained checkpoints."
+    ),
     "study meta_gradient": Command(
         "studies.meta_gradient", "meta-gradient", "Exact bias and variance of estimated meta-gradients."
     ),
@@ -102,13 +105,14 @@ def _name(words: list[str]) -> str:
 def main(words: list[str]) -> int:
     """Run the command that ``words`` begin with; returns the exit code (2 for bad input)."""
     report, args = parse(words)
+    from lit_metarl.checkpoint import CheckpointError
     from lit_metarl.envs.base import EnvError
     from lit_metarl.tracking import TrackingError
     from lit_metarl.types import ConfigError, DivergenceError
 
     try:
         show(report.run(args), args)
-    except (ReportError, ConfigError, DivergenceError, EnvError, TrackingError) as error:
+    except (ReportError, CheckpointError, ConfigError, DivergenceError, EnvError, TrackingError) as error:
         sys.stderr.write(f"lit-metarl: error: {error}\n")
         return 2
     return 0
