@@ -7,6 +7,7 @@ Axes, always in this order and with these letters: ``B`` tasks, ``N`` trajectori
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -151,6 +152,13 @@ class MetaEpisodes(NamedTuple):
     frames_per_second: float = 0.0
 
 
+class Dimensions(NamedTuple):
+    """A round of a policy whose action dimensions are independent given the state, dimension by dimension."""
+
+    log_prob: Tensor  # [..., N, T, A] of the behaviour policy
+    effect: Tensor  # [..., N, T, A] d_i(s_t, a_t^i), what coordinate i adds to b(s_t), in the units of ``value``
+
+
 class Signals(NamedTuple):
     """A round as estimators read it: data without a graph, every field ``[..., N, T]``, padded entries 0."""
 
@@ -159,6 +167,24 @@ class Signals(NamedTuple):
     value: Tensor  # baseline b(s_t), in the units of the discounted reward-to-go
     advantage: Tensor  # GAE(λ), as the module normalised it
     mask: Tensor
+    dimensions: Dimensions | tuple[()] = ()  # where the baseline depends on actions
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Signals:
+        """Signals of ``function(tensor)`` of all tensors."""
+        return Signals.of({name: function(value) for name, value in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, those of ``dimensions`` as ``dimensions/…``."""
+        found = {name: value for name, value in self._asdict().items() if name != "dimensions"}
+        extra = self.dimensions._asdict() if self.dimensions else {}
+        return found | {f"dimensions/{name}": value for name, value in extra.items()}
+
+    @staticmethod
+    def of(tensors: dict[str, Tensor]) -> Signals:
+        """Inverse of :meth:`tensors`."""
+        extra = {name: value for name, value in tensors.items() if name.startswith("dimensions/")}
+        fields = {name: value for name, value in tensors.items() if name not in extra}
+        return Signals(**fields, dimensions=Dimensions(*extra.values()) if extra else ())
 
 
 Params = dict[str, Tensor]

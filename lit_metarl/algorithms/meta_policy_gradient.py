@@ -17,8 +17,16 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from lit_metarl.algorithms.base import Algorithm, policy_state_of
-from lit_metarl.estimators import InnerSurrogate, LogLikelihood, gae, normalise, reward_to_go
-from lit_metarl.nn import BaselineFactory, CategoricalMLP, GaussianMLP, LinearFeature, PolicyFactory
+from lit_metarl.algorithms.signals import signals_of
+from lit_metarl.estimators import InnerSurrogate, LogLikelihood, reward_to_go
+from lit_metarl.nn import (
+    ActionDependentBaseline,
+    BaselineFactory,
+    CategoricalMLP,
+    GaussianMLP,
+    LinearFeature,
+    PolicyFactory,
+)
 from lit_metarl.nn.conditioning import HYPERNETWORK, condition, told_call
 from lit_metarl.nn.recipe import recipe_of
 from lit_metarl.optim.corrections import NoCorrection, SamplingCorrection
@@ -186,10 +194,10 @@ class MetaPolicyGradient(Algorithm):
         """
         with self._precision():
             sizes = self.split({name: p.detach() for name, p in self.meta_parameters().items()})[1]
-            signals = self.process(trajectories)
+            signals = self.process(trajectories, adaptation)
             params = self.inner.adapt(below(POLICY, adaptation), sizes, trajectories, signals)
         self._check_finite(sum(value.sum() for value in params.values()), "an adaptation step")
-        return self._to_act_with(params, trajectories.context) | above(SIGNALS, signals._asdict())
+        return self._to_act_with(params, trajectories.context) | above(SIGNALS, signals.tensors())
 
     @torch.no_grad()
     def _to_act_with(self, params: Params, context: Tensor) -> Adaptation:
@@ -222,15 +230,20 @@ class MetaPolicyGradient(Algorithm):
     # Training ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def process(self, trajectories: Trajectories) -> Signals:
-        """A round as estimators see it: baseline predicted, advantages estimated and normalised; ``[B, N, T]``."""
-        reward, mask, gamma = trajectories.reward, trajectories.mask, self.inner.gamma
-        value = self.baseline.predict(trajectories, reward_to_go(reward, mask, gamma))
-        advantage = gae(reward, value, mask, gamma, self.gae_lambda)
-        if self.normalise_advantages:
-            advantage, scale = normalise(advantage, mask)
-            reward, value = reward / scale[..., None, None], value / scale[..., None, None]
-        return Signals(trajectories.log_prob, reward, value, advantage, mask)
+    def process(self, trajectories: Trajectories, adaptation: Adaptation | None = None) -> Signals:
+        """A round as estimators see it, ``[B, N, T]``: :func:`~lit_metarl.algorithms.signals.signals_of`.
+
+        Args:
+            trajectories: fields ``[B, N, T, ...]``.
+            adaptation: that it was collected with; read if the baseline depends on the actions, and then it is needed.
+        """
+        acted = self._distributions(adaptation, trajectories.obs) if adaptation and self._sees_actions else None
+        settings = self.inner.gamma, self.gae_lambda, self.normalise_advantages
+        return signals_of(trajectories, self.baseline, acted, *settings)
+
+    @property
+    def _sees_actions(self) -> bool:
+        return isinstance(self.baseline, ActionDependentBaseline)
 
     def training_step(self, batch: MetaBatch, batch_idx: int) -> None:
         """One outer update on one meta-batch, then one step of a baseline that learns."""
@@ -270,8 +283,13 @@ class MetaPolicyGradient(Algorithm):
             trajectories: fields ``[B, N, T, ...]``.
             adaptations: what each round was collected with; signals that they hold are not computed again.
         """
-        signals = [Signals(**below(SIGNALS, adaptation)) for adaptation in adaptations[1:]]
-        signals += [self.process(trajectory) for trajectory in trajectories[len(signals) :]]
+        if self._sees_actions and not adaptations:
+            adaptations = [self.before_adaptation(trajectories[0].context)]
+            for data in trajectories[:-1]:
+                adaptations.append(self.adapt(adaptations[-1], data))
+        signals = [Signals.of(below(SIGNALS, adaptation)) for adaptation in adaptations[1:]]
+        last = adaptations[-1] if adaptations else None
+        signals += [self.process(data, last) for data in trajectories[len(signals) :]]
         return Iteration(
             self.inner,
             self.meta_parameters(),
@@ -306,8 +324,9 @@ class MetaPolicyGradient(Algorithm):
             vector: v, by the policy's parameter names.
         """
         with self._precision():
-            params = below(POLICY, self.before_adaptation(trajectories.context))
-            products = self.inner.hessian_vector(params, vector, trajectories, self.process(trajectories))
+            adaptation = self.before_adaptation(trajectories.context)
+            signals = self.process(trajectories, adaptation)
+            products = self.inner.hessian_vector(below(POLICY, adaptation), vector, trajectories, signals)
         return {name: value.mean(0) for name, value in products.items()}
 
     def with_surrogate(self, surrogate: InnerSurrogate) -> MetaPolicyGradient:

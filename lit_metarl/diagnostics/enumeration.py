@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,9 +64,9 @@ class EnumeratedRound(NamedTuple):
     def qualities(self, inner: InnerSurrogate, gamma: float) -> tuple[Quality, Quality]:
         """Errors of gradient ``[S, A]`` and Hessian ``[S, A, S, A]`` of ``inner`` from one trajectory per estimate."""
 
-        def surrogate(theta: Tensor, state: Tensor, action: Tensor, *data: Tensor) -> Tensor:
+        def surrogate(theta: Tensor, state: Tensor, action: Tensor, *data: Any) -> Tensor:
             log_prob = theta.log_softmax(-1)[state, action]
-            signals = Signals(*(part[None] for part in data))
+            signals = Signals(*data).map(lambda part: part[None])
             return inner.per_trajectory(log_prob[None], signals, gamma, discounted=True)[0]
 
         def errors(derivative: Callable[..., Tensor], truth: Tensor) -> Quality:

@@ -11,6 +11,7 @@ from lit_metarl.estimators.inner import (
     LikelihoodRatio,
     LoadedDiCE,
     LogLikelihood,
+    OrderedTMAML,
     TayPO,
     TruncatedDR,
 )
@@ -30,11 +31,13 @@ from lit_metarl.estimators.returns import (
     reward_to_go,
 )
 from lit_metarl.estimators.surrogates import (
+    anova,
     clipped_ratio,
     dice,
     likelihood_ratio,
     loaded_dice,
     log_likelihood,
+    ordered,
     tmaml,
 )
 
@@ -46,8 +49,10 @@ __all__ = [
     "LikelihoodRatio",
     "LoadedDiCE",
     "LogLikelihood",
+    "OrderedTMAML",
     "TayPO",
     "TruncatedDR",
+    "anova",
     "clipped_ratio",
     "dice",
     "discounted_suffix_sum",
@@ -60,6 +65,7 @@ __all__ = [
     "log_importance_ratio",
     "log_likelihood",
     "normalise",
+    "ordered",
     "reward_to_go",
     "step_wise_is",
     "taypo",

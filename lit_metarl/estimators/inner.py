@@ -33,9 +33,30 @@ class InnerSurrogate(ABC):
                 weight. Surrogates of rewards have no such choice and always discount.
         """
 
+    def per_trajectory_by_dimension(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
+        """The surrogate, ``[..., N]``, where ``signals.dimensions`` says what each action dimension did.
+
+        Called instead of :meth:`per_trajectory` if the baseline depends on actions; a surrogate that makes no use of
+        that sums over the dimensions, which is the default.
+
+        Args:
+            log_prob: log π_θ(a_t^i|s_t) with its graph, ``[..., N, T, A]``.
+            signals: data.
+            gamma: as above.
+            discounted: likewise.
+        """
+        return self.per_trajectory(log_prob.sum(-1), signals, gamma, discounted)
+
 
 def _weight(gamma: float, discounted: bool) -> float:
     return gamma if discounted else 1.0
+
+
+def _by_dimension(log_prob: Tensor, signals: Signals) -> tuple[Tensor, Tensor]:
+    """log ρ_t^i and d_i, both ``[..., N, T, A]``."""
+    assert signals.dimensions
+    behaviour, effect = signals.dimensions
+    return off_policy.log_importance_ratio(log_prob, behaviour, signals.mask[..., None]), effect
 
 
 def _log_ratio(log_prob: Tensor, signals: Signals) -> Tensor:
@@ -150,7 +171,10 @@ class TayPO(InnerSurrogate):
 
 @dataclass(frozen=True)
 class TMAML(InnerSurrogate):
-    """DiCE with control variates (Liu et al. 2019, Eq. 7 put right), ``[..., N]``; unbiased, little variance.
+    """DiCE with control variates (Liu et al. 2019, Eq. 7 put right), ``[..., N]``; unbiased, less variance.
+
+    With a baseline that depends on actions, such as :class:`~lit_metarl.nn.ActionDependentLinear`, they are those of
+    :func:`~lit_metarl.estimators.surrogates.anova`; otherwise those of the state.
 
     Attributes:
         eq7_printed: the control variate as the paper prints it: a biased Hessian of more variance than DiCE's.
@@ -162,3 +186,24 @@ class TMAML(InnerSurrogate):
         """DiCE + Σ_t γ^t (Π_{s<t} ρ_s)(1 − ρ_t) b_t, ``[..., N]``: :func:`~lit_metarl.estimators.surrogates.tmaml`."""
         log_ratio = _log_ratio(log_prob, signals)
         return surrogates.tmaml(log_ratio, signals.reward, signals.value, signals.mask, gamma, self.eq7_printed)
+
+    def per_trajectory_by_dimension(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
+        """The action-dependent control variates, ``[..., N]``: :func:`~lit_metarl.estimators.surrogates.anova`."""
+        if self.eq7_printed:  # which has states only
+            return super().per_trajectory_by_dimension(log_prob, signals, gamma, discounted)
+        log_ratio, effect = _by_dimension(log_prob, signals)
+        return surrogates.anova(log_ratio, signals.reward, signals.value, effect, signals.mask, gamma)
+
+
+@dataclass(frozen=True)
+class OrderedTMAML(TMAML):
+    """TMAML whose action-dependent baselines take the dimensions in order, ``[..., N]``; unbiased.
+
+    With a baseline of states alone it is :class:`TMAML` (Liu et al. 2019, Eq. 11; Wu et al. 2018).
+    """
+
+    def per_trajectory_by_dimension(self, log_prob: Tensor, signals: Signals, gamma: float, discounted: bool) -> Tensor:
+        """Control variates b_i(s, a^{−i}), ``[..., N]``: :func:`~lit_metarl.estimators.surrogates.ordered`."""
+        log_ratio, effect = _by_dimension(log_prob, signals)
+        baseline = signals.value[..., None] + effect.sum(-1, keepdim=True) - effect
+        return surrogates.ordered(log_ratio, signals.reward, baseline, signals.mask, gamma)

@@ -2,6 +2,7 @@
 
 from lit_metarl.nn.actors import ActorFactory, DeterministicMLP, TanhGaussianMLP
 from lit_metarl.nn.baselines import Baseline, BaselineFactory, LinearFeature, LinearTime, NoBaseline, TimeMean
+from lit_metarl.nn.control_variates import ActionDependentBaseline, ActionDependentLinear
 from lit_metarl.nn.critics import (
     CriticFactory,
     D2RLCritic,
@@ -14,6 +15,8 @@ from lit_metarl.nn.hyper_initialisation import BiasHyper, HyperFanIn, HyperIniti
 from lit_metarl.nn.policies import CategoricalMLP, GaussianMLP, PolicyFactory
 
 __all__ = [
+    "ActionDependentBaseline",
+    "ActionDependentLinear",
     "ActorFactory",
     "Baseline",
     "BaselineFactory",

@@ -98,13 +98,13 @@ class LinearFeature(ClosedForm):
     held_out: bool = False
 
     def __post_init__(self) -> None:
-        _check_ridge(self.ridge)
+        check_ridge(self.ridge)
 
     @torch.no_grad()
     def fit_predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
         """Predictions ``[B, N, T]`` of the regression on observation and time."""
         clipped = obs.double().clamp(-OBS_LIMIT, OBS_LIMIT)
-        features = torch.cat([clipped, clipped.square(), _time_features(returns)], dim=-1)
+        features = torch.cat([clipped, clipped.square(), time_features(returns)], dim=-1)
         return _ridge_regression(features, returns, mask, self.ridge, self.held_out)
 
 
@@ -121,12 +121,12 @@ class LinearTime(ClosedForm):
     held_out: bool = False
 
     def __post_init__(self) -> None:
-        _check_ridge(self.ridge)
+        check_ridge(self.ridge)
 
     @torch.no_grad()
     def fit_predict(self, obs: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
         """Predictions ``[B, N, T]`` of the regression on time; ``obs`` is not read."""
-        return _ridge_regression(_time_features(returns), returns, mask, self.ridge, self.held_out)
+        return _ridge_regression(time_features(returns), returns, mask, self.ridge, self.held_out)
 
 
 @dataclass(frozen=True)
@@ -159,11 +159,12 @@ class NoBaseline(ClosedForm):
         return torch.zeros_like(returns)
 
 
-def _check_ridge(ridge: float) -> None:
+def check_ridge(ridge: float) -> None:
+    """Raise :class:`~lit_metarl.types.ConfigError` unless ``ridge`` is positive."""
     require(ridge > 0.0, "ridge", ridge, "features can be collinear, and then only a positive ridge has a solution")
 
 
-def _time_features(returns: Tensor) -> Tensor:
+def time_features(returns: Tensor) -> Tensor:
     """[t, t², t³, 1] with t = step/100 from 0, ``[B, N, T, 4]`` float64."""
     t = torch.arange(returns.shape[-1], dtype=torch.float64, device=returns.device) / TIME_SCALE
     return torch.stack([t, t**2, t**3, torch.ones_like(t)], dim=-1).expand(*returns.shape, 4)
@@ -178,13 +179,13 @@ def _ridge_regression(features: Tensor, returns: Tensor, mask: Tensor, ridge: fl
     gram, moment = x.mT @ x, x.mT @ returns.double().unsqueeze(-1)  # [B, N, F, F], [B, N, F, 1]
     total_gram, total_moment = gram.sum(1, keepdim=True), moment.sum(1, keepdim=True)
     if held_out:
-        weights = _solve(total_gram - gram, total_moment - moment, ridge)
+        weights = solve_ridge(total_gram - gram, total_moment - moment, ridge)
     else:
-        weights = _solve(total_gram, total_moment, ridge)
+        weights = solve_ridge(total_gram, total_moment, ridge)
     return (x @ weights).squeeze(-1).to(returns.dtype)
 
 
-def _solve(gram: Tensor, moment: Tensor, ridge: float) -> Tensor:
+def solve_ridge(gram: Tensor, moment: Tensor, ridge: float) -> Tensor:
     """w of (gram + ridge·I) w = moment, batched; ten times the ridge wherever rounding made a system indefinite.
 
     Systems that stay indefinite have w = 0.

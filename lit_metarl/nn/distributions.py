@@ -76,8 +76,12 @@ class DiagonalGaussian(NamedTuple):
 
         z = (action − mean)/exp(log_std).
         """
+        return self.dimension_log_prob(action).sum(-1)
+
+    def dimension_log_prob(self, action: Tensor) -> Tensor:
+        """Log-density of every coordinate of ``action [..., A]``, −z²/2 − log_std − log(2π)/2, ``[..., A]``."""
         z = (action - self.mean) * (-self.log_std).exp()
-        return (-0.5 * z.square() - self.log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+        return -0.5 * z.square() - self.log_std - 0.5 * math.log(2.0 * math.pi)
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """mean + exp(log_std)·noise, ``[..., A]``; it carries the gradient of both.

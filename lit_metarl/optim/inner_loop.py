@@ -72,10 +72,17 @@ class InnerLoop:
 
     def values(self, params: Params, trajectories: Trajectories, signals: Signals) -> Tensor:
         """The surrogate of each of one task's trajectories, ``[N]``."""
-        return self._values(self.log_prob(params, trajectories), signals)
+        return self._values(self.distribution(params, trajectories), trajectories, signals)[0]
 
-    def _values(self, log_prob: Tensor, signals: Signals) -> Tensor:
-        return self.scale(signals) * self.surrogate.per_trajectory(log_prob, signals, self.gamma, self.discounted)
+    def _values(self, distribution: Any, trajectories: Trajectories, signals: Signals) -> tuple[Tensor, Tensor]:
+        """The surrogate ``[N]``, and log π of the actions ``[N, T]``."""
+        if signals.dimensions:
+            each = distribution.dimension_log_prob(trajectories.action)
+            value = self.surrogate.per_trajectory_by_dimension(each, signals, self.gamma, self.discounted)
+            return self.scale(signals) * value, each.sum(-1)
+        log_prob = distribution.log_prob(trajectories.action)
+        value = self.surrogate.per_trajectory(log_prob, signals, self.gamma, self.discounted)
+        return self.scale(signals) * value, log_prob
 
     def step(
         self, params: Params, step_sizes: StepSizes, trajectories: Trajectories, signals: Signals
@@ -88,8 +95,8 @@ class InnerLoop:
 
         def value(params: Params) -> tuple[Tensor, tuple[Any, Tensor]]:
             distribution = self.distribution(params, trajectories)
-            log_prob = distribution.log_prob(trajectories.action)
-            return self._values(log_prob, signals).mean(), (distribution, log_prob)
+            values, log_prob = self._values(distribution, trajectories, signals)
+            return values.mean(), (distribution, log_prob)
 
         gradient, (distribution, log_prob) = grad(value, has_aux=True)(params)
         if self.first_order:
@@ -135,7 +142,7 @@ class InnerLoop:
             fields = {name: x.unsqueeze(0) for name, x in trajectory._asdict().items()}
             alone = (
                 Trajectories(**fields | {"context": trajectory.context}),
-                Signals(*(x.unsqueeze(0) for x in signals)),
+                signals.map(lambda x: x.unsqueeze(0)),
             )
             return self.values(params, *alone)[0]
 

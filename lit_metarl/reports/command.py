@@ -43,6 +43,9 @@ COMMANDS = {
     "study critic_gradient_curves": Command(
         "studies.critic_gradient_curves", "critic-gradient-curves", "That in training (needs CriticGradientMonitor)."
     ),
+    "study control_variates": Command(
+        "studies.control_variates", "control-variates", "Exact bias and variance of action-dependent control variates."
+    ),
     "study estimators": Command(
         "studies.estimators", "estimators", "Exact bias and variance of estimated gradients and Hessians."
     ),

@@ -50,10 +50,11 @@ from lit_metarl.estimators import (
     LikelihoodRatio,
     LoadedDiCE,
     LogLikelihood,
+    OrderedTMAML,
     TayPO,
     TruncatedDR,
 )
-from lit_metarl.nn import CategoricalMLP, GaussianMLP, LinearFeature
+from lit_metarl.nn import ActionDependentLinear, CategoricalMLP, GaussianMLP, LinearFeature
 from lit_metarl.optim import (
     PPO,
     TRPO,
@@ -677,3 +678,64 @@ def test_a_saved_policy_is_the_one_before_adaptation_in_the_simulators_range(tmp
     assert (expected[:, 0] == -1.0).all()
     assert (np.abs(expected[:, 1]) < 1.0).all()
     np.testing.assert_allclose(load_policy(tmp_path / "a.ckpt")(obs), expected, rtol=1e-5)
+
+
+# Baselines that depend on the action ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner", [TMAMLSurrogate(), OrderedTMAML(), LikelihoodRatio()], ids=repr)
+@pytest.mark.parametrize("outer", OUTER, ids=lambda outer: type(outer).__name__)
+def test_action_dependent_baselines_compose(inner: Any, outer: Any) -> None:
+    module = attach(make(inner=inner, outer=outer, baseline=ActionDependentLinear(), correction=LeaveOneOut()))
+    before = parameters(module)
+    batch = batch_of(module, random_rounds(module, tasks=2, steps=2))
+    metrics = module.outer.update(module.iteration(batch.rounds, batch.adaptations))
+    assert all(torch.isfinite(value) for value in metrics.values())
+    assert all(not torch.equal(value, before[name]) for name, value in parameters(module).items())
+
+
+def test_dimensions_are_those_of_the_policy_that_acted() -> None:
+    module = make(baseline=ActionDependentLinear(), normalise_advantages=True)
+    batch = batch_of(module, random_rounds(module, steps=2))
+    rounds = module.iteration(batch.rounds, batch.adaptations).signals
+    for signals, data in zip(rounds, batch.rounds, strict=True):
+        assert signals.dimensions
+        assert_close(signals.dimensions.log_prob.sum(-1), data.log_prob)
+        assert (signals.dimensions.effect * (1 - data.mask[..., None])).abs().max() == 0
+        assert signals.dimensions.effect.abs().max() > 0
+    # Without the adaptations they are made again from the data.
+    for one, two in zip(module.iteration(batch.rounds).signals, rounds, strict=True):
+        assert_close(one.tensors(), two.tensors())
+    with_them, without = (
+        module.meta_gradient(*given) for given in ((batch.rounds, batch.adaptations), (batch.rounds,))
+    )
+    assert_close(with_them, without)
+
+
+def test_effects_share_the_scale_of_values() -> None:
+    rounds = random_rounds(make())
+    raw, scaled = (
+        module.process(rounds[0], unadapted(module))
+        for module in (make(baseline=ActionDependentLinear(), normalise_advantages=flag) for flag in (False, True))
+    )
+    assert raw.dimensions
+    assert scaled.dimensions
+    scale = (raw.value.abs().sum((1, 2)) / scaled.value.abs().sum((1, 2)))[:, None, None, None]
+    assert (scale - 1).abs().min() > 0.01
+    assert_close(scaled.dimensions.effect * scale, raw.dimensions.effect)
+
+
+def test_a_surrogate_without_use_for_dimensions_is_what_it_is() -> None:
+    """With Q's value as the state baseline, the likelihood ratio's step is bit for bit that of summed ratios."""
+    module = make(LVC, baseline=ActionDependentLinear())
+    (before, _) = random_rounds(module)
+    signals = module.process(before, unadapted(module))
+    sizes = dict.fromkeys(initial_params(module), 0.1)
+    stepped = module.inner.adapt(initial_params(module), sizes, before, signals)
+    plain = module.inner.adapt(initial_params(module), sizes, before, signals._replace(dimensions=()))
+    assert all(torch.equal(stepped[name], plain[name]) for name in plain)
+    tamed = module.with_surrogate(TMAMLSurrogate()).inner
+    assert not torch.equal(
+        tamed.adapt(initial_params(module), sizes, before, signals)["log_std"],
+        tamed.adapt(initial_params(module), sizes, before, signals._replace(dimensions=()))["log_std"],
+    )

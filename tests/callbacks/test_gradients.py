@@ -117,7 +117,7 @@ def test_hessian_vector_is_the_derivative_of_the_inner_gradient() -> None:
     params = {name: p.detach() for name, p in module.policy.named_parameters()}
     generator = torch.Generator().manual_seed(0)
     vector = {name: torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in params.items()}
-    signals = module.process(data)
+    signals = module.process(data, module.before_adaptation(data.context))
 
     def gradient(step: float) -> dict[str, torch.Tensor]:
         moved = {name: (p + step * vector[name]).expand(2, *p.shape) for name, p in params.items()}

@@ -44,7 +44,7 @@ class World:
             return estimate(theta, state[None], action[None], Signals(*data)).sum()
 
         data = self.all.state, self.all.action, *(signals or self.signals)
-        axes = (None, *[0] * 7)
+        axes = (None, *[0] * 8)
         return [vmap(each, axes)(self.theta, *data) for each in (scalar, jacrev(scalar), jacrev(jacrev(scalar)))]
 
     def derivatives_of(self, surrogate):

@@ -247,7 +247,7 @@ def test_action_values_as_critic(world):
 def test_bootstrap_stands_for_what_follows(on_policy):
     """Two of three steps and V at the third: the value is exact, also where the episode ended before."""
     w = on_policy
-    short = w.signals._replace(**{name: part[..., :2] for name, part in w.signals._asdict().items()})
+    short = w.signals.map(lambda part: part[..., :2])
     after = w.values[2][w.all.state[:, 2]] * w.all.mask[:, 2]
     zero = torch.zeros_like(short.reward)
     for bootstrap, error in ((after[:, None], 0.0), (None, w.all.probability @ after * w.gamma**2)):

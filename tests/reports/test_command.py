@@ -21,6 +21,7 @@ SHORT = ["tabular", "--mdps", "1", "--states", "2", "--trajectories", "5", "--si
         (["estimators", "--seed", "-1"], "--seed"),
         (["estimators", "--horizon", "2", "--write", "missing.md"], "missing.md"),
         (["meta_gradient", "--gamma", "1"], "--gamma"),
+        (["control_variates", "--mdps", "0"], "--mdps"),
         (["gradient_quality"], "CHECKPOINT"),
         (["gradient_quality", "missing.ckpt"], "missing.ckpt: there is no such file"),
         (["gradient_quality", "missing.ckpt", "--estimators", "unknown"], "unknown"),
@@ -48,5 +49,5 @@ def test_help_names_every_study(capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     studies = {name.split()[1]: command for name, command in COMMANDS.items() if name.startswith("study ")}
-    assert len(studies) == 8
+    assert len(studies) == 9
     assert all(name in text and study.description in text for name, study in studies.items())

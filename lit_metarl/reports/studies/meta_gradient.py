@@ -182,7 +182,7 @@ class Enumeration:
 
         def one(meta: Params, data: Sequence[Trajectories], rounds: Sequence[Signals], credits: list[Tensor]) -> Tensor:
             alone = tuple(Trajectories(*(x[None] for x in each)) for each in data)
-            seen = tuple(Signals(*(x[None] for x in each)) for each in rounds)
+            seen = tuple(each.map(lambda x: x[None]) for each in rounds)
             given = [credit[None] for credit in credits]
             task = Iteration(self.module.inner, meta, self.module.split, alone, seen, lambda _: given)
             return task.task_objectives(task.unroll(meta), likelihood)[0]
