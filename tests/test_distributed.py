@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from meta_cases import attach, random_rounds
+from meta_cases import attach, batch_of, random_rounds
 from test_resume import metrics_of
 
 from lit_metarl.__main__ import main
 from lit_metarl.algorithms import MAML, SAC
 from lit_metarl.losses.critics import critic_loss
 from lit_metarl.losses.sac import actor_loss
-from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, TanhGaussianMLP
+from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, MetaLearned, TanhGaussianMLP
 from lit_metarl.optim import PPO, TRPO, VPG
 from lit_metarl.tracking import connect
 from lit_metarl.types import Trajectories
@@ -71,12 +71,25 @@ def meta_update(outer: str, tasks: slice) -> dict[str, torch.Tensor]:
     return parameters | {"penalties": torch.tensor(module.outer.state().get("penalties", []))}
 
 
+def baseline_update(tasks: slice) -> dict[str, torch.Tensor]:
+    """Parameters of a meta-learned baseline after its steps on ``tasks`` of a fixed meta-batch of four."""
+    torch.manual_seed(0)
+    policy, baseline = GaussianMLP((4,)), MetaLearned((4,), lr=0.05, updates=3)
+    module = attach(MAML(O, A, policy=policy, baseline=baseline, normalise_advantages=False).double())
+    rounds = random_rounds(module, tasks=4)
+    parts = [Trajectories(*(x[tasks] for x in trajectories)) for trajectories in rounds]
+    module.finish_step = lambda *counts: None  # which logs, and there is no loop
+    module.training_step(batch_of(module, parts), 0)
+    return {name: value.detach().clone() for name, value in module.baseline.named_parameters()}
+
+
 def worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     half = slice(0, M // 2) if rank == 0 else slice(M // 2, M)
     torch.save(gradients(half), f"{folder}/rank{rank}.pt")
     tasks = slice(0, 2) if rank == 0 else slice(2, 4)
     torch.save({outer: meta_update(outer, tasks) for outer in META}, f"{folder}/meta{rank}.pt")
+    torch.save(baseline_update(tasks), f"{folder}/baseline{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -108,6 +121,15 @@ def test_meta_update_is_that_of_the_joined_tasks(outer: str, folder: Path) -> No
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], expected, atol=1e-8, rtol=1e-6)
     assert not torch.allclose(alone["policy.trunk.0.weight"], joined["policy.trunk.0.weight"], rtol=1e-4)
+
+
+def test_a_learned_baseline_is_that_of_the_joined_tasks(folder: Path) -> None:
+    joined, alone = baseline_update(slice(0, 4)), baseline_update(slice(0, 2))
+    first, second = (torch.load(folder / f"baseline{rank}.pt", weights_only=True) for rank in range(2))
+    for name, expected in joined.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], expected, atol=1e-8, rtol=1e-6)
+    assert not torch.allclose(alone["net.0.weight"], joined["net.0.weight"], rtol=1e-3)
 
 
 SAC_FILES = ("experiment/sac_small_pendulum.yaml", "overlay/smoke.yaml")

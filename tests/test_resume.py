@@ -37,7 +37,14 @@ from lit_metarl.envs.locomotion_tasks import Direction
 from lit_metarl.envs.navigation import Navigation2D
 from lit_metarl.envs.suite import DMControl
 from lit_metarl.envs.tasks import TaskFamily
-from lit_metarl.nn import DeterministicMLP, EnsembleCriticMLP, GaussianMLP, HyperCritic, TanhGaussianMLP
+from lit_metarl.nn import (
+    DeterministicMLP,
+    EnsembleCriticMLP,
+    GaussianMLP,
+    HyperCritic,
+    MetaLearned,
+    TanhGaussianMLP,
+)
 from lit_metarl.optim import PPO, LeaveOneOut
 from lit_metarl.tracking import MLflowLogger, connect
 from lit_metarl.types import ConfigError, Interrupted
@@ -111,6 +118,7 @@ CASES: dict[str, Callable[[], tuple[Algorithm, ExperienceDataModule]]] = {
     "ProMP": partial(make_meta, ProMP, NAVIGATION, outer=PPO(epochs=2, adaptive_kl=True)),
     "TRPOMAML": partial(make_meta, TRPOMAML, NAVIGATION, {"adaptation_steps": 2}, learn_inner_lr=True),
     "TMAML": partial(make_meta, TMAML, NAVIGATION, {"train_tasks": 3, "oracle_context": True}),
+    "TMAML-meta_baseline": partial(make_meta, TMAML, NAVIGATION, baseline=MetaLearned((8,), updates=2)),
     "ProMP-mujoco": partial(make_meta, ProMP, Direction(max_episode_steps=5, threads=1)),
     "LVC-mujoco_terminating": partial(
         make_meta, LVC, Direction("walker2d", max_episode_steps=60, threads=1), {"action_scale": 1.0}

@@ -246,7 +246,7 @@ class MetaPolicyGradient(Algorithm):
         return isinstance(self.baseline, ActionDependentBaseline)
 
     def training_step(self, batch: MetaBatch, batch_idx: int) -> None:
-        """One outer update on one meta-batch, then one step of a baseline that learns."""
+        """One outer update on one meta-batch, then the steps of a baseline that learns."""
         if torch.is_autocast_enabled(self.device.type):
             torch.set_autocast_cache_enabled(False)  # cached copies would carry one graph into the next
         first, last = batch.rounds[0], batch.rounds[-1]
@@ -261,10 +261,12 @@ class MetaPolicyGradient(Algorithm):
         if not self._baseline_learns:
             return {}
         returns = [reward_to_go(data.reward, data.mask, self.inner.gamma) for data in rounds]
-        losses = [self.baseline.loss(data, target) for data, target in zip(rounds, returns, strict=True)]
-        loss = torch.stack(losses).mean()
-        self.minimise(loss, self.optimizer(-1))
-        return {"baseline_loss": loss.detach()}
+        before = []
+        for _ in range(self.baseline.steps):
+            losses = [self.baseline.loss(data, target) for data, target in zip(rounds, returns, strict=True)]
+            before.append(torch.stack(losses).mean())
+            self.minimise(before[-1], self.optimizer(-1))
+        return {"baseline_loss": before[0].detach()}
 
     def _check_finite(self, value: Tensor | float, what: str) -> None:
         if not math.isfinite(float(value)):

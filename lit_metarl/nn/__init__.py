@@ -12,6 +12,7 @@ from lit_metarl.nn.critics import (
     ResNetFeatures,
 )
 from lit_metarl.nn.hyper_initialisation import BiasHyper, HyperFanIn, HyperInitialisation, Released
+from lit_metarl.nn.meta_baseline import MetaLearned
 from lit_metarl.nn.policies import CategoricalMLP, GaussianMLP, PolicyFactory
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "HyperInitialisation",
     "LinearFeature",
     "LinearTime",
+    "MetaLearned",
     "NoBaseline",
     "PolicyFactory",
     "Released",

@@ -21,7 +21,13 @@ RIDGE_ATTEMPTS = 6  # the given ridge, then five times ten times more
 
 
 class Baseline(nn.Module):
-    """b(s_t) of the policies that collected a round, which an estimator subtracts; the training module owns it."""
+    """b(s_t) of the policies that collected a round, which an estimator subtracts; the training module owns it.
+
+    Attributes:
+        steps: of its optimizer on every batch, after the outer update.
+    """
+
+    steps: int = 1
 
     def predict(self, trajectories: Trajectories, returns: Tensor) -> Tensor:
         """b(s_t) ``[B, N, T]`` without a graph, in the dtype of ``returns``; 0 where the mask is 0.

@@ -171,8 +171,8 @@ def run(args: argparse.Namespace) -> Section:
             lines.append([f"{name}, {parameters} parameters", *biases, *variances])
     note = f"""\
 Exact, by listing all trajectories of random MDPs ({STATES} states, rewards N(0, 1), two binary action dimensions, \
-{HORIZON} steps, γ = {args.gamma:g}, seeds 0 to {args.mdps - 1}); exact critics, one trajectory per estimate. Bias: norm of the mean \
-error over the norm of the truth, the largest of all MDPs, 0 below {EXACT:g}. Variance of gradient / Hessian, summed \
-over entries."""
+{HORIZON} steps, γ = {args.gamma:g}, seeds 0 to {args.mdps - 1}); exact critics, one trajectory per estimate. Bias: \
+norm of the mean error over the norm of the truth, the largest of all MDPs, 0 below {EXACT:g}. Variance of gradient / \
+Hessian, summed over entries."""
     head = ["estimator", "∇ bias", "∇² bias", *(f"variance, MDP {seed}" for seed in range(args.mdps))]
     return Section(markdown_table(head, lines, numbers=True), [note])
