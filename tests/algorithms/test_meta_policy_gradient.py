@@ -54,7 +54,7 @@ from lit_metarl.estimators import (
     TayPO,
     TruncatedDR,
 )
-from lit_metarl.nn import ActionDependentLinear, CategoricalMLP, GaussianMLP, LinearFeature
+from lit_metarl.nn import ActionDependentLinear, CategoricalMLP, GaussianMLP, LinearFeature, MetaLearned
 from lit_metarl.optim import (
     PPO,
     TRPO,
@@ -686,7 +686,7 @@ def test_a_saved_policy_is_the_one_before_adaptation_in_the_simulators_range(tmp
 @pytest.mark.parametrize("inner", [TMAMLSurrogate(), OrderedTMAML(), LikelihoodRatio()], ids=repr)
 @pytest.mark.parametrize("outer", OUTER, ids=lambda outer: type(outer).__name__)
 def test_action_dependent_baselines_compose(inner: Any, outer: Any) -> None:
-    module = attach(make(inner=inner, outer=outer, baseline=ActionDependentLinear(), correction=LeaveOneOut()))
+    module = attach(make(TMAML, inner=inner, outer=outer, baseline=ActionDependentLinear(), correction=LeaveOneOut()))
     before = parameters(module)
     batch = batch_of(module, random_rounds(module, tasks=2, steps=2))
     metrics = module.outer.update(module.iteration(batch.rounds, batch.adaptations))
@@ -739,3 +739,21 @@ def test_a_surrogate_without_use_for_dimensions_is_what_it_is() -> None:
         tamed.adapt(initial_params(module), sizes, before, signals)["log_std"],
         tamed.adapt(initial_params(module), sizes, before, signals._replace(dimensions=()))["log_std"],
     )
+
+
+@pytest.mark.parametrize("outer", OUTER, ids=lambda outer: type(outer).__name__)
+def test_a_meta_learned_baseline_composes_and_moves_after_it_was_used(outer: Any) -> None:
+    module = attach(make(TMAML, outer=outer, baseline=MetaLearned((4,), updates=2)))
+    module.finish_step = lambda *counts: None  # type: ignore[method-assign] # which logs, and there is no loop
+    batch, used = batch_of(module, random_rounds(module, tasks=2, steps=2)), []
+    before = {name: value.clone() for name, value in module.baseline.named_parameters()}
+    predict = module.baseline.predict
+    module.baseline.predict = lambda *given: used.append(snapshot(module.baseline)) or predict(*given)  # type: ignore
+    module.training_step(batch, 0)
+    assert used  # the last round; those before it were predicted when the policy adapted
+    assert all(torch.equal(each[name], before[name]) for each in used for name in before)
+    assert all(not torch.equal(value, before[name]) for name, value in module.baseline.named_parameters())
+
+
+def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.named_parameters()}

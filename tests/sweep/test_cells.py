@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pickle
 from copy import deepcopy
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 from sweep_cases import CONFIGS, PENDULUM, cells_of, resolver, write_recipe
 
 from lit_metarl.config import load_config
+from lit_metarl.envs.locomotion_tasks import Goal
+from lit_metarl.nn import ActionDependentLinear
 from lit_metarl.sweep.cells import KEY_TAG, key_of, make_cells
 from lit_metarl.sweep.recipe import load_recipe
 from lit_metarl.types import ConfigError
@@ -185,3 +188,23 @@ def test_arms_of_a_preconditioned_hypernetwork_have_equal_data() -> None:
         data = config["data"]["init_args"]
         assert data["warmup_steps"] + data["warmup_updates"] == 5300
     assert first["model"]["init_args"]["critic"] == second["model"]["init_args"]["critic"]
+
+
+@pytest.mark.parametrize("name", ["tmaml_families", "tmaml_ppo", "tmaml_variance"])
+def test_arms_of_taming_maml_have_the_settings_of_their_class(name: str) -> None:
+    """A class that follows another in a recipe keeps the other's settings of the same name, which none may here."""
+    recipe = load_recipe(CONFIGS / "sweep" / f"{name}.yaml")
+    few = tuple(
+        arm for arm in recipe.arms if arm.name in ("ant_goal", "ant_tmaml_per_task", "navigation_tmaml_per_task")
+    )
+    (cell,) = [
+        c for c in make_cells(replace(recipe, arms=few), resolver(), seeds=[0]) if "ActionDependent" in str(c.config)
+    ]
+    baseline = cell.config["model"]["init_args"]["baseline"]
+    fresh = ActionDependentLinear(interactions=name == "tmaml_variance")
+    assert baseline == {"class_path": "lit_metarl.nn.ActionDependentLinear", "init_args": asdict(fresh)}
+    if name == "tmaml_families":
+        env = cell.config["data"]["init_args"]["env"]
+        assert asdict(Goal(**env["init_args"])) == asdict(Goal())
+    monitored = any(each["class_path"].endswith("GradientMonitor") for each in cell.config["trainer"]["callbacks"])
+    assert monitored is (name == "tmaml_variance")
