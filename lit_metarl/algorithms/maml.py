@@ -90,6 +90,13 @@ class ProMPTayPO2(MetaPolicyGradient):
 
 
 class TMAML(MetaPolicyGradient):
-    """Taming MAML (Liu et al. 2019): DiCE with control variates, in the form that is unbiased at orders 1 and 2."""
+    """Taming MAML (Liu et al. 2019): DiCE with control variates, in the form that is unbiased at orders 1 and 2.
+
+    ``baseline`` says which: of the state, fitted per task (:class:`~lit_metarl.nn.LinearFeature`, the default); per
+    task, of state and action (:class:`~lit_metarl.nn.ActionDependentLinear`); meta-learned over tasks
+    (:class:`~lit_metarl.nn.MetaLearned`, Algorithm 1). The outer update takes advantages over a state value, whichever
+    it is: Algorithm 2 has the control variates there, too, but that data is on-policy and only its gradient matters.
+    The released surrogate is not offered: its log-probabilities and baselines are of different trajectories.
+    """
 
     default_inner = TMAMLSurrogate()

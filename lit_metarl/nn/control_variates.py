@@ -43,17 +43,18 @@ class ActionDependentLinear(BaselineFactory):
 
     Attributes:
         ridge: λ of |Xw − y|² + λ|w|²; observations are clipped to ±10 before.
-        held_out: fit one half of a task's trajectories for the other and vice versa; otherwise all for all, which
+        folds: parts of a task's trajectories, each predicted by a fit to the other parts; 1 fits all to all, which
             makes b_i depend on the very actions it must not see.
         interactions: whether s·a, all products of an observation's and an action's entries, are features.
     """
 
     ridge: float = 1e-3
-    held_out: bool = True
+    folds: int = 5
     interactions: bool = True
 
     def __post_init__(self) -> None:
         check_ridge(self.ridge)
+        require(self.folds >= 1, "baseline.folds", self.folds, "it must be at least 1")
 
     def build(self, sizes: Sizes) -> Baseline:
         remedy = "its averages over actions are those of a Gaussian; use LinearFeature for discrete actions"
@@ -106,12 +107,12 @@ class FittedCritic(ActionDependentBaseline):
     def _fit(self, features: Tensor, returns: Tensor) -> Tensor:
         """Weights ``[B, N, 1, F]`` of every trajectory, from those it may be fitted on."""
         B, N, _, F = features.shape
-        first = torch.arange(N, device=features.device) % 2 == 0
-        halves = [first, ~first] if self.formula.held_out else [torch.ones_like(first)]
+        fold = torch.arange(N, device=features.device) % self.formula.folds
         weights = features.new_zeros(B, N, 1, F)
-        for half in halves:
-            others = ~half if self.formula.held_out else half
-            x, y = features[:, others].flatten(1, 2), returns[:, others].flatten(1, 2).unsqueeze(-1)
-            if others.any():  # one trajectory alone has nothing to be fitted on
-                weights[:, half] = solve_ridge(x.mT @ x, x.mT @ y, self.formula.ridge).mT.unsqueeze(1)
+        for part in fold.unique().tolist():
+            own = fold == part
+            fitted = ~own if self.formula.folds > 1 else own
+            if fitted.any():  # one trajectory alone has nothing to be fitted on
+                x, y = features[:, fitted].flatten(1, 2), returns[:, fitted].flatten(1, 2).unsqueeze(-1)
+                weights[:, own] = solve_ridge(x.mT @ x, x.mT @ y, self.formula.ridge).mT.unsqueeze(1)
         return weights

@@ -52,6 +52,9 @@ COMMANDS = {
     "study gradient_quality": Command(
         "studies.gradient_quality", "gradient-quality", "Bias and variance of meta-gradients of trained checkpoints."
     ),
+    "study gradient_samples": Command(
+        "studies.gradient_samples", "gradient-samples", "Errors of meta-gradients by number of trajectories (TMAML)."
+    ),
     "study meta_gradient": Command(
         "studies.meta_gradient", "meta-gradient", "Exact bias and variance of estimated meta-gradients."
     ),

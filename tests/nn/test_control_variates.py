@@ -45,19 +45,19 @@ def averages(obs: Tensor, policy: DiagonalGaussian) -> tuple[Tensor, Tensor]:
     return 1.0 + obs[..., 1] ** 2 - obs[..., 0] + parts.sum(-1), parts
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-def test_recovers_value_and_effects_of_an_additive_critic(held_out: bool) -> None:
+@pytest.mark.parametrize("folds", [1, 2, 20])
+def test_recovers_value_and_effects_of_an_additive_critic(folds: int) -> None:
     data, policy = round_of()
     returns, parts = critic(data.obs, data.action)
     value, effect = (
-        ActionDependentLinear(1e-9, held_out).build(SIZES).predict_by_dimension(data, returns * data.mask, policy)
+        ActionDependentLinear(1e-9, folds).build(SIZES).predict_by_dimension(data, returns * data.mask, policy)
     )
     expected, means = averages(data.obs, policy)
     mask = data.mask
     torch.testing.assert_close(value, expected * mask, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(effect, (parts - means) * mask[..., None], rtol=1e-4, atol=1e-4)
     # Without the interactions it is another function, whose averages are right all the same.
-    plain = ActionDependentLinear(1e-9, held_out, interactions=False).build(SIZES)
+    plain = ActionDependentLinear(1e-9, folds, interactions=False).build(SIZES)
     assert (plain.predict_by_dimension(data, returns * mask, policy)[1] - effect).abs().max() > 0.1
 
 
@@ -66,22 +66,22 @@ def test_an_effect_depends_on_its_own_coordinate_alone() -> None:
     baseline = ActionDependentLinear().build(SIZES)
     _, effect = baseline.predict_by_dimension(data, data.reward, policy)
     changed = data.action.clone()
-    changed[:, 0, :, 1] += 1.0  # in the even half: the fit of the odd one changes, its own does not
+    changed[:, 0, :, 1] += 1.0  # the fits of other folds change, its own does not
     _, other = baseline.predict_by_dimension(data._replace(action=changed), data.reward, policy)
     torch.testing.assert_close(other[:, 0, :, [0, 2]], effect[:, 0, :, [0, 2]])
     assert (other[:, 0, :, 1] - effect[:, 0, :, 1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("held_out", [True, False])
-def test_held_out_predictions_do_not_depend_on_the_own_trajectory(held_out: bool) -> None:
+@pytest.mark.parametrize("folds", [1, 2, 5, 20])
+def test_held_out_predictions_do_not_depend_on_the_own_trajectory(folds: int) -> None:
     data, policy = round_of()
-    baseline = ActionDependentLinear(held_out=held_out).build(SIZES)
+    baseline = ActionDependentLinear(folds=folds).build(SIZES)
     value, effect = baseline.predict_by_dimension(data, data.reward, policy)
     returns = data.reward.clone()
     returns[:, 2] += 5.0 * data.mask[:, 2]
     changed, changed_effect = baseline.predict_by_dimension(data, returns, policy)
     same = torch.equal(changed[:, 2], value[:, 2]) and torch.equal(changed_effect[:, 2], effect[:, 2])
-    assert same is held_out
+    assert same is (folds > 1)
     assert not torch.equal(changed[:, 3], value[:, 3])
 
 
@@ -103,5 +103,7 @@ def test_padding_has_no_influence_and_one_trajectory_has_no_baseline() -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="ridge = 0"):
         ActionDependentLinear(ridge=0.0)
+    with pytest.raises(ConfigError, match="folds = 0"):
+        ActionDependentLinear(folds=0)
     with pytest.raises(ConfigError, match="averages over actions are those of a Gaussian"):
         ActionDependentLinear().build(Sizes(OBS, 1, 4))

@@ -20,6 +20,9 @@ SHORT = ["tabular", "--mdps", "1", "--states", "2", "--trajectories", "5", "--si
         (["estimators", "--horizon", "9"], "fewer steps"),
         (["estimators", "--seed", "-1"], "--seed"),
         (["estimators", "--horizon", "2", "--write", "missing.md"], "missing.md"),
+        (["gradient_samples"], "CHECKPOINT"),
+        (["gradient_samples", "missing.ckpt"], "missing.ckpt: there is no such file"),
+        (["gradient_samples", "missing.ckpt", "--truth", "100"], "--truth"),
         (["meta_gradient", "--gamma", "1"], "--gamma"),
         (["control_variates", "--mdps", "0"], "--mdps"),
         (["gradient_quality"], "CHECKPOINT"),
@@ -49,5 +52,5 @@ def test_help_names_every_study(capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     studies = {name.split()[1]: command for name, command in COMMANDS.items() if name.startswith("study ")}
-    assert len(studies) == 9
+    assert len(studies) == 10
     assert all(name in text and study.description in text for name, study in studies.items())

@@ -106,8 +106,12 @@ def _cells(metrics: Mapping[str, float], part: str) -> list[str]:
     return [f"{metrics[key]:.3g} ± {(metrics[f'{key}_high'] - metrics[f'{key}_low']) / 2:.2g}" for key in keys]
 
 
-def load_run(path: Path) -> StoredRun:
+def load_run(path: Path, changes: Mapping[str, Any] | None = None) -> StoredRun:
     """Module and data of a checkpoint, built from the config in it.
+
+    Args:
+        path: of the checkpoint.
+        changes: settings of the model instead of the run's; of another baseline nothing is loaded.
 
     Raises:
         CheckpointError: no checkpoint.
@@ -119,9 +123,13 @@ def load_run(path: Path) -> StoredRun:
         raise ReportError(f"{path} holds no config; it was not written by `lit-metarl fit`.")
     datamodule = _build(path, "data", TrajectoryDataModule, config["data"])
     told = {key: getattr(datamodule, key) for key in ("obs_dim", "action_dim", "num_actions", "context_dim")}
-    settings = (config["model"].get("init_args") or {}) | told | {"action_scale": datamodule.action_scale}
+    given: dict[str, Any] = config["model"].get("init_args") or {}
+    settings = {**given, **told, "action_scale": datamodule.action_scale, **(changes or {})}
     module = _build(path, "model", MetaPolicyGradient, config["model"] | {"init_args": settings})
-    module.load_state_dict({name: value.clone() for name, value in checkpoint["state_dict"].items()})
+    saved = {name: value.clone() for name, value in checkpoint["state_dict"].items()}
+    if "baseline" in (changes or {}):
+        saved = {name: value for name, value in saved.items() if not name.startswith("baseline.")}
+    module.load_state_dict(saved)
     return StoredRun(module, datamodule, checkpoint["epoch"])
 
 
