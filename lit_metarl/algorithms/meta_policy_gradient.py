@@ -254,10 +254,11 @@ class MetaPolicyGradient(Algorithm):
         metrics = self.outer.update(iteration)
         self._check_finite(iteration.reduce(metrics["objective"]), "the meta-objective")  # all processes stop, or none
         metrics |= {"return_before": first.returns.mean(), "entropy": -_mean(last.log_prob, last.mask)}
-        self.metrics.add(metrics | self._update_baseline(batch.rounds))
+        self.metrics.add(metrics | self.update_baseline(batch.rounds))
         self.finish_step(batch.env_steps, last.returns.flatten(), last.mask.sum(-1).flatten())
 
-    def _update_baseline(self, rounds: Sequence[Trajectories]) -> dict[str, Tensor]:
+    def update_baseline(self, rounds: Sequence[Trajectories]) -> dict[str, Tensor]:
+        """Take the steps of a baseline that learns, after its predictions were used; its loss before them, if any."""
         if not self._baseline_learns:
             return {}
         returns = [reward_to_go(data.reward, data.mask, self.inner.gamma) for data in rounds]

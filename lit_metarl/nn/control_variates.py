@@ -39,7 +39,10 @@ class ActionDependentLinear(BaselineFactory):
     """Q of every task by ridge regression on [s, s², t, t², t³, 1, a, a², s·a], and its b_i in closed form.
 
     Under a Gaussian policy a_i averages to μ_i and a_i² to μ_i² + σ_i². O + O + 4 + A·(O + 2) features: 176 for
-    half-cheetah, a thousand for the ant, where ``interactions: false`` leaves s·a out.
+    half-cheetah, a thousand for the ant, where ``interactions: false`` leaves s·a out. Where one action moves the
+    return of a hundred steps by little, effects are mostly noise: half-cheetah forwards or backwards, initial policy,
+    held-out share of the returns' variance that V explains .40 (.53) at N = 10 (20), V and effects .31 (.49), without
+    interactions .42 (.53) and .42 (.53).
 
     Attributes:
         ridge: λ of |Xw − y|² + λ|w|²; observations are clipped to ±10 before.
@@ -48,7 +51,7 @@ class ActionDependentLinear(BaselineFactory):
         interactions: whether s·a, all products of an observation's and an action's entries, are features.
     """
 
-    ridge: float = 1e-3
+    ridge: float = 0.1
     folds: int = 5
     interactions: bool = True
 
@@ -108,11 +111,20 @@ class FittedCritic(ActionDependentBaseline):
         """Weights ``[B, N, 1, F]`` of every trajectory, from those it may be fitted on."""
         B, N, _, F = features.shape
         fold = torch.arange(N, device=features.device) % self.formula.folds
+        gram, moment = _sums(features, returns)
         weights = features.new_zeros(B, N, 1, F)
         for part in fold.unique().tolist():
             own = fold == part
-            fitted = ~own if self.formula.folds > 1 else own
-            if fitted.any():  # one trajectory alone has nothing to be fitted on
-                x, y = features[:, fitted].flatten(1, 2), returns[:, fitted].flatten(1, 2).unsqueeze(-1)
-                weights[:, own] = solve_ridge(x.mT @ x, x.mT @ y, self.formula.ridge).mT.unsqueeze(1)
+            if self.formula.folds == 1:
+                solution = solve_ridge(gram, moment, self.formula.ridge)
+            else:  # all the others: sums without their own part; of one trajectory alone nothing is left
+                own_gram, own_moment = _sums(features[:, own], returns[:, own])
+                solution = solve_ridge(gram - own_gram, moment - own_moment, self.formula.ridge)
+            weights[:, own] = solution.mT.unsqueeze(1)
         return weights
+
+
+def _sums(features: Tensor, returns: Tensor) -> tuple[Tensor, Tensor]:
+    """XᵀX ``[B, F, F]`` and Xᵀy ``[B, F, 1]`` over trajectories and steps."""
+    x = features.flatten(1, 2)
+    return x.mT @ x, x.mT @ returns.flatten(1, 2).unsqueeze(-1)

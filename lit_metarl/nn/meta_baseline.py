@@ -41,8 +41,8 @@ class MetaLearned(BaselineFactory):
     activation: Activation = "tanh"
     inner_lr: float = 0.1
     inner_steps: int = 1
-    lr: float = 1e-3
-    updates: int = 5
+    lr: float = 1e-2
+    updates: int = 2
     first_order: bool = False
 
     def __post_init__(self) -> None:
@@ -56,11 +56,24 @@ class MetaLearned(BaselineFactory):
 
 
 class Half(NamedTuple):
-    """A task's trajectories, weighted so that one half of them counts."""
+    """Every other trajectory of one task, n of them."""
 
-    weight: Tensor  # [N, T] 1 at the half's valid steps
-    mean: Tensor  # of the half's returns
-    scale: Tensor  # their standard deviation; 1 where they are equal
+    x: Tensor  # [n, T, O + 1]
+    returns: Tensor  # [n, T]
+    mask: Tensor  # [n, T]
+
+    def error(self, value: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        """Mean squared error of ``value [n, T]`` as a prediction of (returns − mean)/scale (Eq. 12)."""
+        target = (self.returns - mean) / scale
+        return (self.mask * (value - target).square()).sum() / self.mask.sum().clamp(min=1.0)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean of the returns, and their standard deviation or 1 where they are equal."""
+        count = self.mask.sum().clamp(min=1.0)
+        mean = (self.mask * self.returns).sum() / count
+        std = ((self.mask * (self.returns - mean).square()).sum() / count).sqrt()
+        rounding = 8 * torch.finfo(mean.dtype).eps * mean.abs()
+        return mean, torch.where(std > rounding, std, 1.0)
 
 
 class MetaBaseline(Baseline):
@@ -81,23 +94,26 @@ class MetaBaseline(Baseline):
     def predict(self, trajectories: Trajectories, returns: Tensor) -> Tensor:
         """b(s_t) ``[B, N, T]`` by the φ that the other half adapted, in the units of ``returns``."""
 
-        def one_task(params: Params, x: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-            halves = self._halves(returns, mask)
-            each = [self._value(self._adapted(params, x, returns, half), x) for half in halves]
-            values = [half.mean + half.scale * value for half, value in zip(halves, each, strict=True)]
-            return halves[1].weight * values[0] + halves[0].weight * values[1]
+        def one_task(params: Params, x: Tensor, returns: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+            values = []
+            for seen, other in _both_ways(x, returns, mask):
+                mean, scale = seen.moments()
+                values.append(other.mask * (mean + scale * self._value(self._adapted(params, seen), other.x)))
+            return values[1], values[0]
 
         inputs = _inputs(trajectories, returns)
-        return vmap(one_task, (None, 0, 0, 0))(self._params(), inputs, returns, trajectories.mask)
+        value = torch.zeros_like(returns)
+        each = vmap(one_task, (None, 0, 0, 0))(self._params(), inputs, returns, trajectories.mask)
+        value[:, ::2], value[:, 1::2] = each
+        return value
 
     def loss(self, trajectories: Trajectories, returns: Tensor) -> Tensor:
         """Mean over tasks of L(φ_A; B) + L(φ_B; A), through the adaptation steps; scalar."""
 
         def one_task(params: Params, x: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-            first, second = self._halves(returns, mask)
             losses = [
-                self._error(self._adapted(params, x, returns, one), x, returns, one, other.weight)
-                for one, other in ((first, second), (second, first))
+                other.error(self._value(self._adapted(params, seen), other.x), *seen.moments())
+                for seen, other in _both_ways(x, returns, mask)
             ]
             return torch.stack(losses).sum()
 
@@ -115,32 +131,21 @@ class MetaBaseline(Baseline):
         value: Tensor = functional_call(self.net, params, (x,)).squeeze(-1)
         return value.to(x.dtype)
 
-    def _halves(self, returns: Tensor, mask: Tensor) -> tuple[Half, Half]:
-        """Trajectories 0, 2, 4 … and 1, 3, 5 … of one task."""
-        even = (torch.arange(len(mask), device=mask.device) % 2 == 0).to(mask.dtype).unsqueeze(-1)
-        return _half(returns, mask * even), _half(returns, mask * (1 - even))
-
-    def _error(self, params: Params, x: Tensor, returns: Tensor, units: Half, weight: Tensor) -> Tensor:
-        """Mean squared error on the steps of ``weight``, in the units of the half that adapted (Eq. 12)."""
-        target = (returns - units.mean) / units.scale
-        return (weight * (self._value(params, x) - target).square()).sum() / weight.sum().clamp(min=1.0)
-
-    def _adapted(self, params: Params, x: Tensor, returns: Tensor, half: Half) -> Params:
+    def _adapted(self, params: Params, half: Half) -> Params:
         """φ after the steps on one half."""
+        mean, scale = half.moments()
         for _ in range(self.settings.inner_steps):
-            gradient = grad(self._error)(params, x, returns, half, half.weight)
+            gradient = grad(lambda params: half.error(self._value(params, half.x), mean, scale))(params)
             if self.settings.first_order:
                 gradient = {name: g.detach() for name, g in gradient.items()}
             params = {name: value - self.settings.inner_lr * gradient[name] for name, value in params.items()}
         return params
 
 
-def _half(returns: Tensor, weight: Tensor) -> Half:
-    count = weight.sum().clamp(min=1.0)
-    mean = (weight * returns).sum() / count
-    std = ((weight * (returns - mean).square()).sum() / count).sqrt()
-    rounding = 8 * torch.finfo(returns.dtype).eps * mean.abs()
-    return Half(weight, mean, torch.where(std > rounding, std, 1.0))
+def _both_ways(x: Tensor, returns: Tensor, mask: Tensor) -> tuple[tuple[Half, Half], tuple[Half, Half]]:
+    """Trajectories 0, 2, 4 … of one task and 1, 3, 5 …, then the other way round: the half to adapt on comes first."""
+    even, odd = (Half(x[first::2], returns[first::2], mask[first::2]) for first in range(2))
+    return (even, odd), (odd, even)
 
 
 def _inputs(trajectories: Trajectories, returns: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ COMPARISONS = (  # algorithm, reference, goal of the ratio of their iteration ti
     ("MAML", "FO-MAML", 1.10),
     ("MAML-TRPO", "MAML", 1.75),
     ("ProMP-TayPO-2", "ProMP", 1.05),
+    ("TMAML", "LVC", 1.02),
+    ("TMAML, action-dependent", "LVC", 1.15),
+    ("TMAML, meta", "LVC", 1.25),
 )
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from lightning.pytorch import seed_everything
 
-from lit_metarl.algorithms import FOMAML, MAML, SGMRL, TRPOMAML, ProMP, ProMPTayPO2
+from lit_metarl.algorithms import FOMAML, LVC, MAML, SGMRL, TMAML, TRPOMAML, ProMP, ProMPTayPO2
 from lit_metarl.data import TrajectoryDataModule
 from lit_metarl.data.trajectories import TaskSimulator
 from lit_metarl.envs.base import one_torch_thread
 from lit_metarl.envs.locomotion_tasks import Direction
-from lit_metarl.nn import GaussianMLP
+from lit_metarl.nn import ActionDependentLinear, GaussianMLP, MetaLearned
 from lit_metarl.optim import CrossTask, LeaveOneOut, LinearisedLeaveOneOut
 from lit_metarl.reports.arguments import blame
 from lit_metarl.reports.benchmarks.physics import BarePhysics
@@ -168,7 +168,7 @@ def time_bare(simulator: Any, rounds: Sequence[Any]) -> float:
 
 def time_own(module: Any, state: Mapping[str, Any], rounds: Sequence[Any]) -> float:
     """Seconds of what is ``module``'s own: its adaptations and its update, as in training but without a Trainer."""
-    module.load_state_dict(state)
+    module.load_state_dict(module.state_dict() | dict(state))  # a baseline that learns has parameters besides
     optimizers = module.configure_optimizers()
     module.optimizers = lambda: optimizers
     adaptations = [module.before_adaptation(rounds[0].context)]
@@ -176,6 +176,7 @@ def time_own(module: Any, state: Mapping[str, Any], rounds: Sequence[Any]) -> fl
     for trajectories in rounds[:-1]:
         adaptations.append(module.adapt(adaptations[-1], trajectories))
     module.outer.update(module.iteration(rounds, adaptations))
+    module.update_baseline(rounds)
     return time.perf_counter() - began
 
 
@@ -235,6 +236,10 @@ def _algorithms(sizes: dict[str, Any]) -> dict[str, Any]:
         "SG-MRL, CrossTask": SGMRL(**sizes, correction=CrossTask()),
         "SG-MRL, LeaveOneOut": SGMRL(**sizes, correction=LeaveOneOut()),
         "SG-MRL, LinearisedLeaveOneOut": SGMRL(**sizes, correction=LinearisedLeaveOneOut()),
+        "LVC": LVC(**sizes),
+        "TMAML": TMAML(**sizes),
+        "TMAML, action-dependent": TMAML(**sizes, baseline=ActionDependentLinear()),
+        "TMAML, meta": TMAML(**sizes, baseline=MetaLearned()),
         "ProMP": ProMP(**sizes),
         "ProMP-TayPO-2": ProMPTayPO2(**sizes),
     }

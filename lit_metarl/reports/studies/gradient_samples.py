@@ -34,7 +34,7 @@ from lit_metarl.reports.studies.gradient_quality import StoredRun, load_run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LINEAR, PER_TASK, META = LinearFeature(held_out=True), ActionDependentLinear(), MetaLearned(lr=3e-3)
+LINEAR, PER_TASK, META = LinearFeature(held_out=True), ActionDependentLinear(), MetaLearned()
 ESTIMATORS: dict[str, tuple[InnerSurrogate, BaselineFactory]] = {
     "log-likelihood": (LogLikelihood(), LINEAR),
     "LVC": (LikelihoodRatio(), LINEAR),
