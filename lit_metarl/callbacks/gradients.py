@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -113,7 +114,7 @@ class Measurement:
     reference: Samples = field(default_factory=lambda: Samples({}, {}))
 
     def metrics(self, name: str) -> dict[str, float]:
-        """The quality of one estimator's meta-gradient and Hessian-vector product, as scalars to log."""
+        """The quality of one estimator's meta-gradient and Hessian-vector product, as finite scalars to log."""
         parts = zip(("gradient", "hessian_vector"), self.estimators[name].flat(), self.reference.flat(), strict=True)
         found: dict[str, float] = {}
         for part, samples, truth in parts:
@@ -121,7 +122,8 @@ class Measurement:
                 low, high = {f"{part}/{key}_low": interval.low}, {f"{part}/{key}_high": interval.high}
                 found |= {f"{part}/{key}": interval.value} | low | high
         each = variance_by_name(self.estimators[name].gradient)
-        return found | above("gradient/variance_of/", {key.removeprefix(POLICY): each[key] for key in each})
+        found |= above("gradient/variance_of/", {key.removeprefix(POLICY): each[key] for key in each})
+        return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
 def measure_quality(

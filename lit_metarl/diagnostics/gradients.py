@@ -34,8 +34,8 @@ class GradientQuality(NamedTuple):
             negative half of the time.
         variance: Σ_p Var g_p, the total.
         mean_std: (1/P) Σ_p √Var g_p, per parameter.
-        relative_bias2: bias² / ‖truth‖².
-        relative_variance: variance / ‖truth‖², the inverse of a signal-to-noise ratio.
+        relative_bias2: bias² / ‖truth‖²; NaN where the reference is nothing but noise.
+        relative_variance: variance / ‖truth‖², the inverse of a signal-to-noise ratio; NaN likewise.
         cosine: E cos(g, truth).
         correlation: E of Pearson's correlation between the entries of g and of the truth (Fig. 4).
     """
@@ -91,7 +91,8 @@ def _statistics(samples: Tensor, reference: Tensor) -> Tensor:
     truth = reference.mean(0)
     noise = reference.var(0).sum() / len(reference) if len(reference) > 1 else truth.new_zeros(())
     each = samples.var(0)
-    variance, size = each.sum(), truth.square().sum() - noise
+    variance, square = each.sum(), truth.square().sum() - noise
+    size = torch.where(square > 0, square, torch.nan)
     bias2 = (samples.mean(0) - truth).square().sum() - variance / len(samples) - noise
     centred = samples - samples.mean(1, keepdim=True)
     agreement = [_cosines(samples, truth).mean(), _cosines(centred, truth - truth.mean()).mean()]

@@ -102,8 +102,12 @@ policies, which counts as bias here. Hv: the inner Hessian times one fixed vecto
 
 
 def _cells(metrics: Mapping[str, float], part: str) -> list[str]:
-    keys = [f"{part}/{key}" for key in COLUMNS]
-    return [f"{metrics[key]:.3g} ± {(metrics[f'{key}_high'] - metrics[f'{key}_low']) / 2:.2g}" for key in keys]
+    cells = []
+    for key in (f"{part}/{key}" for key in COLUMNS):
+        known = {key, f"{key}_high", f"{key}_low"} <= metrics.keys()  # not where the reference is nothing but noise
+        half = (metrics[f"{key}_high"] - metrics[f"{key}_low"]) / 2 if known else 0.0
+        cells.append(f"{metrics[key]:.3g} ± {half:.2g}" if known else "–")
+    return cells
 
 
 def load_run(path: Path, changes: Mapping[str, Any] | None = None) -> StoredRun:
