@@ -336,6 +336,7 @@ class MetaPolicyGradient(Algorithm):
         """The module with another inner surrogate and the very same parameters, to compare estimators of one policy."""
         other = copy.copy(self)
         other.inner = replace(self.inner, surrogate=surrogate)
+        other._trainer = self._trainer  # which a copy of a LightningModule drops, and with it the precision
         return other
 
     # Evaluation ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import seed_everything
-from meta_cases import quiet_trainer
+from meta_cases import attach, quiet_trainer
 from oracles import assert_same
 
 from lit_metarl.algorithms import MAML, SAC, SGMRL, MetaPolicyGradient
@@ -159,6 +159,17 @@ def test_training_is_bit_for_bit_what_it_is_without_the_monitor(tmp_path: Path) 
     assert first["gradient/variance"] != first["dice/gradient/variance"]
     each = [value for key, value in first.items() if key.startswith("gradient/variance_of/")]
     assert sum(each) == pytest.approx(first["gradient/variance"], rel=1e-5)
+
+
+def test_another_surrogate_shares_parameters_and_precision() -> None:
+    module = attach(MAML(2, 2, policy=GaussianMLP((4,))))
+    other = module.with_surrogate(DiCE())
+    assert other.trainer is module.trainer
+    assert isinstance(other.inner.surrogate, DiCE)
+    assert not isinstance(module.inner.surrogate, DiCE)
+    with torch.no_grad():
+        module.policy.log_std += 1.0
+    assert torch.equal(other.policy.log_std, module.policy.log_std)
 
 
 def test_a_measurement_is_repeatable() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,9 +177,15 @@ def _winners(found: Qualities, sizes: list[int]) -> str:
     for part, title in PARTS.items():
         for size in sorted({min(sizes), max(sizes)}):
             errors = {name: _error(each[size][part]) for name, each in found.items()}
-            order = sorted(errors, key=errors.__getitem__)
-            said.append(f"{title}, N = {size}: {' < '.join(order)}")
+            said.append(f"{title}, N = {size}: {ranking(errors)}")
     return f"By mean squared error: {'; '.join(said)}."
+
+
+def ranking(errors: Mapping[str, float]) -> str:
+    """Names from the least error to the largest, in words; within 1 % they are equal."""
+    order = sorted(errors, key=errors.__getitem__)
+    signs = [" = " if errors[b] <= 1.01 * errors[a] else " < " for a, b in pairwise(order)]
+    return "".join(name + sign for name, sign in zip(order, [*signs, ""], strict=True))
 
 
 def _plain(parts: Mapping[str, GradientQuality]) -> dict[str, Any]:
@@ -202,7 +209,7 @@ def draw(found: Qualities, sizes: list[int]) -> Figure:
             row[2].plot(sizes, [_error(quality) for quality in qualities], label=name)
             row[3].errorbar(sizes, *_bars(correlation), label=name)
         for axis, what in zip(row, titles, strict=True):
-            axis.set(xscale="log", xlabel="trajectories N", title=f"{title}: {what}")
+            axis.set(xscale="log", xlabel="trajectories N", title=f"{title}:\n{what}")
         row[0].set_yscale("symlog", linthresh=1e-2)
         row[1].set_yscale("log")
         row[2].set_yscale("log")

@@ -14,7 +14,7 @@ from test_cli import CONFIGS
 from lit_metarl.__main__ import main
 from lit_metarl.nn import MetaLearned
 from lit_metarl.reports.studies.gradient_quality import load_run
-from lit_metarl.reports.studies.gradient_samples import ESTIMATORS, LINEAR, measure, practise
+from lit_metarl.reports.studies.gradient_samples import ESTIMATORS, LINEAR, measure, practise, ranking
 
 WORDS = ["--sizes", "4", "40", "--repeats", "8", "--truth", "3000", "--tasks", "2", "--practice", "3"]
 
@@ -60,6 +60,10 @@ def test_all_have_the_parameters_of_the_checkpoint_and_advantages_as_they_are(ch
     assert all(torch.equal(value, saved[f"policy.{name}"]) for name, value in stored.module.policy.named_parameters())
     assert not stored.module.normalise_advantages
     assert LINEAR.held_out
+
+
+def test_ranking_in_words() -> None:
+    assert ranking({"a": 2.0, "b": 1.0, "c": 2.01, "d": 9.0}) == "b < a = c < d"
 
 
 def test_a_baseline_that_learns_has_practised_on_other_tasks(checkpoint: Path) -> None:
