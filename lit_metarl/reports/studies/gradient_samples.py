@@ -48,6 +48,7 @@ ESTIMATORS: dict[str, tuple[InnerSurrogate, BaselineFactory]] = {
 }
 PARTS = {"product": "inner Hessian × vector", "gradient": "meta-gradient"}
 REFERENCE = 1000  # trajectories of each task in one meta-batch of the reference
+FIGURE = Path("mlruns/figures/gradient_samples.png")
 PRACTICE = 20  # trajectories of each task that a learned baseline is trained on
 
 Qualities = dict[str, dict[int, dict[str, GradientQuality]]]
@@ -65,7 +66,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("--tasks", type=positive, default=4, help="B, the same throughout")
     add("--practice", type=positive, default=200, help="meta-batches that a learned baseline is trained on")
     add("--seed", type=int, default=0, help="of tasks, simulators and actions")
-    add("--figure", metavar="FILE", type=writable_file, default=Path("gradient_samples.png"), help="(%(default)s)")
+    add("--figure", metavar="FILE", type=writable_file, default=FIGURE, help="(%(default)s)")
     add("--json", metavar="FILE", type=writable_file, help="all numbers, with their intervals")
     args = parser.parse_args(words)
     if args.repeats < 3 or args.truth < 3 * REFERENCE:

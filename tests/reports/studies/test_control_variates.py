@@ -118,8 +118,8 @@ def test_state_values_alone_are_the_state_form() -> None:
     )
 
 
-def test_three_dimensions_stay_unbiased_and_an_additive_critic_leaves_no_variance_in_the_gradient() -> None:
-    """One step, three binary coordinates; reward additive over them, so V and the effects explain all of it."""
+def test_three_dimensions_stay_unbiased_and_an_additive_critic_leaves_each_its_own_noise() -> None:
+    """One step, three binary coordinates; the reward is additive over them, so V and the effects are all of it."""
     rng = np.random.default_rng(0)
     theta, worth = (torch.as_tensor(rng.normal(size=(3, 2))) for _ in range(2))
     bits = torch.cartesian_prod(*[torch.arange(2)] * 3)  # [8, 3]
@@ -142,6 +142,10 @@ def test_three_dimensions_stay_unbiased_and_an_additive_critic_leaves_no_varianc
     for derivative in (jacrev, lambda f: jacrev(jacrev(f))):
         mean = torch.tensordot(probability, derivative(estimates)(theta), 1)
         torch.testing.assert_close(mean, derivative(exact)(theta), rtol=0, atol=EXACT)
+    other = theta + torch.as_tensor(rng.normal(size=(3, 2)))
+    ratios = (log_prob(other) - behaviour).exp()
+    # r = V + Σ d_i, so what is left of ρ r + (1 − ρ) V + Σ (ρ^i − ρ) d_i has no product of ratios any more.
+    torch.testing.assert_close(estimates(other), means.sum() + (ratios * (pays - means)).sum(-1))
 
 
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
