@@ -87,7 +87,7 @@ class Iteration:
             self.parameters,
             self.split,
             [Trajectories(*(field[tasks] for field in data)) for data in self.trajectories],
-            [Signals(*(field[tasks] for field in data)) for data in self.signals],
+            [signals.map(lambda field: field[tasks]) for signals in self.signals],
             lambda part: [credit[tasks] for credit in self.credits],
         )
 
