@@ -73,6 +73,12 @@ def test_pictures_and_links_lead_somewhere(path: Path) -> None:
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
 
 
+def test_every_recipe_is_listed() -> None:
+    text = (ROOT / "configs" / "README.md").read_text()
+    recipes = {path.stem for path in (ROOT / "configs" / "sweep").glob("*.yaml")}
+    assert {name for name in recipes if f"`{name}`" not in text and f"[{name}]" not in text} == set()
+
+
 def test_the_readme_is_short() -> None:
     assert len(README.encode()) <= 14_000
     assert README.count("\n") <= 220
