@@ -165,9 +165,9 @@ class NoBaseline(ClosedForm):
         return torch.zeros_like(returns)
 
 
-def check_ridge(ridge: float) -> None:
-    """Raise :class:`~lit_metarl.types.ConfigError` unless ``ridge`` is positive."""
-    require(ridge > 0.0, "ridge", ridge, "features can be collinear, and then only a positive ridge has a solution")
+def check_ridge(ridge: float, key: str = "ridge") -> None:
+    """Raise :class:`~lit_metarl.types.ConfigError` unless ``ridge``, the setting ``key``, is positive."""
+    require(ridge > 0.0, key, ridge, "features can be collinear, and then only a positive ridge has a solution")
 
 
 def time_features(returns: Tensor) -> Tensor:

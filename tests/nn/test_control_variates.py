@@ -50,14 +50,14 @@ def test_recovers_value_and_effects_of_an_additive_critic(folds: int) -> None:
     data, policy = round_of()
     returns, parts = critic(data.obs, data.action)
     value, effect = (
-        ActionDependentLinear(1e-9, folds).build(SIZES).predict_by_dimension(data, returns * data.mask, policy)
+        ActionDependentLinear(1e-9, 1e-9, folds).build(SIZES).predict_by_dimension(data, returns * data.mask, policy)
     )
     expected, means = averages(data.obs, policy)
     mask = data.mask
     torch.testing.assert_close(value, expected * mask, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(effect, (parts - means) * mask[..., None], rtol=1e-4, atol=1e-4)
     # Without the interactions it is another function, whose averages are right all the same.
-    plain = ActionDependentLinear(1e-9, folds, interactions=False).build(SIZES)
+    plain = ActionDependentLinear(1e-9, 1e-9, folds, interactions=False).build(SIZES)
     assert (plain.predict_by_dimension(data, returns * mask, policy)[1] - effect).abs().max() > 0.1
 
 
@@ -104,6 +104,8 @@ def test_padding_has_no_influence_and_one_trajectory_has_no_baseline() -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="ridge = 0"):
         ActionDependentLinear(ridge=0.0)
+    with pytest.raises(ConfigError, match="action_ridge = -1"):
+        ActionDependentLinear(action_ridge=-1.0)
     with pytest.raises(ConfigError, match="folds = 0"):
         ActionDependentLinear(folds=0)
     with pytest.raises(ConfigError, match="averages over actions are those of a Gaussian"):
