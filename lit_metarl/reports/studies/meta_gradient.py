@@ -23,7 +23,7 @@ from lit_metarl.diagnostics.enumeration import Quality, quality_of
 from lit_metarl.envs.tabular import random_mdp
 from lit_metarl.envs.tabular_exact import all_trajectories, state_values
 from lit_metarl.estimators import DiCE, InnerSurrogate, LogLikelihood
-from lit_metarl.nn import BaselineFactory, CategoricalMLP, NoBaseline, TimeMean
+from lit_metarl.nn import BaselineFactory, CategoricalMLP, LinearFeature, NoBaseline, TimeMean
 from lit_metarl.nn.baselines import ClosedForm
 from lit_metarl.optim import corrections
 from lit_metarl.optim.iteration import Iteration
@@ -96,6 +96,7 @@ class Estimator:
 PLAIN, ACROSS, LEFT_OUT = corrections.Plain(), corrections.CrossTask(), corrections.LeaveOneOut()
 NOTHING, NO_CRITIC = corrections.NoCorrection(), corrections.LeaveOneOut(doubly_robust=False)
 EXACT_VALUE, OTHERS, ALL_MEAN = ExactValue(), TimeMean(held_out=True), TimeMean()
+FITTED, FITTED_OTHERS = LinearFeature(), LinearFeature(held_out=True)
 ESTIMATORS = (
     Estimator("MAML", NOTHING),
     Estimator("MAML, DiCE as inner surrogate", NOTHING, DiCE()),
@@ -120,6 +121,11 @@ ESTIMATORS = (
     Estimator("mean of the others: SG-MRL, `LeaveOneOut`", LEFT_OUT, baseline=OTHERS, outer=2),
     Estimator("mean of all: SG-MRL, `CrossTask`", ACROSS, baseline=ALL_MEAN, outer=2),
     Estimator("mean of all: SG-MRL, `LeaveOneOut`", LEFT_OUT, baseline=ALL_MEAN, outer=2),
+    Estimator("linear fit to all: SG-MRL, `LeaveOneOut`", LEFT_OUT, baseline=FITTED, outer=2),
+    Estimator(
+        "linear fit to all, normalised: SG-MRL, `LeaveOneOut`", LEFT_OUT, baseline=FITTED, normalise=True, outer=2
+    ),
+    Estimator("linear fit to the others: SG-MRL, `LeaveOneOut`", LEFT_OUT, baseline=FITTED_OTHERS, outer=2),
     Estimator("normalised: SG-MRL, `LeaveOneOut`", LEFT_OUT, normalise=True, outer=2),
 )
 

@@ -20,7 +20,7 @@ def test_table_of_meta_gradients(capsys, tmp_path):
     names = [estimator.name for estimator in ESTIMATORS]
     assert list(rows)[2:] == names
     # batches whose trajectories couple
-    fitted = ("mean of the others: SG-MRL, `LeaveOneOut", "mean of all", "normalised")
+    fitted = ("mean of the others: SG-MRL, `LeaveOneOut", "mean of all", "linear fit", "normalised")
     wrong = ("MAML", "E-MAML", "exact value: MAML", *fitted)
     wrong_in = ("`Linearised", "DiCE", "first order", "first round only")
     for name in names:
