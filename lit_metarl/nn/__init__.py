@@ -2,6 +2,7 @@
 
 from lit_metarl.nn.actors import ActorFactory, DeterministicMLP, TanhGaussianMLP
 from lit_metarl.nn.baselines import Baseline, BaselineFactory, LinearFeature, LinearTime, NoBaseline, TimeMean
+from lit_metarl.nn.context_encoder import ContextEncoderFactory, ProductOfGaussians
 from lit_metarl.nn.control_variates import ActionDependentBaseline, ActionDependentLinear
 from lit_metarl.nn.critics import (
     CriticFactory,
@@ -23,6 +24,7 @@ __all__ = [
     "BaselineFactory",
     "BiasHyper",
     "CategoricalMLP",
+    "ContextEncoderFactory",
     "CriticFactory",
     "D2RLCritic",
     "DeterministicMLP",
@@ -36,6 +38,7 @@ __all__ = [
     "MetaLearned",
     "NoBaseline",
     "PolicyFactory",
+    "ProductOfGaussians",
     "Released",
     "ResNetCritic",
     "ResNetFeatures",
