@@ -3,7 +3,7 @@
 Actions a lie in [-1, 1]; ``clip`` bounds each coordinate. Sources: Fallah et al. 2021, https://arxiv.org/abs/2002.05135
 (SG-MRL); Tang et al. 2021, https://arxiv.org/abs/2106.13125 (unified estimators), whose navigation is that of
 Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784 (ProMP); Liu et al. 2019, http://proceedings.mlr.press/v97/liu19g.html
-(TMAML).
+(TMAML); Rakelly et al. 2019, https://arxiv.org/abs/1903.08254 (PEARL), whose point robots are its released code's.
 
 Where a paper's text and its released code differ:
 
@@ -220,6 +220,103 @@ class Point1D(PointWorld):
     def reward(self, before: Array, after: Array, goal: Array) -> Array:
         """``exp(−0.1 (x' − g)²)``, ``[E]``."""
         return np.exp(-0.1 * (after - goal)[:, 0] ** 2)
+
+
+@dataclass(frozen=True)
+class PointRobot(PointWorld):
+    """PEARL's point robot: from anywhere in a square to a goal in it, paid minus the distance.
+
+    Start U([−1, 1]²), ``x ← x + 0.1 clip(a, ±1)`` without walls, reward ``−‖x' − g‖``, horizon 20, no termination. The
+    observation is the position. Doing nothing earns −20.9 on average.
+
+    Args:
+        goal_size: training goals are uniform on ‖g‖∞ ≤ goal_size.
+        out_of_distribution_size: goals out of distribution are uniform on goal_size < ‖g‖∞ ≤ this.
+    """
+
+    max_episode_steps: int = 20
+    goal_size: float = 1.0
+    out_of_distribution_size: float = 1.5
+
+    name = "point_robot"
+    default_goal = (0.5, 0.5)
+    view = 2.0
+    splits = ("test", "out_of_distribution")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self.goal_size, self.out_of_distribution_size)
+
+    def sample(self, num_tasks: int, generator: np.random.Generator, split: str = "train") -> Tasks:
+        """Goals ``[B, 2]``."""
+        low, high = bounds(self, split, self.goal_size, self.out_of_distribution_size)
+        return {"goal": square(generator, num_tasks, low, high)}
+
+    def context(self, tasks: Tasks) -> Array:
+        """The goal over ``goal_size``, ``[B, 2]``."""
+        return (tasks["goal"] / self.goal_size).astype(np.float32)
+
+    def start(self, stream: np.random.Generator) -> Array:
+        """U([−1, 1]²), ``[2]``."""
+        return stream.uniform(-1.0, 1.0, 2)
+
+    def move(self, state: Array, action: Array) -> Array:
+        """``x + 0.1 clip(a, ±1)``, ``[E, 2]``."""
+        return state + 0.1 * np.clip(action, -1.0, 1.0)
+
+    def reward(self, before: Array, after: Array, goal: Array) -> Array:
+        """``−‖x' − g‖``, ``[E]``."""
+        return _penalty(after - goal, squared=False)
+
+
+@dataclass(frozen=True)
+class SparsePointRobot(PointWorld):
+    """PEARL's sparse point robot: to a goal on a half circle, which is paid for nearby only.
+
+    Start at the origin, ``x ← x + 0.1 clip(a, ±1)``, reward ``1 − ‖x' − g‖`` where that distance is at most
+    ``goal_radius`` and 0 elsewhere, horizon 20, no termination. Goals lie on the unit circle, training goals at angles
+    U(0, π) (released: 100 evenly spaced ones), those out of distribution at U(π, 2π). Released training is on
+    :meth:`shaped_reward`, inference and reports on the sparse reward: ``data.shaped_rewards``.
+
+    Args:
+        goal_radius: distance to the goal within which it is paid.
+    """
+
+    max_episode_steps: int = 20
+    goal_radius: float = 0.2
+
+    name = "sparse_point_robot"
+    default_goal = (0.0, 1.0)
+    view = 1.5
+    splits = ("test", "out_of_distribution")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.goal_radius < 1:
+            raise ValueError(f"goal_radius ({self.goal_radius}) must lie between 0 and the distance to goals, 1.")
+
+    def sample(self, num_tasks: int, generator: np.random.Generator, split: str = "train") -> Tasks:
+        """Goals ``[B, 2]``."""
+        check_split(self, split)
+        angle = generator.uniform(0.0, np.pi, num_tasks) + (np.pi if split == "out_of_distribution" else 0.0)
+        return {"goal": np.stack([np.cos(angle), np.sin(angle)], axis=1)}
+
+    def start(self, stream: np.random.Generator) -> Array:
+        """The origin ``[2]``."""
+        return np.zeros(2)
+
+    def move(self, state: Array, action: Array) -> Array:
+        """``x + 0.1 clip(a, ±1)``, ``[E, 2]``."""
+        return state + 0.1 * np.clip(action, -1.0, 1.0)
+
+    def reward(self, before: Array, after: Array, goal: Array) -> Array:
+        """``1 − ‖x' − g‖`` within ``goal_radius``, else 0; ``[E]``."""
+        distance = np.linalg.norm(after - goal, axis=1)
+        return np.where(distance <= self.goal_radius, 1.0 - distance, 0.0)
+
+    def shaped_reward(self, tasks: Tasks, before: Array, after: Array) -> Array:
+        """``−‖x' − g‖``, ``[n]``."""
+        return _penalty(after - tasks["goal"], squared=False)
 
 
 def _penalty(offset: Array, squared: bool) -> Array:

@@ -37,3 +37,16 @@ class TaskFamily(EnvFactory):
         """
         rows = [np.asarray(tasks[name], dtype=np.float32) for name in sorted(tasks)]
         return np.concatenate([row.reshape(len(row), -1) for row in rows], axis=1)
+
+    def shaped_reward(self, tasks: Tasks, before: Array, after: Array) -> Array:
+        """Denser reward ``[n]`` of ``n`` steps for training alone, where a family has one; it may know the tasks.
+
+        Tasks with sparse rewards are hard to learn, not to recognise: training on this reward leaves what is inferred
+        from, and all that is reported, to the reward that the environment pays (Rakelly et al. 2019, section 6.3).
+
+        Args:
+            tasks: parameters ``[n, ...]``, one row per step.
+            before: observations ``[n, O]``.
+            after: their successors ``[n, O]``.
+        """
+        raise ValueError(f"{type(self).__name__} has no shaped reward.")

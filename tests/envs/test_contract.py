@@ -24,7 +24,7 @@ from lit_metarl.envs.gym import GymEnv, Gymnasium
 from lit_metarl.envs.linear_quadratic import LinearQuadratic
 from lit_metarl.envs.locomotion import Locomotion, MuJoCo
 from lit_metarl.envs.locomotion_tasks import Direction, Direction2D, Goal, RandomParameters, Velocity
-from lit_metarl.envs.navigation import Corners, Momentum, Navigation2D, Point1D
+from lit_metarl.envs.navigation import Corners, Momentum, Navigation2D, Point1D, PointRobot, SparsePointRobot
 from lit_metarl.envs.points import PointEnv
 from lit_metarl.envs.rendering import rendering_available
 from lit_metarl.envs.suite import DMControl, SuiteEnv
@@ -78,6 +78,8 @@ ADAPTERS = {
     "corners": Adapter(Corners(**LIMIT, reward_kind="dense")),
     "momentum": Adapter(Momentum(**LIMIT, reward_kind="dense")),
     "point_1d": Adapter(Point1D()),
+    "point_robot": Adapter(PointRobot()),
+    "sparse_point_robot": Adapter(SparsePointRobot()),
     "linear_quadratic": Adapter(LinearQuadratic(**LIMIT)),
     "tabular": Adapter(TabularTasks(5, 3, 9, concentration=0.5, num_terminal=1), BOTH),
     "direction": Adapter(Direction(**LIMIT)),
@@ -279,7 +281,7 @@ def bodies(env: Locomotion, number: int) -> dict[str, np.ndarray]:
 RESUMES: dict[type, dict[str, Case]] = {
     PointEnv: {
         world.name: env_case(world, num_envs=5, before=13, after=110)
-        for world in (Navigation2D(), Corners(), Momentum(), Point1D(), Ring())
+        for world in (Navigation2D(), Corners(), Momentum(), Point1D(), PointRobot(), SparsePointRobot(), Ring())
     },
     TabularEnv: {
         f"after {steps} steps": env_case(

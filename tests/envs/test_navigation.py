@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lit_metarl.envs.base import EnvError
-from lit_metarl.envs.navigation import Corners, Momentum, Navigation2D, Point1D
+from lit_metarl.envs.navigation import Corners, Momentum, Navigation2D, Point1D, PointRobot, SparsePointRobot
 
 FAMILIES = [
     Navigation2D(),
@@ -21,8 +21,9 @@ FAMILIES = [
     Momentum(reward_kind="dense_squared"),
     Point1D(),
     Point1D(goals="two"),
+    PointRobot(),
 ]
-CONTINUOUS = [Navigation2D(), Navigation2D(goal_size=0.4, out_of_distribution_size=0.5), Point1D()]
+CONTINUOUS = [Navigation2D(), Navigation2D(goal_size=0.4, out_of_distribution_size=0.5), Point1D(), PointRobot()]
 
 
 def each(families):
@@ -55,11 +56,14 @@ def scalar_step(family, state, goal, action):
     elif isinstance(family, Momentum):
         velocity = [old[2] + 0.1 * push[0], old[3] + 0.1 * push[1]]
         new = [old[0] + velocity[0], old[1] + velocity[1], *velocity]
+    elif isinstance(family, PointRobot):
+        new = [s + 0.1 * a for s, a in zip(old, push, strict=True)]
     else:
         new = [2.0 * push[0]]
     dim = len(goal)
     distance, before = math.dist(new[:dim], goal), math.dist(old[:dim], goal)
     kind = getattr(family, "reward_kind", getattr(family, "distance", "gauss"))
+    kind = "dense" if isinstance(family, PointRobot) else kind
     if kind == "sparse" and isinstance(family, Corners):
         corners = [(sx, sy) for sx in (-2.0, 2.0) for sy in (-2.0, 2.0)]
         nearest = min(corners, key=lambda corner: math.dist(corner, new))
@@ -168,10 +172,35 @@ def test_point_1d_by_hand():
     assert Point1D().max_episode_steps == 5
 
 
+def test_point_robots_by_hand():
+    obs, reward, terminated = one_step(PointRobot(), [0.9, -0.5], [0.6, -0.1], [5.0, -1.0])  # to (1, −0.6)
+    np.testing.assert_allclose(obs, [1.0, -0.6])
+    assert (reward, terminated) == (pytest.approx(-math.sqrt(0.41)), False)
+    sparse, goal = SparsePointRobot(), [0.6, 0.8]
+    obs, reward, _ = one_step(sparse, [0.6, 0.51], goal, [0.0, 1.0])
+    np.testing.assert_allclose([*obs, reward], [0.6, 0.61, 0.81])
+    assert one_step(sparse, [0.6, 0.5], goal, [0.0, 0.9])[1] == 0.0
+    assert one_step(sparse, [0.6, 0.8], goal, [0.0, 0.0])[1] == 1.0
+    rows = {"goal": np.array([goal, goal])}
+    after = np.array([[0.6, 0.6], [-0.6, 0.8]])
+    np.testing.assert_allclose(sparse.shaped_reward(rows, after, after), [-0.2, -1.2])
+    with pytest.raises(ValueError, match="PointRobot has no shaped reward"):
+        PointRobot().shaped_reward(rows, after, after)
+
+
+def test_sparse_goals_are_on_a_half_circle():
+    family = SparsePointRobot()
+    for split, sign in (("train", 1), ("test", 1), ("out_of_distribution", -1)):
+        goal = family.sample(2000, np.random.default_rng(0), split)["goal"]
+        np.testing.assert_allclose(np.linalg.norm(goal, axis=1), 1.0)
+        assert (sign * goal[:, 1] >= 0).all()
+        np.testing.assert_allclose(goal.mean(axis=0), [0.0, sign * 2 / np.pi], atol=0.04)
+
+
 @pytest.mark.parametrize(
     ("family", "low", "high"),
     [(Corners(), [-0.2] * 2, [0.2] * 2), (Momentum(), [-0.2] * 2 + [-0.1] * 2, [0.2] * 2 + [0.1] * 2),
-     (Point1D(), [-2.0], [2.0])],
+     (Point1D(), [-2.0], [2.0]), (PointRobot(), [-1.0] * 2, [1.0] * 2)],
     ids=repr,
 )  # fmt: skip
 def test_starts_fill_their_box(family, low, high):
@@ -263,6 +292,8 @@ def test_reaching_the_goal_in_the_last_step_is_termination():
         (lambda: Corners(reward_kind="shaped"), "'shaped'"),
         (lambda: Momentum(reward_kind="shaped"), "'shaped'"),
         (lambda: Point1D(goals="three"), "uniform or two"),
+        (lambda: PointRobot(goal_size=2.0), "2.0 and 1.5"),
+        (lambda: SparsePointRobot(goal_radius=1.0), r"goal_radius \(1.0\)"),
         (lambda: Corners().make(0, seed=0), "num_envs"),
         (lambda: Corners().sample(2, np.random.default_rng(0), "out_of_distribution"), "Corners has no tasks of split"),
         (lambda: Navigation2D().sample(2, np.random.default_rng(0), "valid"), "only of train, test, out_of_dist"),
