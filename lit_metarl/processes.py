@@ -58,6 +58,15 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     return total / world_size()
 
 
+def sum_over_processes(count: int, device: torch.device) -> int:
+    """Sum of every process's ``count``, which travels by ``device``; all must call it."""
+    if world_size() == 1:
+        return count
+    total = torch.tensor(count, device=device)
+    dist.all_reduce(total)
+    return int(total)
+
+
 def gather_states(local: State) -> list[State]:
     """Every process's ``local`` in the order of their ranks on process 0, nothing elsewhere; all must call it."""
     if world_size() == 1:

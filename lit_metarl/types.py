@@ -97,6 +97,31 @@ class ReplayBlock(NamedTuple):
         return [Transition(*fields) for fields in zip(*self.transitions, strict=True)]
 
 
+class TaskMinibatch(NamedTuple):
+    """The data of one update of a meta-learner from replay: ``B`` tasks, ``C`` transitions each to infer them from."""
+
+    transitions: Transition  # [B, M, ...]
+    context: Transition  # [B, C, ...] of the same tasks
+    told: Tensor  # [B, D] what the policy was told of the tasks; D = 0 for nothing
+
+
+class TaskReplayBlock(NamedTuple):
+    """The batch of one training step: ``U`` minibatches of ``B`` tasks, and the episodes that were collected for it."""
+
+    transitions: Transition  # [U, B, M, ...]
+    contexts: Transition  # [U, B, C, ...]
+    told: Tensor  # [U, B, D]
+    env_steps: int  # environment steps so far, all processes together
+    episode_returns: Tensor  # [n] undiscounted returns of the episodes that were collected since the last block
+    episode_lengths: Tensor  # [n] agent steps
+
+    def minibatches(self) -> list[TaskMinibatch]:
+        """One minibatch per update, U of them."""
+        rows = (zip(*fields, strict=True) for fields in (self.transitions, self.contexts))
+        pairs = zip(*rows, self.told, strict=True)
+        return [TaskMinibatch(Transition(*data), Transition(*context), told) for data, context, told in pairs]
+
+
 class Episodes(NamedTuple):
     """Complete evaluation episodes."""
 

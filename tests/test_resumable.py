@@ -24,12 +24,13 @@ import lit_metarl
 from lit_metarl.algorithms import MAML, SAC, Algorithm
 from lit_metarl.callbacks import RunCheckpoint
 from lit_metarl.callbacks.adaptation import AdaptationResults
-from lit_metarl.data import ReplayDataModule, TrajectoryDataModule
+from lit_metarl.data import ReplayDataModule, TaskReplayDataModule, TrajectoryDataModule
 from lit_metarl.data.collector import Collector
 from lit_metarl.data.experience import ExperienceDataModule, Loader
 from lit_metarl.data.meta_evaluation import TaskDataModule
 from lit_metarl.data.replay import Replay
 from lit_metarl.data.streams import Stream, derive_seed, global_state, load_global_state, seed_global
+from lit_metarl.data.task_replay import TaskReplay
 from lit_metarl.data.trajectories import TaskSimulator
 from lit_metarl.envs.base import BatchedEnv
 from lit_metarl.envs.locomotion import MuJoCo
@@ -59,6 +60,20 @@ def replay_after(replay: Replay) -> Trace:
     return [drawn, replay.size, replay.position, [field[: replay.size] for field in replay.storage]]
 
 
+def insert_tasks(replay: TaskReplay, count: int, first: int) -> None:
+    for n in range(first, first + count):
+        rows = torch.full((3, 2), n) + torch.arange(3.0)[:, None]
+        ends = rows[:, 0] % 2 == 0
+        replay.insert(n % 2, Transition(rows, -rows[:, :1], rows[:, 0], rows + 1, ends, ~ends))
+
+
+def task_replay_after(replay: TaskReplay) -> Trace:
+    drawn = replay.sample(torch.Generator().manual_seed(0), torch.tensor([[0, 1], [1, 1]]), 16)
+    insert_tasks(replay, 3, 100)
+    kept = [[field[task, : replay.size[task]] for field in replay.storage] for task in range(2)]
+    return [drawn, replay.size.clone(), replay.position.clone(), kept]
+
+
 def run_tasks(simulator: TaskSimulator, seed: int) -> Trace:
     choose = simulator.random_policy(torch.Generator().manual_seed(seed))
     simulator.set_tasks(simulator.family.sample(simulator.num_tasks, np.random.default_rng(seed)))
@@ -85,6 +100,15 @@ def trajectory_datamodule(_: int) -> ExperienceDataModule:
     torch.manual_seed(0)
     settings = {"num_tasks": 3, "trajectories": 2, "eval_tasks": 2, "test_tasks": 2}
     datamodule = TrajectoryDataModule(Corners(max_episode_steps=6, reward_kind="dense"), **settings)
+    return in_training(datamodule, MAML(2, 2, policy=GaussianMLP((4,))))
+
+
+def task_replay_datamodule(_: int) -> ExperienceDataModule:
+    torch.manual_seed(0)
+    numbers = {"train_tasks": 4, "num_tasks": 3, "meta_batch": 2, "eval_tasks": 2, "test_tasks": 2}
+    steps = {"initial_steps": 6, "prior_steps": 6, "extra_steps": 12}
+    draws = {"batch_size": 5, "context_size": 4, "capacity": 40, "updates_per_iteration": 4, "updates_per_block": 2}
+    datamodule = TaskReplayDataModule(Corners(max_episode_steps=6, reward_kind="dense"), **numbers, **steps, **draws)
     return in_training(datamodule, MAML(2, 2, policy=GaussianMLP((4,))))
 
 
@@ -145,6 +169,14 @@ CASES: dict[type, dict[str, Case]] = {
         )
         for count in (3, 9, 12)
     },
+    TaskReplay: {
+        f"{count} of 10": Case(
+            lambda seed: TaskReplay(2, 10, 2, 1),
+            lambda replay, number, count=count: insert_tasks(replay, count if number == 0 else 5, 10 * number),
+            task_replay_after,
+        )
+        for count in (2, 9)
+    },
     TaskSimulator: {
         "context": Case(
             lambda seed: TaskSimulator(Corners(max_episode_steps=6), 3, 2, seed, 0.1, oracle_context=True),
@@ -158,6 +190,15 @@ CASES: dict[type, dict[str, Case]] = {
         )
     },
     ReplayDataModule: {"": Case(replay_datamodule, batches, batches, load=load_before_training)},
+    TaskReplayDataModule: {
+        f"block {number}": Case(
+            task_replay_datamodule,
+            lambda datamodule, other, number=number: batches(datamodule, number + other),
+            batches,
+            load=load_before_training,
+        )
+        for number in (2, 3)  # within an iteration, and at its end
+    },
     TrajectoryDataModule: {"": Case(trajectory_datamodule, batches, batches, load=load_before_training)},
     AdaptationResults: {
         "": Case(

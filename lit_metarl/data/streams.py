@@ -26,6 +26,7 @@ class Stream(IntEnum):
     EVAL_COLLECT = 10
     TEST_COLLECT = 11
     PREDICT_COLLECT = 12
+    INITIAL_ENV = 13
 
 
 def derive_seed(seed: int, rank: int, stream: Stream) -> int:

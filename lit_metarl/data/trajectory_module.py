@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
 
 from lit_metarl.data.experience import cpu_generator
 from lit_metarl.data.meta_evaluation import TaskDataModule
 from lit_metarl.data.streams import Stream
 from lit_metarl.envs.base import Tasks, load_streams, streams_state
 from lit_metarl.envs.tasks import TaskFamily
+from lit_metarl.processes import sum_over_processes
 from lit_metarl.types import MetaBatch, State, require
 
 
@@ -71,7 +70,8 @@ class TrajectoryDataModule(TaskDataModule):
         """Sample tasks, collect K + 1 rounds with adaptation between them."""
         self.simulator.set_tasks(self._sample_train_tasks())
         rounds, adaptations = self.collect(self.simulator, self.adaptation_steps, self.generator)
-        self.env_steps += self._sum_over_processes(sum(int(r.mask.sum()) for r in rounds))
+        steps = sum(int(r.mask.sum()) for r in rounds)
+        self.env_steps += sum_over_processes(steps, self.policy_device)
         return MetaBatch(tuple(rounds), tuple(adaptations), self.env_steps)
 
     def _sample_train_tasks(self) -> Tasks:
@@ -82,13 +82,6 @@ class TrajectoryDataModule(TaskDataModule):
         pool = self.env_factory.sample(self.train_tasks, np.random.default_rng(self.seed))
         chosen = self.task_stream.integers(self.train_tasks, size=count)
         return {name: np.asarray(rows)[chosen] for name, rows in pool.items()}
-
-    def _sum_over_processes(self, count: int) -> int:
-        if self.world_size == 1:
-            return count
-        total = torch.tensor(count, device=self.policy_device)
-        dist.all_reduce(total)
-        return int(total)
 
     # Resume --------------------------------------------------------------------------------------------------------
 
