@@ -1,6 +1,6 @@
 """Networks and baselines, which a config names by class path."""
 
-from lit_metarl.nn.actors import ActorFactory, DeterministicMLP, TanhGaussianMLP
+from lit_metarl.nn.actors import ActorFactory, DeterministicMLP, HyperActor, TanhGaussianMLP
 from lit_metarl.nn.baselines import Baseline, BaselineFactory, LinearFeature, LinearTime, NoBaseline, TimeMean
 from lit_metarl.nn.context_encoder import ContextEncoderFactory, ProductOfGaussians
 from lit_metarl.nn.control_variates import ActionDependentBaseline, ActionDependentLinear
@@ -30,6 +30,7 @@ __all__ = [
     "DeterministicMLP",
     "EnsembleCriticMLP",
     "GaussianMLP",
+    "HyperActor",
     "HyperCritic",
     "HyperFanIn",
     "HyperInitialisation",

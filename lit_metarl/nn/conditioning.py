@@ -50,7 +50,7 @@ def named_inputs(
 
 
 def condition(policy: nn.Module, params: Mapping[str, Tensor], context: Tensor) -> dict[str, Tensor]:
-    """Tensors by name that :func:`told_call` hands to ``policy`` besides the observations, for one task.
+    """Tensors by name that :func:`told_call` hands to ``policy`` besides the observations, ``[*lead, ...]``.
 
     Nothing where C = 0; the context where the policy has no attribute ``hypernetwork``; else the weights, by name, that
     its hypernetwork makes of the context. Whoever acts asks for them once per task and passes them at every step: most
@@ -59,7 +59,7 @@ def condition(policy: nn.Module, params: Mapping[str, Tensor], context: Tensor) 
     Args:
         policy: network, called with given parameters.
         params: all of its parameters by name, those of ``hypernetwork`` among them.
-        context: ``[C]``.
+        context: ``[C]`` of one task, or ``[*lead, C]`` of many that share ``params``.
     """
     if context.shape[-1] == 0:
         return {}
