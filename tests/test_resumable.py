@@ -21,7 +21,7 @@ from meta_cases import attach
 from resume_cases import Case, Trace, assert_goes_on
 
 import lit_metarl
-from lit_metarl.algorithms import MAML, SAC, Algorithm
+from lit_metarl.algorithms import MAML, PEARL, SAC, Algorithm
 from lit_metarl.callbacks import RunCheckpoint
 from lit_metarl.callbacks.adaptation import AdaptationResults
 from lit_metarl.data import ReplayDataModule, TaskReplayDataModule, TrajectoryDataModule
@@ -109,7 +109,7 @@ def task_replay_datamodule(_: int) -> ExperienceDataModule:
     steps = {"initial_steps": 6, "prior_steps": 6, "extra_steps": 12}
     draws = {"batch_size": 5, "context_size": 4, "capacity": 40, "updates_per_iteration": 4, "updates_per_block": 2}
     datamodule = TaskReplayDataModule(Corners(max_episode_steps=6, reward_kind="dense"), **numbers, **steps, **draws)
-    return in_training(datamodule, MAML(2, 2, policy=GaussianMLP((4,))))
+    return in_training(datamodule, PEARL(2, 2, actor=TanhGaussianMLP([4]), critic=EnsembleCriticMLP([4])))
 
 
 def batches(datamodule: ExperienceDataModule, number: int = 3) -> Trace:

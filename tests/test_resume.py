@@ -16,6 +16,7 @@ from oracles import assert_same
 from lit_metarl.algorithms import (
     LVC,
     MAML,
+    PEARL,
     SAC,
     SGMRL,
     TD3,
@@ -28,21 +29,23 @@ from lit_metarl.algorithms import (
     ProMP,
 )
 from lit_metarl.callbacks import RunCheckpoint, RunRecord
-from lit_metarl.data import ReplayDataModule, TrajectoryDataModule
+from lit_metarl.data import ReplayDataModule, TaskReplayDataModule, TrajectoryDataModule
 from lit_metarl.data.experience import ExperienceDataModule
 from lit_metarl.envs.base import EnvFactory
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.envs.locomotion import MuJoCo
 from lit_metarl.envs.locomotion_tasks import Direction
-from lit_metarl.envs.navigation import Navigation2D
+from lit_metarl.envs.navigation import Navigation2D, PointRobot, SparsePointRobot
 from lit_metarl.envs.suite import DMControl
 from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.nn import (
     DeterministicMLP,
     EnsembleCriticMLP,
     GaussianMLP,
+    HyperActor,
     HyperCritic,
     MetaLearned,
+    ProductOfGaussians,
     TanhGaussianMLP,
 )
 from lit_metarl.optim import PPO, LeaveOneOut
@@ -84,6 +87,26 @@ def make_meta(
     return cls(*sizes, policy, **kwargs | told), datamodule
 
 
+def make_pearl(
+    env: TaskFamily, data: dict[str, Any] | None = None, **networks: Any
+) -> tuple[PEARL, TaskReplayDataModule]:
+    numbers = {"train_tasks": 4, "num_tasks": 3, "meta_batch": 2, "eval_tasks": 2, "test_tasks": 2}
+    steps = {"initial_steps": 10, "prior_steps": 10, "posterior_steps": 5, "extra_steps": 10}
+    draws = {"batch_size": 6, "context_size": 5, "updates_per_iteration": 6, "updates_per_block": 2}
+    datamodule = TaskReplayDataModule(env, **numbers | steps | draws | {"capacity": 60} | (data or {}))
+    seed_everything(0)
+    told = {"context_dim": datamodule.context_dim, "action_scale": datamodule.action_scale}
+    own = {"actor": TanhGaussianMLP([8]), "critic": EnsembleCriticMLP([8]), "target_update_every": 2}
+    return PEARL(datamodule.obs_dim, datamodule.action_dim, **own | networks | told), datamodule
+
+
+def hyper_pearl() -> dict[str, Any]:
+    size: dict[str, Any] = {"hidden": (6,), "widths": (8,), "blocks": 1}
+    critic = {"meta": ("obs",), "base": ("action", "context")} | size
+    networks = {"actor": HyperActor(**size), "critic": HyperCritic(**critic)}
+    return networks | {"value": HyperCritic(members=1, **critic), "encoder": ProductOfGaussians(hidden=[8])}
+
+
 NAVIGATION = Navigation2D(max_episode_steps=8)
 CASES: dict[str, Callable[[], tuple[Algorithm, ExperienceDataModule]]] = {
     "SAC-mujoco": partial(make_sac, MuJoCo("half_cheetah", max_episode_steps=7, threads=1)),
@@ -112,6 +135,13 @@ CASES: dict[str, Callable[[], tuple[Algorithm, ExperienceDataModule]]] = {
         Gymnasium("Pendulum-v1"),
         PreconditionedSAC,
         {"warmup_updates": 22, "keep_warmup": False},
+    ),
+    "PEARL": partial(make_pearl, PointRobot(max_episode_steps=5)),
+    "PEARL-hypernetwork": partial(
+        make_pearl, SparsePointRobot(max_episode_steps=5), {"shaped_rewards": True}, **hyper_pearl()
+    ),
+    "PEARL-oracle-mujoco": partial(
+        make_pearl, Direction("walker2d", max_episode_steps=60, threads=1), {"oracle_context": True}
     ),
     "MAML": partial(make_meta, MAML, NAVIGATION),
     "SGMRL": partial(make_meta, SGMRL, NAVIGATION, correction=LeaveOneOut()),
@@ -148,7 +178,7 @@ def load(path: Path) -> dict[str, Any]:
 def whole_run(path: Path) -> dict[str, Any]:
     """Everything in a checkpoint that the future depends on: all but run id, config and wall-clock."""
     checkpoint = load(path)
-    (datamodule,) = (key for key in checkpoint if key in ("ReplayDataModule", "TrajectoryDataModule"))
+    (datamodule,) = (key for key in checkpoint if key.endswith("DataModule"))
     return {
         key: checkpoint[key]
         for key in ("state_dict", "optimizer_states", datamodule, "algorithm", "epoch", "global_step")
@@ -190,7 +220,14 @@ def straight(root: Path) -> Callable[[str], Straight]:
 
 @pytest.mark.parametrize(
     ("case", "interrupted_at"),  # at the end of the second epoch, or at this batch of it
-    [(case, at) for case in CASES for at in ("end", *((0, 2, 3) if "SAC" in case or case.startswith("TD3") else (1,)))],
+    [
+        (case, at)
+        for case in CASES
+        for at in (
+            "end",
+            *((0, 2, 3) if "SAC" in case or case.startswith("TD3") else (1, 2) if case == "PEARL" else (1,)),
+        )
+    ],
 )
 def test_resumed_run_equals_straight_run(
     case: str, interrupted_at: str | int, straight: Callable[[str], Straight], root: Path

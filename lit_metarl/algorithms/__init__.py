@@ -17,6 +17,8 @@ from lit_metarl.algorithms.maml import (
     TRPODiCE,
 )
 from lit_metarl.algorithms.meta_policy_gradient import MetaPolicyGradient
+from lit_metarl.algorithms.off_policy import OffPolicy
+from lit_metarl.algorithms.pearl import PEARL
 from lit_metarl.algorithms.preconditioned_sac import PreconditionedSAC
 from lit_metarl.algorithms.sac import SAC
 from lit_metarl.algorithms.td3 import TD3
@@ -26,6 +28,7 @@ __all__ = [
     "FOMAML",
     "LVC",
     "MAML",
+    "PEARL",
     "SAC",
     "SGMRL",
     "TD3",
@@ -36,6 +39,7 @@ __all__ = [
     "Algorithm",
     "DiCEMAML",
     "MetaPolicyGradient",
+    "OffPolicy",
     "PreconditionedSAC",
     "ProMP",
     "ProMPTayPO2",

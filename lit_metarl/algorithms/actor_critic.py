@@ -1,9 +1,7 @@
-"""The base of off-policy actor-critic algorithms: critics, targets, and the loop over a block's updates."""
+"""The base of actor-critic algorithms of single tasks: critics, targets, and the order of an update."""
 
 from __future__ import annotations
 
-import copy
-import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -11,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lit_metarl.algorithms.base import Algorithm, policy_state_of
+from lit_metarl.algorithms.base import policy_state_of
+from lit_metarl.algorithms.off_policy import OffPolicy, require_positive
 from lit_metarl.losses.critics import critic_loss
 from lit_metarl.nn import ActorFactory, CriticFactory
 from lit_metarl.nn.recipe import recipe_of
-from lit_metarl.types import Episodes, ReplayBlock, Sizes, State, Transition, require
+from lit_metarl.types import Episodes, Sizes, State, Transition, require
 
 
-class ActorCritic(Algorithm, ABC):
+class ActorCritic(OffPolicy, ABC):
     """A policy and an ensemble of critics that learn from replayed transitions, with slowly moving targets.
 
     One update: the critics regress on :meth:`target`, then :meth:`update_actor`, then the Polyak step of the targets.
@@ -59,22 +58,14 @@ class ActorCritic(Algorithm, ABC):
         target_update_every: int = 1,
         share_weights: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(gamma, polyak, target_update_every)
         require_positive(actor_lr=actor_lr, critic_lr=critic_lr)
-        require(0.0 <= gamma <= 1.0, "model.gamma", gamma, "a discount lies in [0, 1]")
-        require(0.0 < polyak <= 1.0, "model.polyak", polyak, "it must lie in (0, 1]")
-        require(target_update_every >= 1, "model.target_update_every", target_update_every, "it must be at least 1")
         self.sizes = Sizes(obs_dim, action_dim)
         self.recipe = recipe_of(actor)
         self.actor = actor.build(self.sizes)
         self.critic = critic.build(self.sizes)
-        self.followed: list[str] = []
         self.follow("critic")
         self.actor_lr, self.critic_lr = actor_lr, critic_lr
-        self.gamma = gamma
-        self.polyak = polyak
-        self.target_update_every = target_update_every
-        self.updates = 0
         made_of_obs = "action" not in getattr(self.critic, "meta", ["action"])
         remedy = "only a HyperCritic whose meta input is not the action makes weights that can be shared"
         require(made_of_obs or not share_weights, "model.share_weights", share_weights, remedy)
@@ -113,15 +104,6 @@ class ActorCritic(Algorithm, ABC):
         """Step sizes by their configuration key."""
         return {"model.actor_lr": self.actor_lr, "model.critic_lr": self.critic_lr}
 
-    def training_step(self, batch: ReplayBlock, batch_idx: int) -> None:
-        """``U`` updates, one for each minibatch of the block."""
-        # Autocast keeps its bf16 copies of the weights: without this, update 2 would use those of update 1.
-        if torch.is_autocast_enabled(self.device.type):
-            torch.set_autocast_cache_enabled(False)
-        for minibatch in batch.minibatches():
-            self.metrics.add(self.update(minibatch))
-        self.finish_step(batch.env_steps, batch.episode_returns, batch.episode_lengths)
-
     def update(self, batch: Transition) -> dict[str, Tensor]:
         """One update on a minibatch, fields ``[M, ...]``; returns detached scalars."""
         self.updates += 1
@@ -156,19 +138,6 @@ class ActorCritic(Algorithm, ABC):
         constants = {name: value.detach() for name, value in self.critic.named_parameters()}
         return functional_call(self.critic, constants, (obs, action))
 
-    def follow(self, name: str) -> None:
-        """Let a copy of the network ``name``, ``target_<name>``, follow its parameters slowly."""
-        setattr(self, f"target_{name}", copy.deepcopy(self.get_submodule(name)).requires_grad_(False))
-        self.followed.append(name)
-
-    @torch.no_grad()
-    def update_targets(self, polyak: float | None = None) -> None:
-        """target ← (1 − τ)·target + τ·network, for all that is followed; τ is ``polyak``, the setting if None."""
-        tau = self.polyak if polyak is None else polyak
-        for name in self.followed:
-            network, target = self.get_submodule(name), self.get_submodule(f"target_{name}")
-            torch._foreach_lerp_(list(target.parameters()), list(network.parameters()), tau)
-
     # Policy, evaluation and resume ---------------------------------------------------------------------------------
 
     def act(self, obs: Tensor) -> Tensor:
@@ -198,18 +167,3 @@ class ActorCritic(Algorithm, ABC):
     def policy_state(self) -> State:
         """Recipe and weights of the actor."""
         return policy_state_of(self.recipe, self.actor, self.sizes)
-
-    def counters(self) -> State:
-        """The counters of every algorithm and the number of updates, on which schedules depend."""
-        return super().counters() | {"updates": self.updates}
-
-    def load_counters(self, state: State) -> None:
-        """Inverse of :meth:`counters`."""
-        super().load_counters(state)
-        self.updates = state["updates"]
-
-
-def require_positive(**values: float) -> None:
-    """Raise :class:`ConfigError` naming ``model.<name>`` unless all ``values`` are positive and finite."""
-    for name, value in values.items():
-        require(value > 0 and math.isfinite(value), f"model.{name}", value, "it must be a positive number")

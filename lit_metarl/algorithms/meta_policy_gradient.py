@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from lit_metarl.algorithms.base import Algorithm, policy_state_of
+from lit_metarl.algorithms.metrics import adaptation_metrics
 from lit_metarl.algorithms.signals import signals_of
 from lit_metarl.estimators import InnerSurrogate, LogLikelihood, reward_to_go
 from lit_metarl.nn import (
@@ -249,6 +250,8 @@ class MetaPolicyGradient(Algorithm):
         """One outer update on one meta-batch, then the steps of a baseline that learns."""
         if torch.is_autocast_enabled(self.device.type):
             torch.set_autocast_cache_enabled(False)  # cached copies would carry one graph into the next
+        remedy = "this algorithm learns from trajectories; take TrajectoryDataModule, or train PEARL"
+        require(isinstance(batch, MetaBatch), "data", type(batch).__name__, remedy)
         first, last = batch.rounds[0], batch.rounds[-1]
         iteration = self.iteration(batch.rounds, batch.adaptations)
         metrics = self.outer.update(iteration)
@@ -342,17 +345,8 @@ class MetaPolicyGradient(Algorithm):
     # Evaluation ----------------------------------------------------------------------------------------------------
 
     def evaluation_metrics(self, batch: MetaEpisodes) -> dict[str, Tensor]:
-        """``return`` (after adaptation, on test tasks) and ``return_after_k_steps``; other splits below their name."""
-        metrics: dict[str, Tensor] = {}
-        for split, returns in batch.returns.items():
-            where = "" if split == "test" else f"{split}/"
-            per_task = self.gather(returns.float().mean(-1))  # [K + 1, B]
-            metrics[f"{where}return"] = per_task[-1].mean()
-            metrics[f"{where}return_std"] = per_task[-1].std(correction=0)
-            metrics |= {f"{where}return_after_{k}_steps": value.mean() for k, value in enumerate(per_task)}
-            if split in batch.random:
-                metrics[f"{where}return_random"] = self.gather(batch.random[split].float().mean(-1)).mean()
-        return metrics
+        """Means over all processes' tasks, as :func:`~lit_metarl.algorithms.metrics.adaptation_metrics` names them."""
+        return adaptation_metrics(batch, self.gather)
 
     # Policy and resume ---------------------------------------------------------------------------------------------
 

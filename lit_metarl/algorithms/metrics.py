@@ -1,15 +1,15 @@
-"""Running means of a module's metrics and of its episodes."""
+"""Running means of a module's metrics and of its episodes, and what is said of a meta-evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lit_metarl.processes import world_size
-from lit_metarl.types import State
+from lit_metarl.types import MetaEpisodes, State
 
 
 class MeanMetrics:
@@ -73,3 +73,22 @@ class MeanMetrics:
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}
         self._counts = dict(state["counts"])
         self._returns, self._lengths = list(state["returns"]), list(state["lengths"])
+
+
+def adaptation_metrics(batch: MetaEpisodes, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """``return`` (after adaptation, on test tasks) and ``return_after_k_steps``; other splits below their name.
+
+    Args:
+        batch: this process's share of the evaluation.
+        gather: ``[..., n]`` of this process → ``[..., n of all processes]``.
+    """
+    metrics: dict[str, Tensor] = {}
+    for split, returns in batch.returns.items():
+        where = "" if split == "test" else f"{split}/"
+        per_task = gather(returns.float().mean(-1))  # [K + 1, B]
+        metrics[f"{where}return"] = per_task[-1].mean()
+        metrics[f"{where}return_std"] = per_task[-1].std(correction=0)
+        metrics |= {f"{where}return_after_{k}_steps": value.mean() for k, value in enumerate(per_task)}
+        if split in batch.random:
+            metrics[f"{where}return_random"] = gather(batch.random[split].float().mean(-1)).mean()
+    return metrics

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_metarl.algorithms.actor_critic import ActorCritic, require_positive
+from lit_metarl.algorithms.actor_critic import ActorCritic
+from lit_metarl.algorithms.off_policy import require_positive
 from lit_metarl.losses.sac import actor_loss, soft_target, temperature_loss
 from lit_metarl.nn import ActorFactory, CriticFactory, EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.types import Transition, require
