@@ -10,17 +10,22 @@ import yaml
 
 from lit_metarl.cli import run
 from lit_metarl.config import compose_arguments, load_config, merge
+from lit_metarl.nn.recipe import from_recipe
 from lit_metarl.optim import PPO, TRPO
 from lit_metarl.tracking import connect
-from lit_metarl.types import ConfigError
+from lit_metarl.types import ConfigError, Sizes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(CONFIGS.glob("experiment/*.yaml"))
 FILES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name != "sweep"]  # these are recipes
 
 
-def is_meta(path: Path) -> bool:
-    return load_config(path)["data"]["class_path"].endswith("TrajectoryDataModule")
+OVERLAYS = {"ReplayDataModule": "smoke", "TrajectoryDataModule": "smoke_meta", "TaskReplayDataModule": "smoke_pearl"}
+LOSSES = {"smoke": "train/critic_loss", "smoke_meta": "train/objective", "smoke_pearl": "train/critic_loss"}
+
+
+def overlay_of(path: Path) -> str:
+    return OVERLAYS[load_config(path)["data"]["class_path"].rpartition(".")[2]]
 
 
 def test_there_are_experiments() -> None:
@@ -30,18 +35,28 @@ def test_there_are_experiments() -> None:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_experiment_runs_two_iterations(path: Path, tmp_path: Path) -> None:
-    overlay = CONFIGS / "overlay" / ("smoke_meta.yaml" if is_meta(path) else "smoke.yaml")
-    run(["fit", f"--config={path}", "--config", str(overlay), "--trainer.accelerator=cpu"])
+    overlay = overlay_of(path)
+    file = CONFIGS / "overlay" / f"{overlay}.yaml"
+    run(["fit", f"--config={path}", "--config", str(file), "--trainer.accelerator=cpu"])
     (directory,) = (tmp_path / "mlruns" / "runs").iterdir()
     checkpoint = torch.load(directory / "last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 1
     metrics = connect("mlruns").get_run(directory.name)
     assert metrics.info.status == "FINISHED"
-    loss = "train/objective" if is_meta(path) else "train/critic_loss"
+    loss = LOSSES[overlay]
     if path.stem.startswith("preconditioned"):
         loss = "train/meta_objective"  # two iterations are in its first phase
     assert {"eval/return", loss} <= metrics.data.metrics.keys()
     assert checkpoint["algorithm"]["counters"]["env_steps"] > 0
+
+
+def test_an_oracle_needs_no_encoder(tmp_path: Path) -> None:
+    files = "experiment/point_robot_pearl", "overlay/smoke_pearl", "overlay/oracle_context"
+    run(["fit", *(f"--config={CONFIGS / file}.yaml" for file in files), "--trainer.accelerator=cpu"])
+    (directory,) = (tmp_path / "mlruns" / "runs").iterdir()
+    saved = torch.load(directory / "last.ckpt", weights_only=True)
+    assert not any(name.startswith("encoder") for name in saved["state_dict"])
+    assert saved["algorithm"]["policy"]["sizes"]["context"] == 2
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONFIGS)))
@@ -92,6 +107,18 @@ def test_shared_settings_of_an_algorithm_reach_it(path: Path) -> None:
             | {"gamma": 0.99, "polyak": 0.005, "policy_delay": 2, "exploration_noise": 0.1, "target_noise": 0.2}
             | {"target_noise_clip": 0.5, "capacity": 1_000_000},
         ),
+        (
+            "half_cheetah_velocity_pearl",  # github.com/katerakelly/oyster
+            {"train_tasks": 100, "num_tasks": 5, "meta_batch": 16, "batch_size": 256, "context_size": 100}
+            | {"initial_steps": 2000, "prior_steps": 400, "posterior_steps": 0, "extra_steps": 600, "latent": 5}
+            | {"updates_per_iteration": 2000, "reward_scale": 5.0, "kl_weight": 0.1, "max_episode_steps": 200},
+        ),
+        (
+            "sparse_point_robot_pearl",
+            {"num_tasks": 10, "prior_steps": 100, "posterior_steps": 900, "extra_steps": 0, "context_size": 1024}
+            | {"gamma": 0.9, "reward_scale": 100.0, "kl_weight": 1.0, "trajectories": 5, "shaped_rewards": True},
+        ),
+        ("point_robot_pearl", {"train_tasks": 80, "context_size": 64, "updates_per_iteration": 1000, "gamma": 0.99}),
         ("td3_hyperl_half_cheetah", {"batch_size": 100, "warmup_steps": 1000, "policy_delay": 2}),
     ],
 )
@@ -103,6 +130,20 @@ def test_published_settings(name: str, published: dict[str, object]) -> None:
         found.update(level)
         levels.extend(value for value in level.values() if isinstance(value, dict))
     assert published.items() <= found.items()
+
+
+def test_published_size_of_hyper_pearl() -> None:
+    """On top of PEARL's experiment its file has the networks of Sarafian et al. 2021."""
+    files = "experiment/half_cheetah_velocity_pearl", "algorithm/hyper_pearl"
+    settings = merge(*(load_config(CONFIGS / f"{file}.yaml") for file in files))["model"]["init_args"]
+    rates = [settings[key] for key in ("actor_lr", "critic_lr", "value_lr", "encoder_lr", "reward_scale")]
+    assert rates == [1e-4, 5e-5, 5e-5, 3e-4, 5.0]
+    sizes = Sizes(20, 6, None, 5)
+    for name, action, meta, base in (("actor", 6, 5, 20), ("critic", 6, 20, 6 + 5), ("value", 0, 20, 5)):
+        network = from_recipe({"init_args": {}} | settings[name]).build(sizes._replace(action=action)).hypernetwork
+        assert network.primary[0].weight.shape[1:] == (meta, 256)
+        assert network.heads.weight.shape[1] == 1024
+        assert network.layers["0"][:2] == (base, 256)
 
 
 def test_published_defaults_of_outer_updates() -> None:
