@@ -114,6 +114,12 @@ def test_shared_settings_of_an_algorithm_reach_it(path: Path) -> None:
             | {"updates_per_iteration": 2000, "reward_scale": 5.0, "kl_weight": 0.1, "max_episode_steps": 200},
         ),
         (
+            "half_cheetah_velocity_context_maml",  # the code of Sarafian et al. 2021
+            {"num_tasks": 40, "trajectories": 20, "train_tasks": 100, "inner_lr": 0.1, "hidden": [100, 100]}
+            | {"gamma": 0.95, "gae_lambda": 1.0, "max_kl": 0.01, "backtrack_steps": 20, "oracle_context": True},
+        ),
+        ("half_cheetah_velocity_hyper_maml", {"inner_lr": 5e-5, "max_episode_steps": 200, "setup": "hyperl"}),
+        (
             "sparse_point_robot_pearl",
             {"num_tasks": 10, "prior_steps": 100, "posterior_steps": 900, "extra_steps": 0, "context_size": 1024}
             | {"gamma": 0.9, "reward_scale": 100.0, "kl_weight": 1.0, "trajectories": 5, "shaped_rewards": True},

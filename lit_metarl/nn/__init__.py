@@ -14,7 +14,7 @@ from lit_metarl.nn.critics import (
 )
 from lit_metarl.nn.hyper_initialisation import BiasHyper, HyperFanIn, HyperInitialisation, Released
 from lit_metarl.nn.meta_baseline import MetaLearned
-from lit_metarl.nn.policies import CategoricalMLP, GaussianMLP, PolicyFactory
+from lit_metarl.nn.policies import CategoricalMLP, GaussianMLP, HyperGaussian, PolicyFactory
 
 __all__ = [
     "ActionDependentBaseline",
@@ -33,6 +33,7 @@ __all__ = [
     "HyperActor",
     "HyperCritic",
     "HyperFanIn",
+    "HyperGaussian",
     "HyperInitialisation",
     "LinearFeature",
     "LinearTime",

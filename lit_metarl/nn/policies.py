@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, cast
 
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from lit_metarl.nn.conditioning import with_context
 from lit_metarl.nn.distributions import Categorical, DiagonalGaussian
+from lit_metarl.nn.hyper_initialisation import HyperInitialisation, Released
+from lit_metarl.nn.hypernetwork import Hypernetwork, dynamic_mlp, mlp_layers
 from lit_metarl.nn.layers import Linear, fused_tanh
 from lit_metarl.types import Sizes, require
 
@@ -77,6 +79,37 @@ class GaussianMLP(PolicyFactory):
         )
         trunk = glorot_mlp([sizes.obs + sizes.context, *self.hidden, sizes.action], self.activation)
         return GaussianPolicy(trunk, sizes.action, self.initial_log_std, self.min_log_std)
+
+
+@dataclass(frozen=True)
+class HyperGaussian(PolicyFactory):
+    """Gaussian policy whose weights a hypernetwork makes of the task's context (Sarafian et al. 2021, Hyper-MAML).
+
+    The hypernetwork is what adapts, along with the log-std. The same step size moves it far less, or more, than an MLP:
+    the released one is 5e-5 where the MLP's is 0.1, and "no adaptation needed" is then a matter of the step.
+
+    Attributes:
+        hidden: widths of the dynamic network's hidden layers.
+        widths: of the primary network's stages; the last is the length of the embedding.
+        blocks: residual blocks of a stage.
+        initialisation: of the hypernetwork.
+        initial_log_std: as of :class:`GaussianMLP`.
+        min_log_std: as of :class:`GaussianMLP`.
+    """
+
+    hidden: Sequence[int] = (256,)
+    widths: Sequence[int] = (256, 512, 1024)
+    blocks: int = 2
+    initialisation: HyperInitialisation = field(default_factory=lambda: Released(primary_gain=0.5))
+    initial_log_std: float = 0.0
+    min_log_std: float = math.log(1e-6)
+
+    def build(self, sizes: Sizes) -> nn.Module:
+        remedy = "it draws continuous actions and this environment has {} discrete ones; use CategoricalMLP"
+        require(sizes.num_actions is None, "policy", "HyperGaussian", remedy.format(sizes.num_actions))
+        remedy = "it makes weights of a context, and there is none: set data.oracle_context true"
+        require(sizes.context > 0, "policy", "HyperGaussian", remedy)
+        return HyperGaussianPolicy(sizes, self)
 
 
 @dataclass(frozen=True)
@@ -144,8 +177,31 @@ class GaussianPolicy(nn.Module):
     def forward(self, obs: Tensor, context: Tensor | None = None) -> DiagonalGaussian:
         # The parameters' dtype: under bf16-mixed only the matrix products are bf16, densities need float32.
         mean = self.trunk(with_context(obs, context)).to(self.log_std.dtype)
-        log_std = self.log_std + (self.log_std.clamp(min=self.min_log_std) - self.log_std).detach()
-        return DiagonalGaussian(mean, log_std.expand_as(mean))
+        return DiagonalGaussian(mean, with_floor(self.log_std, self.min_log_std).expand_as(mean))
+
+
+class HyperGaussianPolicy(nn.Module):
+    """Observations ``[..., O]`` and the weights that ``hypernetwork`` made of the task's context → Gaussian actions.
+
+    It follows the contract of :mod:`lit_metarl.nn.conditioning`. The log-std is that of :class:`GaussianPolicy`.
+    """
+
+    def __init__(self, sizes: Sizes, settings: HyperGaussian) -> None:
+        super().__init__()
+        layers = mlp_layers([sizes.obs, *settings.hidden, sizes.action])
+        initialisation = settings.initialisation
+        self.hypernetwork = Hypernetwork(sizes.context, layers, 0, settings.widths, settings.blocks, initialisation)
+        self.min_log_std = settings.min_log_std
+        self.log_std = nn.Parameter(torch.full((sizes.action,), float(settings.initial_log_std)))
+
+    def forward(self, obs: Tensor, weights: dict[str, Tensor]) -> DiagonalGaussian:
+        mean = dynamic_mlp(weights, obs, list(self.hypernetwork.layers)).to(self.log_std.dtype)
+        return DiagonalGaussian(mean, with_floor(self.log_std, self.min_log_std).expand_as(mean))
+
+
+def with_floor(log_std: Tensor, floor: float) -> Tensor:
+    """max(log_std, floor), ``[A]``, with the gradient of ``log_std`` itself; see :class:`GaussianPolicy`."""
+    return log_std + (log_std.clamp(min=floor) - log_std).detach()
 
 
 class CategoricalPolicy(nn.Module):
