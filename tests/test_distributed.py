@@ -18,13 +18,13 @@ from meta_cases import attach, batch_of, random_rounds
 from test_resume import metrics_of
 
 from lit_metarl.__main__ import main
-from lit_metarl.algorithms import MAML, SAC
+from lit_metarl.algorithms import MAML, PEARL, SAC
 from lit_metarl.losses.critics import critic_loss
 from lit_metarl.losses.sac import actor_loss
-from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, MetaLearned, TanhGaussianMLP
+from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, MetaLearned, ProductOfGaussians, TanhGaussianMLP
 from lit_metarl.optim import PPO, TRPO, VPG
 from lit_metarl.tracking import connect
-from lit_metarl.types import Trajectories
+from lit_metarl.types import TaskMinibatch, Trajectories, Transition
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 M, O, A = 12, 4, 2  # noqa: E741
@@ -83,6 +83,28 @@ def baseline_update(tasks: slice) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in module.baseline.named_parameters()}
 
 
+def pearl_update(tasks: slice) -> dict[str, torch.Tensor]:
+    """Parameters after two updates of PEARL on ``tasks`` of a fixed minibatch of four tasks, with fixed noise."""
+    torch.manual_seed(0)
+    critic = {"hidden": [8], "initialisation": "torch"}
+    networks = {"critic": EnsembleCriticMLP(**critic), "value": EnsembleCriticMLP(members=1, **critic)}
+    encoder = ProductOfGaussians(latent=3, hidden=[8])
+    module = attach(PEARL(O, A, actor=TanhGaussianMLP([8]), encoder=encoder, kl_weight=0.5, **networks).double())
+
+    def transitions(count: int) -> Transition:
+        drawn = (torch.randn(4, count, *size).double()[tasks] for size in ((O,), (A,), (), (O,)))
+        obs, action, reward, next_obs = drawn
+        return Transition(obs, action.tanh(), reward, next_obs, reward > 1, reward < -1)
+
+    batch = TaskMinibatch(transitions(6), transitions(5), torch.zeros(4, 0)[tasks])
+    noise = {3: torch.randn(4, 3).double()[tasks], A: torch.randn(4, 6, A).double()[tasks]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn_like", lambda x: noise[x.shape[-1]])
+        for _ in range(2):
+            module.update(batch)
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
 def worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     half = slice(0, M // 2) if rank == 0 else slice(M // 2, M)
@@ -90,6 +112,7 @@ def worker(rank: int, folder: str) -> None:
     tasks = slice(0, 2) if rank == 0 else slice(2, 4)
     torch.save({outer: meta_update(outer, tasks) for outer in META}, f"{folder}/meta{rank}.pt")
     torch.save(baseline_update(tasks), f"{folder}/baseline{rank}.pt")
+    torch.save(pearl_update(tasks), f"{folder}/pearl{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -130,6 +153,16 @@ def test_a_learned_baseline_is_that_of_the_joined_tasks(folder: Path) -> None:
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], expected, atol=1e-8, rtol=1e-6)
     assert not torch.allclose(alone["net.0.weight"], joined["net.0.weight"], rtol=1e-3)
+
+
+def test_an_update_of_pearl_is_that_of_the_joined_tasks(folder: Path) -> None:
+    """Also the divergence, which is a sum over all processes' tasks."""
+    joined, alone = pearl_update(slice(0, 4)), pearl_update(slice(0, 2))
+    first, second = (torch.load(folder / f"pearl{rank}.pt", weights_only=True) for rank in range(2))
+    for name, expected in joined.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], expected, atol=1e-9, rtol=1e-9)
+    assert not torch.allclose(alone["encoder.trunk.0.weight"], joined["encoder.trunk.0.weight"], rtol=1e-6)
 
 
 SAC_FILES = ("experiment/sac_small_pendulum.yaml", "overlay/smoke.yaml")
@@ -208,6 +241,24 @@ def test_every_process_resumes_its_own_tasks(tmp_path: Path) -> None:
         assert torch.equal(own, expected["experience"]["generator"])
     # iterations × rounds × tasks of both processes × trajectories × steps
     assert resumed["algorithm"]["counters"]["env_steps"] == 2 * 4 * 2 * 5 * 20
+    assert again == curves
+
+
+@pytest.mark.slow
+def test_every_process_resumes_its_own_task_replays(tmp_path: Path) -> None:
+    files = "experiment/quickstart_inference.yaml", "overlay/smoke_pearl.yaml"
+    (straight, curves), (resumed, again) = resume_in_two_processes(files, tmp_path, "--data.train_tasks=4")
+    for name, value in straight["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    first, second = (state["experience"] for state in resumed["TaskReplayDataModule"]["ranks"])
+    goals = [{tuple(goal) for goal in part["tasks"]["goal"].tolist()} for part in (first, second)]
+    assert [len(part) for part in goals] == [2, 2]
+    assert not goals[0] & goals[1]
+    for own, expected in zip((first, second), straight["TaskReplayDataModule"]["ranks"], strict=True):
+        for buffer in ("replay", "encoder_buffer"):
+            assert torch.equal(own[buffer]["storage"]["obs"], expected["experience"][buffer]["storage"]["obs"])
+    # tasks × initial steps, and iterations × tasks of both processes × steps of the three phases
+    assert resumed["algorithm"]["counters"]["env_steps"] == 4 * 10 + 2 * 2 * 30
     assert again == curves
 
 
