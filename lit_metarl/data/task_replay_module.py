@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from lit_metarl.envs.base import Tasks, load_streams, streams_state
 from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.processes import sum_over_processes
 from lit_metarl.types import State, TaskReplayBlock, Trajectories, Transition, require
+
+log = logging.getLogger(__name__)
 
 
 class TaskReplayDataModule(TaskDataModule):
@@ -123,6 +126,19 @@ class TaskReplayDataModule(TaskDataModule):
     def batches_per_epoch(self) -> int:
         """Blocks of an epoch."""
         return self.epoch_iterations * (self.updates_per_iteration // self.updates_per_block)
+
+    def setup(self, stage: str) -> None:
+        """Build the simulators that ``stage`` needs, and say so if evaluation will see training tasks."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        count = self.split_counts["eval_tasks"] // self.world_size
+        stream = np.random.default_rng(self.stream_seed(Stream.EVAL_TASKS))
+        known = set(_as_rows(self.tasks))
+        seen = sum(row in known for row in _as_rows(self.env_factory.sample(count, stream, "test")))
+        if seen:
+            name = self.spec.name
+            log.warning("data.env = %s: %d of %d test tasks of the evaluation are training tasks", name, seen, count)
 
     # Training ------------------------------------------------------------------------------------------------------
 
@@ -256,3 +272,10 @@ class TaskReplayDataModule(TaskDataModule):
         """Release the simulators."""
         if stage == "fit":
             self.simulator.close()
+
+
+def _as_rows(tasks: Tasks) -> list[bytes]:
+    """Every task as something that can be compared."""
+    names = sorted(tasks)
+    columns = [np.ascontiguousarray(tasks[name], dtype=np.float64) for name in names]
+    return [b"".join(column[task].tobytes() for column in columns) for task in range(len(columns[0]))]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_metarl.data import TaskReplayDataModule
 from lit_metarl.envs.locomotion_tasks import Direction
-from lit_metarl.envs.navigation import PointRobot, SparsePointRobot
+from lit_metarl.envs.navigation import Corners, PointRobot, SparsePointRobot
 from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.types import Adaptation, ConfigError, DivergenceError, MetaPolicy, Trajectories
 
@@ -195,6 +195,13 @@ def test_what_is_known_at_test_is_the_exploration_and_nothing_else() -> None:
     for step in range(2):  # what is adapted to is what the rounds earned
         torch.testing.assert_close(policy.seen[step].returns, episodes.returns["test"][step])
     assert (policy.seen[1].action == 0.12).all()  # after 3 · 4 transitions
+
+
+def test_test_tasks_that_are_training_tasks_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    make(eval_tasks=8)
+    assert "training tasks" not in caplog.text
+    make(env=Corners(max_episode_steps=HORIZON), train_tasks=40, eval_tasks=8)  # of four corners
+    assert "points/corners: 8 of 8 test tasks of the evaluation are training tasks" in caplog.text
 
 
 def test_processes_share_the_training_tasks_out(monkeypatch: pytest.MonkeyPatch) -> None:
