@@ -155,6 +155,7 @@ class Jobs(Workers):
 
 
 def _executor(folder: Path, cluster: str, options: Mapping[str, Any]) -> Any:
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")  # else its import closes all handlers of logging
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # upon which a run saves and puts its job back into the queue
     try:
         import submitit

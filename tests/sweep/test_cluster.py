@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import submitit  # noqa: F401  # here: its import closes all handlers of logging, and absl's with pytest's own stderr
 from sweep_cases import SMOKE, fork, write_recipe
 from test_cli import error_of
 
@@ -54,6 +53,7 @@ def _found_by_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package need not be installed: a job finds the one under test."""
     monkeypatch.setenv("PYTHONPATH", str(Path(lit_metarl.__file__).parents[1]))
     monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "USR1")  # put back after the test
+    monkeypatch.setenv("SUBMITIT_LOG_LEVEL", "NOCONFIG")
 
 
 @pytest.fixture
