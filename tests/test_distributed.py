@@ -211,7 +211,11 @@ def resume_in_two_processes(files: tuple[str, ...], folder: Path, *flags: str) -
     return [(torch.load(path, weights_only=True), metrics_of(path.parents[2], path.parent.name)) for path in paths]
 
 
-@pytest.mark.parametrize("files", [SAC_FILES, DMC_FILES, TD3_FILES], ids=["SAC", "PreconditionedSAC-dm_control", "TD3"])
+@pytest.mark.parametrize(
+    "files",
+    [SAC_FILES, DMC_FILES, pytest.param(TD3_FILES, marks=pytest.mark.slow)],
+    ids=["SAC", "PreconditionedSAC-dm_control", "TD3"],
+)
 def test_every_process_resumes_its_own_replay(files: tuple[str, ...], tmp_path: Path) -> None:
     # An epoch has 8 updates: the checkpoint lies within a logging interval, of which each process has its own sums.
     flags = (*SHARES, "--trainer.log_every_n_steps=3")
