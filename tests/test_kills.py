@@ -99,8 +99,9 @@ def faults(root: Path, run_id: str, whole: dict[str, Any], expected: Points) -> 
         status=int(status != "FINISHED"),
         missing=len(expected.keys() - points.keys()),
         unexpected=len(points.keys() - expected.keys()),
-        doubled=sum(len(values) > 1 for values in points.values()),
-        different=sum(values[0] != points.get(at, values)[0] for at, values in expected.items()),
+        # PEARL logs several updates at one environment step; no point is there more often than in the straight run
+        doubled=sum(len(values) > len(expected.get(at, [0.0])) for at, values in points.items()),
+        different=sum(sorted(values) != sorted(points.get(at, values)) for at, values in expected.items()),
         temporaries=sum(path.is_file() for path in temporaries),
     )
 
