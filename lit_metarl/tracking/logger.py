@@ -321,11 +321,12 @@ class MLflowLogger(Logger):
         succeeded, told = status in ("success", "finished"), self._writer.told
         self._killed |= status == "killed"
         try:
-            self._writer.flush()
-            if self._started:
-                ended = "FINISHED" if succeeded else "KILLED" if self._killed else "FAILED"
-                self._client.set_terminated(self._run_id, ended)
-                self._started = False  # here: where it could not be written, the end of the process tries again
+            with uninterrupted():  # a second Ctrl-C must not come between the last points and the status
+                self._writer.flush()
+                if self._started:
+                    ended = "FINISHED" if succeeded else "KILLED" if self._killed else "FAILED"
+                    self._client.set_terminated(self._run_id, ended)
+                    self._started = False  # here: where it could not be written, the end of the process tries again
         except (TrackingError, MlflowException) as error:
             if succeeded:
                 raise

@@ -68,6 +68,20 @@ def test_a_run_whose_creation_is_interrupted_is_known_and_ends(tmp_path: Path) -
     assert len(unknown) == 2  # those of the calls that were not interrupted
 
 
+def test_the_end_of_a_run_that_is_interrupted_is_written(tmp_path: Path) -> None:
+    """At any place: a second Ctrl-C often comes while the first one's status is being written."""
+    calls = 200
+    for place in range(30, calls, 40):
+        logger = MLflowLogger(str(tmp_path), tags={"of": "test"})
+        logger.start()
+        logger.log_metrics({"m": 1.0}, step=1)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_at(place, lambda logger=logger: logger.finalize("killed"))  # type: ignore[misc]
+        (run,) = [run for run in list_runs(tmp_path, "lit_metarl", "of") if run.run_id == logger.run_id]
+        assert run.status == "KILLED"
+        assert [point.value for point in connect(tmp_path).get_metric_history(logger.run_id, "m")] == [1.0]
+
+
 def test_every_ctrl_c_that_was_held_back_reaches_the_handler() -> None:
     received: list[int] = []
     signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
