@@ -327,7 +327,7 @@ class PEARL(OffPolicy):
             return told_call(self.actor, dict(self.actor.named_parameters()), obs, adaptation)
 
     def _precision(self) -> AbstractContextManager[Any]:
-        """That of the training step, also where data is collected."""
+        """The precision of the training step, also where data is collected."""
         return nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
 
     # Evaluation and resume -----------------------------------------------------------------------------------------

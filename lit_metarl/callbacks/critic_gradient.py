@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lit_metarl.algorithms.actor_critic import ActorCritic
+from lit_metarl.callbacks.monitor import Monitor
 from lit_metarl.data.perturbation import collect_states, perturbed_returns
 from lit_metarl.diagnostics.critic_gradients import agreement, fitted_gradient
 from lit_metarl.envs.base import EnvFactory
@@ -109,7 +110,7 @@ def measure(module: ActorCritic, factory: EnvFactory, protocol: GradientProtocol
     return Measured(critic.cpu(), *fitted)
 
 
-class CriticGradientMonitor(Callback):
+class CriticGradientMonitor(Monitor):
     """Logs how well ``module.critic`` leads the actor, before training and after epochs (Sarafian et al. 2021, Fig. 3).
 
     Metrics: ``critic_gradient/cosine`` between ∇_a Q and the gradient that roll-outs of perturbed actions show, the
@@ -123,8 +124,7 @@ class CriticGradientMonitor(Callback):
     """
 
     def __init__(self, every_n_epochs: int = 2, protocol: GradientProtocol | None = None) -> None:
-        require(every_n_epochs >= 1, "CriticGradientMonitor.every_n_epochs", every_n_epochs, "it must be at least 1")
-        self.every_n_epochs = every_n_epochs
+        super().__init__(every_n_epochs)
         self.protocol = protocol or GradientProtocol()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -132,17 +132,8 @@ class CriticGradientMonitor(Callback):
         known = isinstance(pl_module, ActorCritic)
         require(known, "CriticGradientMonitor", type(pl_module).__name__, "it has no critic of actions to look at")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the initial critic; a resumed run has done so."""
-        if trainer.current_epoch == 0 and trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
-            self._measure(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the critic as it is after this epoch, if this is one of those that are measured."""
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._measure(trainer, pl_module)
-
-    def _measure(self, trainer: Trainer, module: Any) -> None:
+    def measure(self, trainer: Trainer, module: Any) -> None:
+        """Log the agreement of the critic's action gradient with that of roll-outs."""
         datamodule: Any = trainer.datamodule
         if trainer.is_global_zero:
             metrics = measure(module, datamodule.env_factory, self.protocol).metrics()

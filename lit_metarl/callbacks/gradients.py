@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lit_metarl.algorithms import MetaPolicyGradient
 from lit_metarl.algorithms.meta_policy_gradient import POLICY, above, below
+from lit_metarl.callbacks.monitor import Monitor
 from lit_metarl.data.meta_evaluation import TaskDataModule
 from lit_metarl.data.resampling import Resampler
 from lit_metarl.diagnostics.gradients import gradient_quality, variance_by_name
@@ -142,7 +143,7 @@ def measure_quality(
     return Measurement(estimators, truth)
 
 
-class GradientMonitor(Callback):
+class GradientMonitor(Monitor):
     """Logs bias and variance of the meta-gradient at the parameters as they stand, before training and after epochs.
 
     Meta-batches of fixed tasks are drawn again and again in simulators and from streams of the monitor's own, the same
@@ -170,8 +171,7 @@ class GradientMonitor(Callback):
         estimators: dict[str, InnerSurrogate] | None = None,
         reference: InnerSurrogate = LoadedDiCE(),  # noqa: B008 - frozen
     ) -> None:
-        require(every_n_epochs >= 1, "GradientMonitor.every_n_epochs", every_n_epochs, "it must be at least 1")
-        self.every_n_epochs = every_n_epochs
+        super().__init__(every_n_epochs)
         self.resampling = resampling
         self.estimators = estimators or {}
         self.reference = reference
@@ -181,17 +181,8 @@ class GradientMonitor(Callback):
         remedy = "it measures MetaPolicyGradient and its kin"
         require(isinstance(pl_module, MetaPolicyGradient), "GradientMonitor", type(pl_module).__name__, remedy)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the initial parameters; a resumed run has done so."""
-        if trainer.current_epoch == 0 and trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
-            self._measure(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the parameters as they are after this epoch, if this is one of those that are measured."""
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._measure(trainer, pl_module)
-
-    def _measure(self, trainer: Trainer, module: Any) -> None:
+    def measure(self, trainer: Trainer, module: Any) -> None:
+        """Log bias and variance of the module's meta-gradient."""
         if not trainer.is_global_zero:
             return
         datamodule: Any = trainer.datamodule

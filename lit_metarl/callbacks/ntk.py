@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lit_metarl.algorithms.base import Algorithm
+from lit_metarl.callbacks.monitor import Monitor
 from lit_metarl.data.stepping import Stepper
 from lit_metarl.diagnostics.kernels import exact_kernel
 from lit_metarl.diagnostics.ntk import contraction_margins, effective_rank, ntk_ratio
@@ -16,7 +17,7 @@ from lit_metarl.envs.base import EnvFactory
 from lit_metarl.types import require
 
 
-class NTKMonitor(Callback):
+class NTKMonitor(Monitor):
     """Logs the tangent kernel of ``module.critic`` on one fixed batch, before training and after epochs.
 
     The batch is what a random policy sees in an environment of its own with a seed of its own, so that it is the same
@@ -34,10 +35,9 @@ class NTKMonitor(Callback):
 
     def __init__(self, samples: int = 128, every_n_epochs: int = 1, spacing: int = 7, seed: int = 0) -> None:
         require(samples >= 2, "NTKMonitor.samples", samples, "a kernel needs at least 2")
-        for key, value in {"every_n_epochs": every_n_epochs, "spacing": spacing}.items():
-            require(value >= 1, f"NTKMonitor.{key}", value, "it must be at least 1")
+        require(spacing >= 1, "NTKMonitor.spacing", spacing, "it must be at least 1")
+        super().__init__(every_n_epochs)
         self.samples = samples
-        self.every_n_epochs = every_n_epochs
         self.spacing = spacing
         self.seed = seed
         self._batch: tuple[Tensor, Tensor] | None = None
@@ -50,17 +50,8 @@ class NTKMonitor(Callback):
         datamodule: Any = trainer.datamodule
         self._batch = random_inputs(datamodule.env_factory, self.samples, self.spacing, self.seed)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the initial critic; a resumed run has done so."""
-        if trainer.current_epoch == 0 and trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0:
-            self._measure(pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the critic as it is after this epoch, if this is one of those that are measured."""
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._measure(pl_module)
-
-    def _measure(self, module: Any) -> None:
+    def measure(self, trainer: Trainer, module: Any) -> None:
+        """Log the kernel of the module's critic as it stands."""
         assert isinstance(module, Algorithm)
         assert self._batch is not None
         critic: Any = module.critic

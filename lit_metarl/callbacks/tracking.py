@@ -66,7 +66,7 @@ class RunRecord(Callback):
 
     @staticmethod
     def _tags(trainer: Trainer) -> dict[str, object]:
-        """What is trained, for the run and its model."""
+        """Tags that say what is trained, of the run and of its model."""
         datamodule: Any = trainer.datamodule
         algorithm = type(trainer.lightning_module).__name__
         return {"algorithm": algorithm, "environment": datamodule.spec.name, "seed": datamodule.seed}

@@ -142,7 +142,7 @@ def _workers(
     options: Mapping[str, Any],
     shown: Lines,
 ) -> Workers:
-    """What trains ``cells``: processes here, or jobs."""
+    """Workers that train ``cells``: processes here, or jobs of a cluster."""
     from lit_metarl.sweep.cluster import Jobs
     from lit_metarl.sweep.workers import Workers
 

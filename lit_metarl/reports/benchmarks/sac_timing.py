@@ -100,7 +100,7 @@ def time_training(args: argparse.Namespace, sac: Any, data: Any) -> dict[str, An
         clock = Clock(_synchronise(trainer))
         if trainer.current_epoch and trainer.current_epoch % 2 == 0:
             wrap_parts(clock, sac, data)
-        began = time.perf_counter()
+        began = clock.begin()
 
     def end(trainer: Any, *_: Any) -> None:
         clock.unwrap()

@@ -36,6 +36,11 @@ class Clock:
         self._wrapped: list[tuple[Any, str]] = []
         self._part, self._since = OTHER, time.perf_counter()
 
+    def begin(self) -> float:
+        """Count from now on; returns the time that it is."""
+        self._since = time.perf_counter()
+        return self._since
+
     def switch(self, part: str) -> str:
         """Time from now on is that of ``part``; returns the part before."""
         self._synchronise()

@@ -28,14 +28,14 @@ SMALL += ["--samples", "20", "--updates", "30"]
 
 
 def test_the_default_raises_the_ratio_and_exact_kernels_agree() -> None:
-    _, args = parse([*SMALL, "--objectives", "log_cosine", "--derivatives", "layerwise", "exact", "jvp"])
+    _, args = parse([*SMALL[:-1], "60", "--objectives", "log_cosine", "--derivatives", "layerwise", "exact", "jvp"])
     before, (layerwise, exact, jvp) = study(args)
     assert all(outcome.seconds > 0 < outcome.sac_seconds for outcome in (layerwise, exact, jvp))
-    assert layerwise.kernel.ratio > 1.03 * before.ratio
+    assert layerwise.kernel.ratio > 1.05 * before.ratio
     assert layerwise.kernel.effective_rank > before.effective_rank
-    assert layerwise.kernel == pytest.approx(exact.kernel, rel=1e-3)  # float32, 30 updates
-    assert jvp.kernel != pytest.approx(exact.kernel, rel=1e-3)
-    assert {outcome.updates for outcome in (layerwise, exact, jvp)} == {30}
+    assert layerwise.kernel == pytest.approx(exact.kernel, rel=1e-3)  # float32, 60 updates
+    assert jvp.kernel.ratio != pytest.approx(exact.kernel.ratio, rel=1e-3)
+    assert {outcome.updates for outcome in (layerwise, exact, jvp)} == {60}
 
 
 def test_a_long_first_phase_leaves_the_critics_alive() -> None:
