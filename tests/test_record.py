@@ -165,6 +165,28 @@ def test_the_run_page_is_complete() -> None:
     assert all(name.startswith("SAC-Pendulum-v1-seed3-") for name in names)
 
 
+class InterruptTwice(Callback):
+    """Ctrl-C, twice, when the signals are the run's and its checkpoint is being read."""
+
+    def on_load_checkpoint(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(("left", "now"), [("RUNNING", "KILLED"), ("FINISHED", "FINISHED")])
+def test_a_resume_that_ends_before_training_leaves_no_run_running(
+    left: str, now: str, train: Callable[..., Training]
+) -> None:
+    assert main(["fit", *SMOKE]) == 0
+    (path,) = Path("mlruns").glob("runs/*/last.ckpt")
+    client = connect("mlruns")
+    client.update_run(path.parent.name, status=left)  # RUNNING: as SIGKILL leaves it
+    training = train(FOREVER, "--ckpt_path=last", f"--trainer.callbacks+={__name__}.InterruptTwice")
+    training.process.join(60)
+    assert training.process.exitcode == 130
+    assert client.get_run(path.parent.name).info.status == now
+
+
 class Rising(Callback):
     """Makes the evaluation of every epoch the best so far."""
 

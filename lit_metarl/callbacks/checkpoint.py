@@ -96,6 +96,8 @@ class RunCheckpoint(Checkpoint):
             problem = trainer.strategy.broadcast(self._take_lock() if trainer.is_global_zero else None)
             if problem is not None:
                 raise CheckpointError(problem)
+            if logger is not None and self._lock is not None:
+                logger.adopt()
             self.signals.received = None
             self.signals.take()
 

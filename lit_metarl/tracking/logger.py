@@ -141,6 +141,14 @@ class MLflowLogger(Logger):
         client.update_run(self.run_id, status="RUNNING")
         self._started, self._killed = True, False
 
+    @rank_zero_only
+    def adopt(self) -> None:
+        """Answer for the status of the run if a crash left it RUNNING; only who has the run to itself may say so.
+
+        However the resume ends, also before :meth:`start`, the run is not RUNNING then.
+        """
+        self._started |= self.experiment.get_run(self.run_id).info.status == "RUNNING"
+
     @property
     def logged_until(self) -> int:
         """Time, in ms, of the latest point: no later one has the same."""
