@@ -7,7 +7,9 @@ from pathlib import Path
 
 import yaml
 from mlflow.entities import Metric
+from test_cli import CONFIGS
 
+from lit_metarl.__main__ import main as lit_metarl
 from lit_metarl.reports.command import main
 from lit_metarl.sweep.cells import KEY_TAG
 from lit_metarl.tracking import MLflowLogger
@@ -77,3 +79,12 @@ def code_of(words: list[str]) -> int | str | None:
 def cells(line: str) -> list[str]:
     """Cells of a line of a Markdown table; a single one of any other line."""
     return [cell.strip() for cell in line.strip("| \n").split("|")]
+
+
+def trained(folder: Path, experiment: str, overlay: str) -> Path:
+    """The checkpoint of an epoch of an experiment in its smallest form, in a store of its own."""
+    files = [f"--config={CONFIGS / 'experiment' / experiment}", f"--config={CONFIGS / 'overlay' / overlay}"]
+    store = [f"--trainer.logger.root={folder}", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    assert lit_metarl(["fit", *files, *store]) == 0
+    (path,) = folder.glob("runs/*/last.ckpt")
+    return path

@@ -86,7 +86,14 @@ def test_imports_point_one_way(path: Path) -> None:
     if part == "reports":
         # Reports read MLflow; only benchmarks, whose subject training is, may touch it, and the studies that measure
         # an algorithm itself, not a second implementation: its meta-gradient, its critic, the time of its update.
-        studies = ("critic_gradient", "gradient_quality", "gradient_samples", "meta_gradient", "preconditioning")
+        studies = (
+            "baseline_bias",
+            "critic_gradient",
+            "gradient_quality",
+            "gradient_samples",
+            "meta_gradient",
+            "preconditioning",
+        )
         training = {m for m in imports(path) if m.startswith(("lit_metarl.algorithms", "lit_metarl.data"))}
         assert path.parent.name == "benchmarks" or path.stem in studies or not training
 

@@ -37,6 +37,9 @@ class Command(NamedTuple):
 COMMANDS = {
     "report": Command("tables.results", "results", "Results table of the runs in the store, or the page of a recipe."),
     "compare": Command("tables.comparison", "comparison", "Compare two experiments, or two arms of a recipe."),
+    "study baseline_bias": Command(
+        "studies.baseline_bias", "baseline-bias", "Bias of trained checkpoints' meta-gradients by their baseline."
+    ),
     "study critic_gradient": Command(
         "studies.critic_gradient", "critic-gradient", "Whether critics' action gradients lead where returns rise."
     ),

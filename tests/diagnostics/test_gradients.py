@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_metarl.diagnostics.gradients import gradient_quality, variance_by_name
+from lit_metarl.diagnostics.gradients import gradient_quality, paired_bias, variance_by_name
 
 
 def test_by_hand() -> None:
@@ -54,6 +54,47 @@ def test_intervals_hold_the_truth_nineteen_times_in_twenty() -> None:
     assert all(89 <= count <= 99 for count in held.values()), held
     # and they are no wider than they need to be
     assert quality["variance"].high - quality["variance"].low < 0.3 * variance
+
+
+def test_paired_by_hand() -> None:
+    # Means over i ≠ j of the draws: ⟨g, g⟩ = (1 + 2 + 3)/3; 2 and 4 times that with 2g; 0 with g turned by 90°.
+    draws = torch.tensor([[1.0, 0.0], [1.0, 1.0], [2.0, 1.0]])
+    half = paired_bias(draws, 2 * draws)
+    assert half.scale.value == pytest.approx(1 / 2)
+    assert half.relative_bias2.value == pytest.approx(1 / 4)
+    assert half.direction2.value == pytest.approx(0.0, abs=1e-6)
+    assert half.scale.low == pytest.approx(half.scale.high)  # in all draws
+    turned = paired_bias(draws, draws @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+    assert turned.scale.value == pytest.approx(0.0)
+    assert turned.relative_bias2.value == pytest.approx(2.0)
+    assert turned.direction2.value == pytest.approx(1.0)
+
+
+def test_intervals_of_pairs_hold_the_truth() -> None:
+    """Gaussian estimates of a known scale and direction, whose noise is mostly shared; 100 experiments."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(30, generator=generator).double()
+    across = 0.3 * torch.randn(30, generator=generator).double()
+    mean = 0.6 * truth + across
+    scale = mean @ truth / truth.square().sum()
+    exact = {
+        "scale": float(scale),
+        "relative_bias2": float((mean - truth).square().sum() / truth.square().sum()),
+        "direction2": float((mean - scale * truth).square().sum() / mean.square().sum()),
+    }
+    held = dict.fromkeys(exact, 0)
+    for _ in range(100):
+        shared, own = torch.randn(2, 40, 30, generator=generator, dtype=torch.float64)
+        found = paired_bias(mean + 0.6 * shared + 0.1 * own, truth + shared)._asdict()
+        for key, value in exact.items():
+            held[key] += found[key].low <= value <= found[key].high
+    assert all(89 <= count <= 99 for count in held.values()), held
+
+
+@pytest.mark.parametrize("shapes", [((2, 3), (2, 3)), ((4, 3), (4, 2)), ((4, 3), (5, 3))])
+def test_pairs_of_other_shapes_are_refused(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    with pytest.raises(ValueError, match=r"two \[R, P\]"):
+        paired_bias(*(torch.zeros(shape) for shape in shapes))
 
 
 def test_variance_by_parameter() -> None:

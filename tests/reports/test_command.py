@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from report_cases import code_of
 
+import lit_metarl
 from lit_metarl.reports.command import COMMANDS, main
 
 SHORT = ["tabular", "--mdps", "1", "--states", "2", "--trajectories", "5", "--sizes", "5"]
@@ -52,5 +55,6 @@ def test_help_names_every_study(capsys):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     studies = {name.split()[1]: command for name, command in COMMANDS.items() if name.startswith("study ")}
-    assert len(studies) == 10
+    files = (Path(lit_metarl.__file__).parent / "reports" / "studies").glob("*.py")
+    assert studies.keys() == {file.stem for file in files if "\ndef parse(" in file.read_text()}
     assert all(name in text and study.description in text for name, study in studies.items())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import CONFIGS
+from report_cases import trained
 
 from lit_metarl.__main__ import main
 from lit_metarl.algorithms import SGMRL
@@ -18,16 +18,8 @@ from lit_metarl.reports.studies.gradient_quality import load_run
 SIZES = ["--tasks", "2", "--resamples", "3", "--reference", "3", "--trajectories", "4"]
 
 
-def fit(folder: Path, experiment: str, overlay: str) -> Path:
-    files = [f"--config={CONFIGS / 'experiment' / experiment}", f"--config={CONFIGS / 'overlay' / overlay}"]
-    store = [f"--trainer.logger.root={folder}", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
-    assert main(["fit", *files, *store]) == 0
-    (path,) = folder.glob("runs/*/last.ckpt")
-    return path
-
-
 def test_a_checkpoint_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = fit(tmp_path / "store", "quickstart.yaml", "smoke_meta.yaml")
+    path = trained(tmp_path / "store", "quickstart.yaml", "smoke_meta.yaml")
     capsys.readouterr()
     numbers = tmp_path / "numbers.json"
     words = ["study", "gradient_quality", str(path), *SIZES, "--estimators", "own", "dice", "--json", str(numbers)]
@@ -49,7 +41,7 @@ def test_a_checkpoint_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_run_of_another_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = fit(tmp_path / "store", "sac_small_pendulum.yaml", "smoke.yaml")
+    path = trained(tmp_path / "store", "sac_small_pendulum.yaml", "smoke.yaml")
     assert main(["study", "gradient_quality", str(path), *SIZES]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert "is of a run with another data" in message
