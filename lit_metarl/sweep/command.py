@@ -72,8 +72,15 @@ def _parser() -> argparse.ArgumentParser:
         "--workers",
         type=_positive,
         metavar="N",
-        help="runs at a time (default: one for each CPU, with one thread each: the small networks here gain little "
-        "from a second thread, and runs with more threads than there are CPUs wait for each other)",
+        help="runs at a time (default: one for each CPU)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="of each run (default: 1; the small networks here gain little from a second one, and threads for which "
+        "there is no idle CPU mostly wait for each other)",
     )
     parser.add_argument(
         "--config", action="append", default=[], type=Path, metavar="FILE", help="on top of every run; may be repeated"
@@ -149,10 +156,9 @@ def _workers(
     if args.cluster is not None:
         jobs = args.workers or (len(cells) if args.cluster == "slurm" else _cpus())
         return Jobs(cells, states, jobs, args.cluster, options, args.retry, shown)
-    # Measured on two CPUs, which others used too: two runs of half_cheetah_direction_promp take 102 s side by side with
-    # a thread each, and more than 212 s one after the other with two threads.
-    workers = args.workers or _cpus()
-    return Workers(cells, states, workers, max(1, _cpus() // workers), args.retry, shown)
+    # One thread, measured on two CPUs which others used too: two runs of half_cheetah_direction_promp take 102 s side
+    # by side with a thread each, and more than 212 s one after the other with two threads.
+    return Workers(cells, states, args.workers or _cpus(), args.threads, args.retry, shown)
 
 
 def _tell_failures(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> int:

@@ -30,12 +30,14 @@ from lit_metarl.tracking import StoredRun, connect, list_runs
 
 EPOCHS = 40
 BOOM = """
+import os
 from pathlib import Path
 from lightning.pytorch import Callback
 
 class Boom(Callback):
     '''Fails in the second epoch until there is a file named mended.'''
     def on_train_epoch_start(self, trainer, pl_module):
+        Path("threads").write_text(os.environ["OMP_NUM_THREADS"])
         if trainer.current_epoch == 1 and not Path("mended").exists():
             raise RuntimeError("the simulator is on fire")
 """
@@ -153,6 +155,7 @@ def test_what_fails_is_trained_once_shown_and_retried(
     boom = "--trainer.callbacks+=boom.Boom"
     both = [sweep("first.txt", boom), sweep("second.txt", boom)]
     assert 1 in [each.end() for each in both]  # the other one leaves it alone, or came when it had failed
+    assert Path("threads").read_text() == "1"
     (run,) = runs()
     assert run.status == "FAILED"
     output = "".join(each.output.read_text() for each in both)
@@ -166,7 +169,8 @@ def test_what_fails_is_trained_once_shown_and_retried(
     assert "sac seed 0 failed: RuntimeError: the simulator is on fire" in said.err
     assert [each.run_id for each in runs()] == [run.run_id]
     Path("mended").touch()
-    assert main(["sweep", "swing.yaml", *SMOKE, boom, "--retry"]) == 0
+    assert main(["sweep", "swing.yaml", *SMOKE, boom, "--retry", "--threads=2"]) == 0
+    assert Path("threads").read_text() == "2"
     (again,) = runs()
     assert (again.run_id, again.status, again.evaluations) == (run.run_id, "FINISHED", 2)
 
@@ -211,11 +215,12 @@ def test_bad_input_is_one_line(flags: list[str], message: str, capsys: pytest.Ca
     assert not Path("mlruns").exists()
 
 
-def test_help_says_how_many_workers_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_says_how_many_workers_and_threads(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["sweep", "--help"])
     words = " ".join(capsys.readouterr().out.split())
-    assert "default: one for each CPU, with one thread each: the small networks" in words
+    assert "default: one for each CPU" in words
+    assert "default: 1; the small networks here gain little from a second one" in words
     with pytest.raises(SystemExit, match="2"):
         main(["sweep", "swing.yaml", "--workers=0"])
     assert "'0' is not an integer of at least 1" in capsys.readouterr().err
