@@ -135,7 +135,9 @@ def test_nothing_is_lost_doubled_or_wrong(case: str, tmp_path: Path, capfd: pyte
             send(process, name)
             process.join(120)
             run_id, caught = resumable(killed), process.exitcode == 128 + getattr(signal, name.partition(" ")[0])
-            wrong["status"] += bool(run_id and caught and record(killed, run_id)[0] != "KILLED")
+            status = record(killed, run_id)[0] if run_id and caught else "KILLED"
+            if status != "KILLED":
+                wrong[f"{status} after {name}"] += 1
         else:
             assert process.exitcode == 0, (killed.parent / "output.txt").read_text()[-3000:]
             run_id, complete = resumable(killed), complete + 1

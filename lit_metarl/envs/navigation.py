@@ -29,7 +29,30 @@ CORNERS = np.array([[2.0, 2.0], [2.0, -2.0], [-2.0, 2.0], [-2.0, -2.0]])
 
 
 @dataclass(frozen=True)
-class Navigation2D(PointWorld):
+class _GoalsInSquare(PointWorld):
+    """Goals anywhere in a square around the origin."""
+
+    goal_size: float = 0.5
+    out_of_distribution_size: float = 0.75
+
+    splits = ("test", "out_of_distribution")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(self.goal_size, self.out_of_distribution_size)
+
+    def sample(self, num_tasks: int, generator: np.random.Generator, split: str = "train") -> Tasks:
+        """Goals ``[B, 2]``."""
+        low, high = bounds(self, split, self.goal_size, self.out_of_distribution_size)
+        return {"goal": square(generator, num_tasks, low, high)}
+
+    def context(self, tasks: Tasks) -> Array:
+        """The goal over ``goal_size``, ``[B, 2]``."""
+        return (tasks["goal"] / self.goal_size).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Navigation2D(_GoalsInSquare):
     """SG-MRL's 2-D navigation: from the origin to a goal in a unit square (lengths in sides of it, time in steps).
 
     ``x ← clip(x + 0.1 clip(a, ±1), ±0.5)``; the reward is minus the (squared) distance of the new position to the
@@ -47,28 +70,15 @@ class Navigation2D(PointWorld):
     """
 
     distance: Literal["squared", "euclidean"] = "squared"
-    goal_size: float = 0.5
-    out_of_distribution_size: float = 0.75
 
     name = "navigation_2d"
     default_goal = (0.3, 0.3)
     view = 0.8
     room = 0.5
-    splits = ("test", "out_of_distribution")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sizes(self.goal_size, self.out_of_distribution_size)
         _check_choice("distance", self.distance, ("squared", "euclidean"))
-
-    def sample(self, num_tasks: int, generator: np.random.Generator, split: str = "train") -> Tasks:
-        """Goals ``[B, 2]``."""
-        low, high = bounds(self, split, self.goal_size, self.out_of_distribution_size)
-        return {"goal": square(generator, num_tasks, low, high)}
-
-    def context(self, tasks: Tasks) -> Array:
-        """The goal over ``goal_size``, ``[B, 2]``."""
-        return (tasks["goal"] / self.goal_size).astype(np.float32)
 
     def start(self, stream: np.random.Generator) -> Array:
         """The origin ``[2]``."""
@@ -223,7 +233,7 @@ class Point1D(PointWorld):
 
 
 @dataclass(frozen=True)
-class PointRobot(PointWorld):
+class PointRobot(_GoalsInSquare):
     """PEARL's point robot: from anywhere in a square to a goal in it, paid minus the distance.
 
     Start U([−1, 1]²), ``x ← x + 0.1 clip(a, ±1)`` without walls, reward ``−‖x' − g‖``, horizon 20, no termination. The
@@ -241,20 +251,6 @@ class PointRobot(PointWorld):
     name = "point_robot"
     default_goal = (0.5, 0.5)
     view = 2.0
-    splits = ("test", "out_of_distribution")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_sizes(self.goal_size, self.out_of_distribution_size)
-
-    def sample(self, num_tasks: int, generator: np.random.Generator, split: str = "train") -> Tasks:
-        """Goals ``[B, 2]``."""
-        low, high = bounds(self, split, self.goal_size, self.out_of_distribution_size)
-        return {"goal": square(generator, num_tasks, low, high)}
-
-    def context(self, tasks: Tasks) -> Array:
-        """The goal over ``goal_size``, ``[B, 2]``."""
-        return (tasks["goal"] / self.goal_size).astype(np.float32)
 
     def start(self, stream: np.random.Generator) -> Array:
         """U([−1, 1]²), ``[2]``."""

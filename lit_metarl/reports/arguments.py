@@ -18,6 +18,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """An integer of at least 0."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 0")
+    return int(text)
+
+
 def positive_steps(text: str) -> int:
     """A whole number of steps, such as 50000 or 5e4."""
     number = float(text)  # argparse names the option if this raises

@@ -19,7 +19,7 @@ from lit_metarl.callbacks.gradients import Resampling
 from lit_metarl.data.resampling import Resampler
 from lit_metarl.diagnostics.gradients import Interval, paired_bias
 from lit_metarl.nn import LinearFeature
-from lit_metarl.reports.arguments import positive, writable_file
+from lit_metarl.reports.arguments import positive, seed, writable_file
 from lit_metarl.reports.section import Section, markdown_table
 from lit_metarl.reports.studies.gradient_quality import load_run
 
@@ -39,13 +39,11 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("--trajectories", type=positive, nargs="+", metavar="N", help="of every round; the run's if not given")
     add("--tasks", type=positive, default=10, help="B, the same in every meta-batch")
     add("--resamples", type=positive, default=200, help="R meta-batches, the same for every row")
-    add("--seed", type=int, default=0, help="of tasks, simulators and actions")
+    add("--seed", type=seed, default=0, help="of tasks, simulators and actions")
     add("--json", metavar="FILE", type=writable_file, help="all numbers, with their intervals")
     args = parser.parse_args(words)
     if args.resamples < 3:
         parser.error("argument --resamples: a spread without one of them needs at least 3")
-    if args.seed < 0:
-        parser.error(f"argument --seed: {args.seed} is negative")
     return args
 
 

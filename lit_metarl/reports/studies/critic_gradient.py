@@ -23,7 +23,7 @@ from lit_metarl.checkpoint import CheckpointError, read_checkpoint
 from lit_metarl.envs.linear_quadratic import LinearQuadratic, dynamics, value_matrix
 from lit_metarl.nn import ActorFactory, CriticFactory
 from lit_metarl.nn.distributions import Deterministic
-from lit_metarl.reports.arguments import positive
+from lit_metarl.reports.arguments import positive, seed
 from lit_metarl.reports.section import ReportError, Section, markdown_table
 from lit_metarl.types import Sizes
 
@@ -99,7 +99,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("--horizon", type=positive, default=1000, help="most steps of a roll-out (default: %(default)s)")
     add("--spread", type=positive, default=1000, help="states lie in so many first steps (default: %(default)s)")
     add("--source", default="policy", help="of states: policy, exploration or random (default: %(default)s)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed, default=0)
     return parser.parse_args(words)
 
 

@@ -28,7 +28,7 @@ from lit_metarl.estimators import (
     reward_to_go,
 )
 from lit_metarl.nn import ActionDependentLinear, BaselineFactory, LinearFeature, MetaLearned
-from lit_metarl.reports.arguments import positive, writable_file
+from lit_metarl.reports.arguments import positive, seed, writable_file
 from lit_metarl.reports.section import Section, blank_figure, markdown_table
 from lit_metarl.reports.studies.gradient_quality import StoredRun, load_run
 
@@ -65,14 +65,12 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("--truth", type=positive, default=100_000, help=f"trajectories of a task behind the truth, {REFERENCE} at once")
     add("--tasks", type=positive, default=4, help="B, the same throughout")
     add("--practice", type=positive, default=200, help="meta-batches that a learned baseline is trained on")
-    add("--seed", type=int, default=0, help="of tasks, simulators and actions")
+    add("--seed", type=seed, default=0, help="of tasks, simulators and actions")
     add("--figure", metavar="FILE", type=writable_file, default=FIGURE, help="(%(default)s)")
     add("--json", metavar="FILE", type=writable_file, help="all numbers, with their intervals")
     args = parser.parse_args(words)
     if args.repeats < 3 or args.truth < 3 * REFERENCE:
         parser.error(f"argument --repeats, --truth: at least 3, and 3 × {REFERENCE}")
-    if args.seed < 0:
-        parser.error(f"argument --seed: {args.seed} is negative")
     return args
 
 

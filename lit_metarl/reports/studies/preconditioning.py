@@ -29,7 +29,7 @@ from lit_metarl.losses.preconditioning import (
     SarsaBatch,
     meta_gradient,
 )
-from lit_metarl.reports.arguments import blame, positive
+from lit_metarl.reports.arguments import blame, positive, seed
 from lit_metarl.reports.section import Section, markdown_table
 from lit_metarl.types import Transition
 
@@ -173,7 +173,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("--transitions", type=positive, default=5000, help="that minibatches are drawn from")
     add("--samples", type=positive, default=128, help="of the batch that the kernel is measured on")
     add("--meta-lr", type=float, help="β of every objective; each has its own if not given")
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed, default=0)
     args = parser.parse_args(words)
     if args.batch_size < 2 or args.samples < 2:
         parser.error("argument --batch-size, --samples: a kernel needs at least 2")

@@ -28,7 +28,7 @@ from lit_metarl.diagnostics.enumeration import (
 from lit_metarl.envs.tabular import TabularEnv, TabularMDP, random_mdp
 from lit_metarl.envs.tabular_exact import exact_derivatives, state_values
 from lit_metarl.estimators import doubly_robust, gae, step_wise_is, taypo, truncated_doubly_robust
-from lit_metarl.reports.arguments import fraction, positive
+from lit_metarl.reports.arguments import fraction, positive, seed
 from lit_metarl.reports.section import Section, blank_figure, markdown_table
 from lit_metarl.reports.tables.statistics import Array
 
@@ -124,7 +124,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("--trajectories", type=positive, default=1000, help="N of the comparison over ε")
     add("--sizes", type=positive, nargs="+", default=[10, 30, 100, 300, 1000, 3000], help="N of the other comparison")
     add("--size-epsilon", type=fraction, default=0.5, help="its ε")
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed, default=0)
     add("--figure", metavar="DIR", default="mlruns/figures", help="folder for tabular.png")
     args = parser.parse_args(words)
     for name, good, remedy in (
@@ -132,7 +132,6 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
         ("--epsilons", max(args.epsilons) < 1, "each has to be below 1: a softmax gives no action probability 0"),
         ("--size-epsilon", args.size_epsilon < 1, "it has to be below 1"),
         ("--concentration", 0 < args.concentration < math.inf, "it has to be above 0 and finite"),
-        ("--seed", args.seed >= 0, "it must not be negative"),
     ):
         if not good:
             parser.error(f"argument {name}: {remedy}")
