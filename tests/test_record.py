@@ -187,6 +187,25 @@ def test_a_resume_that_ends_before_training_leaves_no_run_running(
     assert client.get_run(path.parent.name).info.status == now
 
 
+class Impatient(Callback):
+    """Ctrl-C, and again when the run stops of it but has not written so."""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def on_exception(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_ctrl_c_on_the_way_out_leaves_the_record_true(train: Callable[..., Training]) -> None:
+    training = train(FOREVER, f"--trainer.callbacks+={__name__}.Impatient")
+    training.process.join(60)
+    assert training.process.exitcode == 130
+    (run,) = runs()
+    assert connect("mlruns").get_run(run.name).info.status == "KILLED"
+    assert f"go on with --ckpt_path {run.name}" in Path("output.txt").read_text()
+
+
 class Rising(Callback):
     """Makes the evaluation of every epoch the best so far."""
 

@@ -209,6 +209,7 @@ class RunCheckpoint(Checkpoint):
         return not trainer.strategy.reduce_boolean_decision(self.signals.received is None, all=True)
 
     def _interrupted(self, when: str) -> Interrupted:
+        self.signals.stopping()
         number = self.signals.received or signal.SIGTERM  # which another process received
         requeued = _requeue() if number == getattr(signal, "SIGUSR1", None) else ""
         return Interrupted(f"stopped by {name_of(number)} {when}; {self._what_is_saved()}{requeued}", number)

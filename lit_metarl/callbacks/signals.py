@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from typing import Any
 
 from lit_metarl.types import Interrupted
@@ -11,6 +13,10 @@ from lit_metarl.types import Interrupted
 # What terminals, schedulers and operators send. Windows has the first two only.
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 STOPPING = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+
+
+SAME_WISH = 5.0
+"""Seconds after a stop began in which further Ctrl-C ask for nothing else: it must reach those who write its record."""
 
 
 class StopSignals:
@@ -22,6 +28,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._stopping_since = -math.inf
         self._before: dict[int, Any] = {}
 
     def take(self) -> None:
@@ -43,8 +50,15 @@ class StopSignals:
     def note(self, number: int, frame: Any) -> None:
         """Remember ``number``; raise :class:`~lit_metarl.types.Interrupted` at a second Ctrl-C."""
         if self.received is not None and number == signal.SIGINT:
+            if time.monotonic() < self._stopping_since + SAME_WISH:
+                return
+            self.stopping()
             raise Interrupted("stopped at once, without saving the steps since the last checkpoint", number)
         self.received = number
+
+    def stopping(self) -> None:
+        """Say that the run is about to be stopped by an exception, which no Ctrl-C may overtake."""
+        self._stopping_since = time.monotonic()
 
 
 def name_of(number: int) -> str:

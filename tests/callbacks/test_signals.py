@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from lit_metarl.callbacks.signals import STOPPING, StopSignals, name_of
+from lit_metarl.callbacks.signals import SAME_WISH, STOPPING, StopSignals, name_of
 from lit_metarl.types import Interrupted
 
 
@@ -51,7 +52,7 @@ def test_another_thread_takes_nothing() -> None:
     assert all(signal.getsignal(number) != signals.note for number in STOPPING)
 
 
-def test_the_first_is_noted_and_a_second_ctrl_c_stops_at_once() -> None:
+def test_the_first_is_noted_and_a_second_ctrl_c_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     signals = StopSignals()
     signals.take()
     signal.raise_signal(signal.SIGINT)
@@ -61,5 +62,10 @@ def test_the_first_is_noted_and_a_second_ctrl_c_stops_at_once() -> None:
     with pytest.raises(Interrupted, match="stopped at once, without saving") as stopped:
         signal.raise_signal(signal.SIGINT)
     assert stopped.value.args
+    signal.raise_signal(signal.SIGINT)  # on the way to those who write the record
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + SAME_WISH)
+    with pytest.raises(Interrupted):  # something held that one up
+        signal.raise_signal(signal.SIGINT)
     assert name_of(signal.SIGUSR1) == "SIGUSR1"
     assert name_of(250) == "signal 250"
