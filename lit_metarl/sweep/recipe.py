@@ -13,7 +13,7 @@ from lit_metarl.config import load_config, merge
 from lit_metarl.settings import Seed
 from lit_metarl.types import ConfigError, require
 
-KEYS = ("title", "experiments", "grid", "seeds", "overrides", "published")
+KEYS = ("title", "note", "experiments", "grid", "seeds", "overrides", "published")
 ARM_KEYS = ("config", "overrides")
 PUBLISHED_KEYS = ("value", "source")
 TASK = "data.env."
@@ -50,6 +50,7 @@ class Recipe:
     Attributes:
         path: the file; its name without the ending names the recipe and the MLflow experiment of its runs.
         title: one sentence.
+        note: what a reader of the results should know, such as why they are as they are; empty if nothing.
         arms: the experiments.
         grid: for each dotted setting the values that every arm is trained with.
         seeds: every arm is trained with each.
@@ -59,6 +60,7 @@ class Recipe:
 
     path: Path
     title: str
+    note: str
     arms: tuple[Arm, ...]
     grid: Mapping[str, list[Any]]
     seeds: tuple[int, ...]
@@ -97,6 +99,8 @@ def load_recipe(path: Path) -> Recipe:
         require(key in KEYS, f"a key of {path}", key, f"choose from {', '.join(KEYS)}")
     title = content.get("title")
     require(isinstance(title, str) and bool(title), f"title of {path}", title, "say in one sentence what it shows")
+    note = content.get("note", "")
+    require(isinstance(note, str), f"note of {path}", note, "write a text")
     grid = content.get("grid") or {}
     require(isinstance(grid, dict), f"grid of {path}", grid, "write a mapping of settings to lists of values")
     for key, values in grid.items():
@@ -106,6 +110,7 @@ def load_recipe(path: Path) -> Recipe:
     recipe = Recipe(
         path,
         str(title),
+        note.strip(),
         _arms(path, content.get("experiments")),
         grid,
         read_seeds(content.get("seeds"), f"seeds of {path}"),

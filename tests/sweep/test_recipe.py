@@ -35,8 +35,9 @@ def test_files_of_an_arm_are_merged_in_order_and_relative_to_the_recipe(tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sedes": 3}, "a key of swing.yaml = 'sedes' cannot be used: choose from title, experiments, grid, seeds,"),
+        ({"sedes": 3}, "a key of swing.yaml = 'sedes' cannot be used: choose from title, note, experiments, grid,"),
         ({"title": None}, "title of swing.yaml = None cannot be used: say in one sentence what it shows."),
+        ({"note": 3}, "note of swing.yaml = 3 cannot be used: write a text."),
         ({"experiments": None}, "experiments of swing.yaml = None cannot be used: write a list of experiment files"),
         ({"experiments": []}, "experiments of swing.yaml = [] cannot be used: write a list of experiment files"),
         ({"experiments": [3]}, "experiments of swing.yaml = 3 cannot be used: name a file, relative to ."),

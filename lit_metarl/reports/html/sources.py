@@ -198,7 +198,7 @@ def _line_of_arm(arm: Arm, recipe: Recipe | None) -> Line:
         score=float(interquartile_mean(arm.scores)),
         interval=bootstrap_interval(arm.scores) if len(arm.scores) > 1 else None,
         scores=arm.scores.tolist(),
-        before=arm.more.get(BEFORE),
+        before=arm.mean_of(BEFORE),
         published=published.value if published else None,
         same_window=None,
         minutes=float(np.mean([run.minutes(arm.step) for run in arm.runs])),

@@ -33,7 +33,7 @@ class Arm:
         environment: ``suite/task``.
         step: the last one up to which all arms were evaluated there.
         scores: of the seeds, ``[S]``.
-        more: metric → interquartile mean over the seeds of another return, such as the one before adaptation.
+        more: metric → scores ``[S]`` of another return, such as the one before adaptation.
         runs: one a seed, ``[S]``.
     """
 
@@ -41,8 +41,12 @@ class Arm:
     environment: str
     step: int
     scores: Array
-    more: Mapping[str, float]
+    more: Mapping[str, Array]
     runs: Sequence[Run]
+
+    def mean_of(self, metric: str) -> float | None:
+        """Interquartile mean over the seeds of another return; None if the arm has none."""
+        return float(interquartile_mean(self.more[metric])) if metric in self.more else None
 
 
 def names_of(rows: Sequence[Evaluation], labels: Mapping[str, str]) -> dict[str, str]:
@@ -84,7 +88,7 @@ def arms_of(rows: Sequence[Evaluation], names: Mapping[str, str]) -> list[Arm]:
         step = int(min(run.steps[-1] for runs in here.values() for run in runs))
         for name, runs in here.items():
             place = environment, name
-            more = {key: float(interquartile_mean(each[place])) for key, each in scores.items() if place in each}
+            more = {key: each[place] for key, each in scores.items() if place in each}
             del more[RETURN]
             arms.append(Arm(name, environment, step, scores[RETURN][place], more, runs))
     return arms

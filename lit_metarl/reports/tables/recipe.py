@@ -112,7 +112,7 @@ def section_of(recipe: Recipe, rows: Sequence[Evaluation], remarks: Sequence[str
     names = names_of(rows, recipe.labels())
     arms = arms_of(rows, names)
     table = table_of(recipe, arms)
-    parts = [f"**{headline(arms)}**", table]
+    parts = [f"**{headline(arms)}**", *filter(None, [recipe.note]), table]
     notes = [_note(recipe, arms, table), *remarks_on(recipe, arms, rows)]
     figure = recipe.path.parent / FIGURES / f"{recipe.name}.png"
     lines = "Lines: mean over seeds. Bands: from the lowest to the highest seed."
@@ -120,6 +120,8 @@ def section_of(recipe: Recipe, rows: Sequence[Evaluation], remarks: Sequence[str
     if matrix := improvements(arms):
         parts.append(matrix)
         page += ["## Probability of improvement", matrix, _IMPROVEMENT_NOTE]
+    if any(len(arm.runs) > 1 for arm in arms):
+        page += ["## Every seed", _seeds(arms)]
     commands = "\n".join(_command(each, recipe) for each in ("sweep", "report"))
     record = record_of(recipe.path).name
     page += [
@@ -154,9 +156,25 @@ def table_of(recipe: Recipe, arms: Sequence[Arm]) -> str:
     return markdown_table(heads, [[row[name] for name in columns] for row in rows])
 
 
+def _seeds(arms: Sequence[Arm]) -> str:
+    """A line for every arm on every environment: the return of each seed, and the one before adaptation."""
+    seeds = sorted({run.seed for arm in arms for run in arm.runs}, key=lambda seed: (len(seed), seed))
+    lines = []
+    for arm in arms:
+        texts = [f"{score:.4g}" for score in arm.scores]
+        if BEFORE in arm.more:
+            texts = [f"{text} (from {before:.4g})" for text, before in zip(texts, arm.more[BEFORE], strict=True)]
+        found = dict(zip([run.seed for run in arm.runs], texts, strict=True))
+        lines.append([f"`{arm.name}`", arm.environment, *(found.get(seed, "–") for seed in seeds)])
+    return markdown_table(["arm", "environment", *(f"seed {seed}" for seed in seeds)], lines)
+
+
 def _cells(recipe: Recipe, arm: Arm, metrics: Sequence[str]) -> dict[str, str]:
     """Column → cell; ``–`` where there is nothing."""
-    others = {_column(metric): f"{arm.more[metric]:.4g}" if metric in arm.more else "–" for metric in metrics}
+    others = {
+        _column(metric): f"{interquartile_mean(arm.more[metric]):.4g}" if metric in arm.more else "–"
+        for metric in metrics
+    }
     out = [name for name in others if name.startswith("out of distribution")]
     known = recipe.published.get(arm.runs[0].arm)
     return {
@@ -254,7 +272,7 @@ def _numbers(arm: Arm) -> dict[str, Any]:
         "environment": arm.environment,
         "steps": arm.step,
         "returns": {run.seed: float(score) for run, score in zip(arm.runs, arm.scores, strict=True)},
-        "more": dict(arm.more),
+        "more": {metric: arm.mean_of(metric) for metric in arm.more},
         "commits": sorted({run.commit for run in arm.runs}),
         "configs": sorted({run.config for run in arm.runs}),
     }

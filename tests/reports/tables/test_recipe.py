@@ -62,8 +62,15 @@ def tables(text: str) -> list[list[dict[str, str]]]:
 
 def test_arms_on_several_environments(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed, page = report(root, swing(grid={"data.env.task": list(TASKS)}), capsys, "--json", "rows.json")
-    rows, matrix = tables(page)
+    rows, matrix, seeds = tables(page)
     assert tables(printed) == [rows, matrix]
+    assert seeds[0] == {
+        "arm": "`control`",
+        "environment": CHEETAH,
+        "seed 0": "97.5",
+        "seed 1": "195",
+        "seed 2": "292.5",
+    }
     places = [(row["arm"], row["environment"]) for row in rows]
     assert places == [
         ("`control`", CHEETAH),
@@ -115,7 +122,9 @@ def test_everything_is_made_of_the_record_when_the_store_is_gone(
 
 def test_a_meta_learner_before_and_after_adaptation(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published = {"maml": {"value": 600, "source": "Table 1"}}
-    recipe = write_recipe("meta.yaml", experiments={"maml": EXPERIMENT}, seeds=6, published=published)
+    recipe = write_recipe(
+        "meta.yaml", experiments={"maml": EXPERIMENT}, seeds=6, published=published, note="Seeds differ."
+    )
     printed, page = report(root, recipe, capsys)
     maml, renamed = tables(page)[0]
     assert list(maml)[:7] == [
@@ -131,6 +140,8 @@ def test_a_meta_learner_before_and_after_adaptation(root: Path, capsys: pytest.C
     assert maml["return (95 % interval)"].startswith(f"{97.5 * 4.5:.4g} (")
     assert list(maml.values())[4:7] == ["24.38", "48.75", "600"]
     assert list(renamed.values())[1:7] == ["–", "–", "195", "–", "–", "–"]  # one seed has no interval
+    assert tables(page)[2][0]["seed 1"] == "390 (from 97.5)"  # 4 × 97.5
+    assert "\n\nSeeds differ.\n\n| arm |" in page
     assert "Published: Table 1 (`maml`)." in page
     assert "Not finished, so not counted: `maml` seed 4, 5." in page
     assert "Not in the recipe any more: renamed." in page
@@ -155,7 +166,7 @@ def test_an_arm_for_each_task(root: Path, capsys: pytest.CaptureFixture[str]) ->
     recipe = write_recipe("tasks.yaml", experiments=dict.fromkeys(names, EXPERIMENT), seeds=2)
     record_of(recipe).write_text(record_text(rows))
     _, page = report(root, recipe, capsys)
-    assert len(tables(page)) == 1
+    assert len(tables(page)) == 2
     assert f"**`{names[0]}` reaches 9.75 (9.75 to 9.75) on {CHEETAH} after 100 steps, 2 seeds. `{names[1]}`" in page
 
 
