@@ -12,12 +12,12 @@ from torch import Tensor
 
 from lit_metarl.algorithms.actor_critic import ActorCritic
 from lit_metarl.callbacks.monitor import Monitor
-from lit_metarl.data.perturbation import collect_states, perturbed_returns
+from lit_metarl.data.perturbation import SavedStates, collect_states, perturbed_returns, replayed_states
 from lit_metarl.diagnostics.critic_gradients import agreement, fitted_gradient
 from lit_metarl.envs.base import EnvFactory
 from lit_metarl.types import require
 
-SOURCES = ("policy", "exploration", "random")
+SOURCES = ("policy", "exploration", "random", "replay")
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,12 @@ class GradientProtocol:
         noise: its standard deviation; actions are clipped to [-1, 1].
         repeats: steps for which an action is taken. The return of more than one is not quite the critic's Q.
         horizon: most steps of a roll-out; beyond them the target critics' minimum stands for the rest.
-        spread: a state is found after 0 to ``spread`` − 1 steps of an episode.
+        spread: a state is found after 0 to ``spread`` − 1 steps of an episode; not read with a replay.
         source: who gets there: the ``policy`` without noise, as published; ``exploration``, the policy as it acts in
-            training, whose states a replay's newest part is made of; ``random``, as in its oldest. A replay itself
-            holds observations, and no simulator can go on from these.
+            training; ``random``, uniform actions; or ``replay``, all that has acted in the run, whose states the
+            critic has learned from. Only where an observation tells the state: half_cheetah, hopper, walker2d,
+            swimmer and inverted_pendulum of :class:`~lit_metarl.envs.locomotion.MuJoCo`, and points. Hopper and
+            walker2d observe joint velocities up to 10 rad/s; states beyond are left out.
         seed: of states, actions and noise, which are the same in every measurement.
     """
 
@@ -70,25 +72,23 @@ class Measured(NamedTuple):
         return scalars | {"r_squared": float(self.r_squared.nanmedian())}
 
 
-def measure(module: ActorCritic, factory: EnvFactory, protocol: GradientProtocol) -> Measured:
+def measure(
+    module: ActorCritic, factory: EnvFactory, protocol: GradientProtocol, replay: Tensor | None = None
+) -> Measured:
     """Gradients of the module's critic and of roll-outs, at states of the chosen source.
 
+    Args:
+        module: the actor-critic.
+        factory: of its environment.
+        protocol: how it is measured.
+        replay: observations ``[n, O]`` that the module has learned from, for the source of that name.
+
     Raises:
-        EnvError: the environment cannot go on from a saved state.
+        EnvError: the environment cannot go on from a saved state, or from an observation.
     """
     generator = torch.Generator().manual_seed(protocol.seed)
-    env = factory.make(protocol.states, protocol.seed)
+    states = _states(module, factory, protocol, replay, generator)
     device = module.device
-
-    def choose(obs: Tensor) -> Tensor:
-        if protocol.source == "random":
-            return env.spec.sizes.uniform_actions(obs, generator)
-        policy = module.act(obs.to(device)) if protocol.source == "policy" else None
-        return (module.explore(obs.to(device), generator) if policy is None else policy).cpu()
-
-    steps = np.random.default_rng(protocol.seed).integers(protocol.spread, size=protocol.states)
-    states = collect_states(env, choose, steps)
-    env.close()
     with torch.no_grad():
         own = module.act(states.obs.to(device)).cpu()
     shifts = protocol.noise * torch.randn(protocol.states, protocol.actions, own.shape[-1], generator=generator)
@@ -110,6 +110,33 @@ def measure(module: ActorCritic, factory: EnvFactory, protocol: GradientProtocol
     return Measured(critic.cpu(), *fitted)
 
 
+def _states(
+    module: ActorCritic,
+    factory: EnvFactory,
+    protocol: GradientProtocol,
+    replay: Tensor | None,
+    generator: torch.Generator,
+) -> SavedStates:
+    """States of the protocol's source."""
+    env = factory.make(protocol.states, protocol.seed)
+    device = module.device
+
+    def choose(obs: Tensor) -> Tensor:
+        if protocol.source == "random":
+            return env.spec.sizes.uniform_actions(obs, generator)
+        policy = module.act(obs.to(device)) if protocol.source == "policy" else None
+        return (module.explore(obs.to(device), generator) if policy is None else policy).cpu()
+
+    if protocol.source == "replay":
+        assert replay is not None
+        states = replayed_states(env, replay, generator)
+    else:
+        steps = np.random.default_rng(protocol.seed).integers(protocol.spread, size=protocol.states)
+        states = collect_states(env, choose, steps)
+    env.close()
+    return states
+
+
 class CriticGradientMonitor(Monitor):
     """Logs how well ``module.critic`` leads the actor, before training and after epochs (Sarafian et al. 2021, Fig. 3).
 
@@ -120,7 +147,8 @@ class CriticGradientMonitor(Monitor):
 
     Args:
         every_n_epochs: epochs between two measurements.
-        protocol: how it is measured; :class:`GradientProtocol` with its defaults if None.
+        protocol: how it is measured; :class:`GradientProtocol` with its defaults if None. Before training there is no
+            replay to take states from.
     """
 
     def __init__(self, every_n_epochs: int = 2, protocol: GradientProtocol | None = None) -> None:
@@ -128,13 +156,23 @@ class CriticGradientMonitor(Monitor):
         self.protocol = protocol or GradientProtocol()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a module that is no actor-critic."""
+        """Refuse a module that is no actor-critic, and a replay whose observations do not tell the state."""
         known = isinstance(pl_module, ActorCritic)
         require(known, "CriticGradientMonitor", type(pl_module).__name__, "it has no critic of actions to look at")
+        if self.protocol.source == "replay":
+            datamodule: Any = trainer.datamodule
+            env = datamodule.env_factory.make(1, 0)
+            told = bool(env.tells_state(env.reset()).all())
+            remedy = f"observations of {env.spec.name} do not tell the simulator's state; take the policy's"
+            require(told, "critic gradient: source", "replay", remedy)
+            env.close()
 
     def measure(self, trainer: Trainer, module: Any) -> None:
         """Log the agreement of the critic's action gradient with that of roll-outs."""
         datamodule: Any = trainer.datamodule
-        if trainer.is_global_zero:
-            metrics = measure(module, datamodule.env_factory, self.protocol).metrics()
+        if not trainer.is_global_zero:
+            return
+        replay = datamodule.replay.storage.obs[: datamodule.replay.size] if self.protocol.source == "replay" else None
+        if replay is None or len(replay):
+            metrics = measure(module, datamodule.env_factory, self.protocol, replay).metrics()
             module.log_points({f"critic_gradient/{name}": value for name, value in metrics.items()})

@@ -54,6 +54,30 @@ def collect_states(env: BatchedEnv, choose: Callable[[Tensor], Tensor], steps: n
     return SavedStates(state, obs)
 
 
+def replayed_states(env: BatchedEnv, obs: Tensor, generator: torch.Generator) -> SavedStates:
+    """States of S observations that are drawn uniformly, with replacement, from those of a replay.
+
+    Those that do not tell the state are left out, such as a hopper's with a clipped velocity.
+
+    Args:
+        env: S environments, whose episodes begin there: a time limit counts from there on.
+        obs: of the replay, ``[n, O]``.
+        generator: of the draw.
+
+    Raises:
+        EnvError: too few tell the state, of most environments none.
+    """
+    drawn = obs[torch.randint(len(obs), (100 * env.num_envs,), generator=generator)]
+    told = drawn[torch.from_numpy(env.tells_state(drawn.numpy()))]
+    if len(told) < env.num_envs:
+        raise EnvError(
+            f"{env.spec.name} cannot go on from a replay: {len(told)} of {len(drawn)} observations drawn from it tell "
+            "the simulator's state. Take states of the policy, or of exploration."
+        )
+    env.begin_at(told[: env.num_envs].numpy())
+    return SavedStates(env.state_dict(), told[: env.num_envs])
+
+
 @torch.no_grad()
 def perturbed_returns(
     factory: EnvFactory,

@@ -95,6 +95,20 @@ class BatchedEnv(ABC):
     def step(self, action: Array) -> StepResult:
         """Advance every environment by one agent step; ``action`` is ``[E, A]`` in [-1, 1] or integers ``[E]``."""
 
+    def tells_state(self, obs: Array) -> Array:
+        """Whether an episode can begin where ``obs`` ``[n, O]`` are observed, ``[n]`` bool: see :meth:`begin_at`."""
+        return np.zeros(len(obs), dtype=bool)
+
+    def begin_at(self, obs: Array) -> None:
+        """Start a new episode in every environment where ``obs`` ``[E, O]`` is observed.
+
+        What follows is what followed that observation, to its rounding, but for the time limit, which counts from here.
+
+        Raises:
+            EnvError: the observations do not tell the state (:meth:`tells_state`).
+        """
+        raise EnvError(f"{self.spec.name}: an observation does not tell the state, so no episode can begin there.")
+
     def set_tasks(self, tasks: Tasks) -> None:
         """Give every environment its own task, from its next ``reset``. Raises ``EnvError`` on an unknown parameter."""
         if tasks:

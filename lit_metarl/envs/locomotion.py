@@ -69,15 +69,19 @@ class Locomotion(BatchedEnv):
         """Start a new episode where ``mask`` ``[E]`` is True (everywhere if None); returns observations ``[E, O]``."""
         ids = self.selected(mask)
         if ids.size:
-            changed = self._tasks.begin(ids)
-            if changed.size:
-                fields = _model_fields(self._tasks.in_force)
-                self._sim.set_model_fields({key: rows[changed] for key, rows in fields.items()}, changed)
-            self._sim.reset(*self._initial_state(ids), ids)
-            self._steps[ids] = 0
-            self._position[ids] = self._measure_position()[ids]
-            self._obs[ids] = self._observe()[ids]
+            self._begin(ids, *self._initial_state(ids))
         return self._obs.copy()
+
+    def tells_state(self, obs: Array) -> Array:
+        """True of robots with an :attr:`~lit_metarl.envs.robots.Robot.inverse`, unless a velocity was clipped."""
+        return np.isfinite(self._joint_state(obs)).all(axis=1)
+
+    def begin_at(self, obs: Array) -> None:
+        """Start a new episode in every environment where ``obs`` ``[E, O]`` is observed; see the base."""
+        motion = self._joint_state(obs)
+        if not np.isfinite(motion).all():
+            super().begin_at(obs)
+        self._begin(np.arange(self.num_envs), *np.split(motion, [self._sim.model.nq], axis=1))
 
     def step(self, action: Array) -> StepResult:
         """Advance every environment by one agent step; ``action`` is ``[E, A]`` in [-1, 1]."""
@@ -124,6 +128,23 @@ class Locomotion(BatchedEnv):
     def close(self) -> None:
         """Release the renderer."""
         self._sim.close()
+
+    def _joint_state(self, obs: Array) -> Array:
+        """``qpos`` and ``qvel`` ``[n, nq + nv]`` of observations, NaN where they are not told."""
+        if self.robot.inverse is None:
+            return np.full((len(obs), 1), np.nan)
+        return self.robot.inverse(self._sim, obs)
+
+    def _begin(self, ids: Array, qpos: Array, qvel: Array) -> None:
+        """Start episodes of environments ``ids`` ``[n]`` at ``qpos`` ``[n, nq]`` and ``qvel`` ``[n, nv]``."""
+        changed = self._tasks.begin(ids)
+        if changed.size:
+            fields = _model_fields(self._tasks.in_force)
+            self._sim.set_model_fields({key: rows[changed] for key, rows in fields.items()}, changed)
+        self._sim.reset(qpos, qvel, ids)
+        self._steps[ids] = 0
+        self._position[ids] = self._measure_position()[ids]
+        self._obs[ids] = self._observe()[ids]
 
     def _initial_state(self, ids: Array) -> tuple[Array, Array]:
         """``qpos`` ``[n, nq]`` and ``qvel`` ``[n, nv]``: the model's with noise, drawn in the order of Gymnasium."""

@@ -91,6 +91,15 @@ class PointEnv(BatchedEnv):
         self._steps[ids] = 0
         return self._state.copy()
 
+    def tells_state(self, obs: Array) -> Array:
+        """Always: the observation is the state."""
+        return np.ones(len(obs), dtype=bool)
+
+    def begin_at(self, obs: Array) -> None:
+        """Start a new episode in every environment where ``obs`` ``[E, O]`` is observed; see the base."""
+        self.reset()
+        self._state[...] = obs
+
     def step(self, action: Array) -> StepResult:
         """Move every point by one step; ``EnvError`` for an ended episode and a bad action."""
         action = np.asarray(action, dtype=np.float64)

@@ -18,6 +18,8 @@ from lit_metarl.envs.mujoco_batch import BatchSimulation
 
 Term = Callable[[BatchSimulation], Array]
 """A quantity of every simulation, ``[E]`` or ``[E, k]``."""
+Inverse = Callable[[BatchSimulation, Array], Array]
+"""Observations ``[n, O]`` → their :func:`joint_state`, ``[n, nq + nv]``, NaN where it is not told."""
 
 
 def joint_state(sim: BatchSimulation, skip: int = 0) -> Array:
@@ -33,6 +35,19 @@ def joint_positions(sim: BatchSimulation, skip: int = 0) -> Array:
 def clipped_joint_velocities(sim: BatchSimulation, limit: float) -> Array:
     """Joint velocities clipped to ``±limit``, m/s and rad/s; ``[E, nv]``."""
     return np.clip(sim.field("qvel"), -limit, limit)
+
+
+def observed_joint_state(sim: BatchSimulation, obs: Array, skip: int = 0, limit: float = np.inf) -> Array:
+    """:func:`joint_state` of observations that begin with it, ``[n, O]`` → ``[n, nq + nv]``.
+
+    The first ``skip`` positions, which are not observed, are 0; a velocity that was clipped to ``±limit`` is NaN.
+    """
+    size = sim.motion.shape[1]
+    motion = np.zeros((len(obs), size))
+    motion[:, skip:] = obs[:, : size - skip]
+    velocities = motion[:, sim.model.nq :]
+    velocities[np.abs(velocities) >= limit] = np.nan
+    return motion
 
 
 def body_inertias(sim: BatchSimulation, first_body: int = 1) -> Array:
@@ -140,6 +155,8 @@ class Robot:
         healthy: conditions that all have to hold or the episode terminates; empty if it never does.
         survival_reward: paid at every step, also at the one that terminates the episode.
         contact_cost: cost of contact forces; a robot with one has its contact forces computed.
+        inverse: of the observation, where neither rewards nor later observations depend on what it leaves out; None
+            where they do, as where the place is paid, or the position is a body's: that lags behind the joints.
         normal_velocity_noise: initial velocities are ``reset_noise · N(0, 1)`` rather than uniform.
     """
 
@@ -155,6 +172,7 @@ class Robot:
     survival_reward: float = 0.0
     control_weight: float = 0.0
     contact_cost: Term | None = None
+    inverse: Inverse | None = None
     normal_velocity_noise: bool = False
 
 
@@ -164,6 +182,7 @@ ROBOTS: Mapping[str, Robot] = MappingProxyType(
             model_file="half_cheetah.xml",
             frame_skip=5,
             observation=(partial(joint_state, skip=1),),
+            inverse=partial(observed_joint_state, skip=1),
             reset_noise=0.1,
             control_weight=0.1,
             normal_velocity_noise=True,
@@ -184,6 +203,7 @@ ROBOTS: Mapping[str, Robot] = MappingProxyType(
             model_file="walker2d_v5.xml",
             frame_skip=4,
             observation=(partial(joint_positions, skip=1), partial(clipped_joint_velocities, limit=10.0)),
+            inverse=partial(observed_joint_state, skip=1, limit=10.0),
             reset_noise=5e-3,
             healthy=(partial(inside, low=0.8, high=2.0, index=1), partial(inside, low=-1.0, high=1.0, index=2)),
             healthy_reward=1.0,
@@ -193,6 +213,7 @@ ROBOTS: Mapping[str, Robot] = MappingProxyType(
             model_file="hopper.xml",
             frame_skip=4,
             observation=(partial(joint_positions, skip=1), partial(clipped_joint_velocities, limit=10.0)),
+            inverse=partial(observed_joint_state, skip=1, limit=10.0),
             reset_noise=5e-3,
             healthy=(
                 partial(all_inside, low=-100.0, high=100.0, skip=2),
@@ -224,6 +245,7 @@ ROBOTS: Mapping[str, Robot] = MappingProxyType(
             model_file="swimmer.xml",
             frame_skip=4,
             observation=(partial(joint_state, skip=2),),
+            inverse=partial(observed_joint_state, skip=2),
             reset_noise=0.1,
             control_weight=1e-4,
         ),
@@ -231,6 +253,7 @@ ROBOTS: Mapping[str, Robot] = MappingProxyType(
             model_file="inverted_pendulum.xml",
             frame_skip=2,
             observation=(joint_state,),
+            inverse=observed_joint_state,
             reset_noise=0.01,
             position=None,
             healthy=(partial(inside, low=-0.2, high=0.2, index=1, closed=True),),

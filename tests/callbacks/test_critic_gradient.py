@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lit_metarl.callbacks import CriticGradientMonitor, GradientProtocol
 from lit_metarl.callbacks.critic_gradient import measure
 from lit_metarl.data import ReplayDataModule, TrajectoryDataModule
 from lit_metarl.envs.gym import Gymnasium
-from lit_metarl.envs.linear_quadratic import action_gradient
+from lit_metarl.envs.linear_quadratic import LinearQuadratic, action_gradient
 from lit_metarl.envs.navigation import Navigation2D
 from lit_metarl.nn import DeterministicMLP, EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.reports.studies.critic_gradient import GAIN, GAMMA, linear_world
@@ -24,11 +25,11 @@ from lit_metarl.types import ConfigError
 TINY = GradientProtocol(states=2, actions=3, repeats=1, horizon=3, spread=4)
 
 
-@pytest.mark.parametrize("source", ["policy", "exploration", "random"])
+@pytest.mark.parametrize("source", ["policy", "exploration", "random", "replay"])
 def test_of_an_exact_critic_it_is_right(source: str) -> None:
     module, factory = linear_world()
     protocol = GradientProtocol(noise=0.02, repeats=1, horizon=30, spread=5, source=source)
-    found = measure(module, factory, protocol)
+    found = measure(module, factory, protocol, torch.from_numpy(factory.make(50, 1).reset()).float())
     size = found.critic.norm(dim=-1)
     assert (found.fitted - found.critic).norm(dim=-1).max() < 0.03 * size.mean()
     metrics = found.metrics()
@@ -107,6 +108,31 @@ def test_it_logs_at_its_epochs_and_changes_nothing(cls: type[ActorCritic], tmp_p
     assert all(parameter.requires_grad for parameter in watched.critic.parameters())
 
 
+def test_states_of_the_replay_are_those_that_it_holds(tmp_path: Path) -> None:
+    module, _ = linear_world()
+    datamodule = ReplayDataModule(LinearQuadratic(), batch_size=4, warmup_steps=5, epoch_steps=4, eval_episodes=1)
+    points, module.configure_optimizers = [], lambda: []
+    module.update = lambda batch: {}  # the exact critic and its policy have no parameters
+    module.log_points = lambda metrics: points.append((module.env_steps, dict(metrics)))
+    protocol = replace(TINY, source="replay")
+    fit(module, datamodule, tmp_path, [CriticGradientMonitor(2, protocol)])
+    logged = [(step, metrics) for step, metrics in points if "critic_gradient/cosine" in metrics]
+    assert [step for step, _ in logged] == [13]  # before training there is no replay
+    at_the_time, at_the_end = (
+        measure(module, LinearQuadratic(), protocol, datamodule.replay.storage.obs[:size]).metrics()
+        for size in (13, 17)
+    )
+    assert logged[0][1] == {f"critic_gradient/{name}": value for name, value in at_the_time.items()}
+    assert at_the_time != at_the_end
+
+
+def test_a_replay_that_does_not_tell_states_is_refused_before_training(tmp_path: Path) -> None:
+    module, datamodule = make(TD3)
+    message = "source = 'replay' cannot be used: observations of gym/Pendulum-v1 do not tell the simulator's state"
+    with pytest.raises(ConfigError, match=message):
+        fit(module, datamodule, tmp_path, [CriticGradientMonitor(2, replace(TINY, source="replay"))])
+
+
 def test_the_bonus_of_sac_is_the_entropys() -> None:
     module, _ = make(SAC)
     obs, noise = torch.randn(2, 3, 3), torch.randn(2, 3, 1)
@@ -126,7 +152,7 @@ def test_the_bonus_of_sac_is_the_entropys() -> None:
         ({"actions": 2}, "actions = 2 cannot be used: a fit needs at least 3"),
         ({"noise": 0.0}, "noise = 0.0 cannot be used: it must be positive"),
         ({"horizon": 2}, "horizon = 2 cannot be used: an action is taken for 3 steps"),
-        ({"source": "replay"}, "source = 'replay' cannot be used: choose from policy, exploration, random"),
+        ({"source": "a"}, "source = 'a' cannot be used: choose from policy, exploration, random, replay"),
     ],
 )
 def test_settings_that_cannot_work_are_named(settings: dict[str, Any], message: str) -> None:

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_metarl.data.perturbation import SavedStates, collect_states, perturbed_returns
+from lit_metarl.data.collector import Collector
+from lit_metarl.data.perturbation import SavedStates, collect_states, perturbed_returns, replayed_states
+from lit_metarl.data.replay import Replay
 from lit_metarl.envs.base import EnvError, EnvFactory
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.envs.linear_quadratic import LinearQuadratic, action_value
@@ -148,3 +150,79 @@ class Opaque(gymnasium.Env):
 def test_states_that_cannot_be_saved_are_refused() -> None:
     with pytest.raises(EnvError, match="cannot go on from a saved state"):
         saved(Gymnasium(f"{__name__}.Opaque"), [1, 2])
+
+
+def replay_of(factory: EnvFactory, steps: int) -> Replay:
+    """Transitions of uniform actions in eight environments."""
+    env, generator = factory.make(8, 0), torch.Generator().manual_seed(0)
+    replay, collector = Replay(8 * steps, env.spec.obs_dim, env.spec.action_dim), Collector(env)
+    for _ in range(steps):
+        replay.insert(collector.step(lambda obs: env.spec.sizes.uniform_actions(obs, generator)))
+    return replay
+
+
+@pytest.mark.parametrize(
+    ("factory", "share"),
+    [
+        (MuJoCo("half_cheetah", 100, threads=1), 1.0),
+        (MuJoCo("hopper", threads=1), 0.9),
+        (MuJoCo("walker2d", threads=1), 0.1),
+        (MuJoCo("swimmer", 100, threads=1), 1.0),
+        (MuJoCo("inverted_pendulum", threads=1), 1.0),
+        (LinearQuadratic(max_episode_steps=20), 1.0),
+    ],
+    ids=lambda value: getattr(value, "robot", None),
+)
+def test_what_follows_a_replayed_observation_is_what_the_replay_has(factory: EnvFactory, share: float) -> None:
+    """One step from every observation that tells the state: reward, successor and end are the stored ones."""
+    stored = replay_of(factory, 250).storage
+    told = factory.make(1, 0).tells_state(stored.obs.numpy())
+    assert told.mean() >= share
+    obs, action, reward, next_obs, terminated, _ = (field[torch.from_numpy(told)] for field in stored)
+    env = factory.make(len(obs), 1)
+    env.begin_at(obs.numpy())
+    result = env.step(action.numpy())
+    torch.testing.assert_close(torch.from_numpy(result.reward).float(), reward, atol=1e-5, rtol=1e-5)
+    # Contacts magnify what float32 rounds away.
+    torch.testing.assert_close(torch.from_numpy(result.obs).float(), next_obs, atol=1e-3, rtol=1e-4)
+    assert torch.equal(torch.from_numpy(result.terminated), terminated)
+    if share < 1:
+        assert not told[(stored.obs.abs() >= 10).any(-1).numpy()].any()
+
+
+def test_states_of_a_replay_are_drawn_uniformly_and_gone_on_from() -> None:
+    factory = LinearQuadratic(max_episode_steps=6)
+    replay = torch.arange(40.0).reshape(10, 4) / 40
+    env = factory.make(3000, 0)
+    states = replayed_states(env, replay, torch.Generator().manual_seed(0))
+    row = (states.obs[:, 0] * 10).round().long()
+    assert torch.equal(replay[row], states.obs)
+    assert (torch.bincount(row, minlength=10) - 300).abs().max() < 5 * 270**0.5
+    twin = factory.make(3000, 0)
+    twin.load_state_dict(states.state)
+    still = np.zeros((3000, 2))
+    for step in range(6):
+        expected, found = env.step(still), twin.step(still)
+        np.testing.assert_array_equal(expected.obs, found.obs)
+        assert found.truncated.all() == (step == 5)  # counted from the state on
+
+
+@pytest.mark.parametrize(
+    "factory", [MuJoCo("ant", threads=1), DMControl("reacher/easy"), Gymnasium("Pendulum-v1")], ids=str
+)
+def test_observations_that_do_not_tell_the_state_are_refused(factory: EnvFactory) -> None:
+    env = factory.make(2, 0)
+    obs = torch.tensor(env.reset(), dtype=torch.float32)
+    with pytest.raises(EnvError, match=r"cannot go on from a replay: 0 of 200 observations .* Take states of the pol"):
+        replayed_states(env, obs, torch.Generator())
+    with pytest.raises(EnvError, match="an observation does not tell the state"):
+        env.begin_at(obs.numpy())
+
+
+def test_a_clipped_velocity_is_not_taken_for_the_velocity() -> None:
+    env = MuJoCo("hopper", threads=1).make(2, 0)
+    obs = env.reset()
+    obs[1, -1] = 10.0
+    assert env.tells_state(obs).tolist() == [True, False]
+    with pytest.raises(EnvError, match="mujoco/hopper: an observation does not tell the state"):
+        env.begin_at(obs)

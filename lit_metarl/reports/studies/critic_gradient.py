@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -69,6 +69,15 @@ class ExactValue(nn.Module):
         return -torch.linalg.vecdot(after @ weight, after).unsqueeze(0).to(action.dtype)
 
 
+class Restored(NamedTuple):
+    """An actor-critic, with what its gradient is measured in."""
+
+    label: str
+    module: ActorCritic
+    factory: EnvFactory
+    replay: Tensor | None  # observations of the run's replay, [n, O]; None of a module that nothing trained
+
+
 @dataclass(frozen=True)
 class Line:
     """One critic's agreement with returns.
@@ -98,7 +107,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("--repeats", type=positive, default=3, help="steps for which an action is taken (default: %(default)s)")
     add("--horizon", type=positive, default=1000, help="most steps of a roll-out (default: %(default)s)")
     add("--spread", type=positive, default=1000, help="states lie in so many first steps (default: %(default)s)")
-    add("--source", default="policy", help="of states: policy, exploration or random (default: %(default)s)")
+    add("--source", default="policy", help="of states: policy, exploration, random or replay (default: %(default)s)")
     add("--seed", type=seed, default=0)
     return parser.parse_args(words)
 
@@ -114,13 +123,14 @@ def run(args: argparse.Namespace) -> Section:
     settings = ("states", "actions", "noise", "repeats", "horizon", "spread", "source", "seed")
     protocol = GradientProtocol(**{name: getattr(args, name) for name in settings})
     restored = [restore(path) for path in args.checkpoints]
-    # The linear world comes to rest soon, where no gradient is left to compare.
-    near = replace(protocol, spread=min(args.spread, 5))
-    lines = [
-        measured(f"exact critic, {repeats} step{'s' * (repeats > 1)}", *linear_world(), replace(near, repeats=repeats))
-        for repeats in sorted({1, args.repeats})
-    ]
-    lines += [measured(*one, protocol) for one in restored]
+    # The linear world comes to rest soon, where no gradient is left to compare; and no run in it has left a replay.
+    source = "exploration" if args.source == "replay" else args.source
+    near = replace(protocol, spread=min(args.spread, 5), source=source)
+    lines = []
+    for repeats in sorted({1, args.repeats}):
+        exact = Restored(f"exact critic, {repeats} step{'s' * (repeats > 1)}", *linear_world(), None)
+        lines.append(measured(exact, replace(near, repeats=repeats)))
+    lines += [measured(one, protocol) for one in restored]
     note = (
         f"Cosine of ∇_a Q (first critic, the policy's action) with the gradient fitted to returns, at {args.states} "
         f"states of source `{args.source}`: mean, and shares above two thresholds. {args.actions} actions at each, "
@@ -128,6 +138,7 @@ def run(args: argparse.Namespace) -> Section:
         "critics. R²: median of the fits. What the exact critic lacks to 1 is the error of the study: the fit's, and "
         "where an action is taken for more than one step, that this is not what its gradient is of."
     )
+    note += " Its states are those of exploration: no run in its world has a replay." * (args.source == "replay")
     return Section(table_of(lines), [note])
 
 
@@ -139,18 +150,18 @@ def linear_world() -> tuple[ActorCritic, EnvFactory]:
     return module, LinearQuadratic(max_episode_steps=1000)
 
 
-def measured(label: str, module: ActorCritic, factory: EnvFactory, protocol: GradientProtocol) -> Line:
+def measured(one: Restored, protocol: GradientProtocol) -> Line:
     """The line of one module in its environment."""
     from lit_metarl.callbacks.critic_gradient import measure
 
     began = time.perf_counter()
-    metrics = measure(module, factory, protocol).metrics()
-    name = factory.make(1, 0).spec.name
-    return Line(label, name, module.env_steps, metrics, time.perf_counter() - began)
+    metrics = measure(one.module, one.factory, protocol, one.replay).metrics()
+    name = one.factory.make(1, 0).spec.name
+    return Line(one.label, name, one.module.env_steps, metrics, time.perf_counter() - began)
 
 
-def restore(path: Path) -> tuple[str, ActorCritic, EnvFactory]:
-    """Label, module and environment of a checkpoint.
+def restore(path: Path) -> Restored:
+    """The actor-critic of a checkpoint, with its environment and its replay.
 
     Raises:
         ReportError: it cannot be read, or is not of an off-policy actor-critic.
@@ -182,7 +193,9 @@ def restore(path: Path) -> tuple[str, ActorCritic, EnvFactory]:
     built.model.load_state_dict(checkpoint["state_dict"])
     built.model.load_counters(checkpoint["algorithm"]["counters"])
     label = f"{name}, {type(built.model.critic).__name__}, {path.parent.name[:8]}"
-    return label, built.model, built.env
+    experience = checkpoint[config["data"]["class_path"].rpartition(".")[2]]["ranks"]
+    replay = torch.cat([rank["experience"]["replay"]["storage"]["obs"] for rank in experience])
+    return Restored(label, built.model, built.env, replay)
 
 
 def table_of(lines: Sequence[Line]) -> str:

@@ -39,8 +39,19 @@ def test_a_checkpoint_beside_the_exact_critic(checkpoint: Path, capsys: pytest.C
     assert -1 <= float(trained[3]) <= 1
 
 
+def test_states_of_its_replay(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "critic_gradient", str(checkpoint), *TINY, "--source", "replay"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 states of source `replay`" in printed
+    assert printed.count("mujoco/half_cheetah") == 1
+    *_, replay = restore(checkpoint)
+    assert replay is not None
+    assert replay.shape == (28, 17)
+    assert len(replay.unique(dim=0)) == 28
+
+
 def test_a_checkpoint_is_restored_whole(checkpoint: Path) -> None:
-    _, module, factory = restore(checkpoint)
+    _, module, factory, _ = restore(checkpoint)
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(value, saved[name]) for name, value in module.state_dict().items())
     assert factory.make(1, 0).spec.name == "mujoco/half_cheetah"
