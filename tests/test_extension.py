@@ -139,11 +139,11 @@ class Delayed(ActorCritic):
         return batch.reward + self.gamma * batch.discount * self.target_critic(batch.next_obs, action).amin(0)
 
     def update_actor(self, batch):
-        if self.updates % self.delay:
-            return {}
-        loss = -self.critic(batch.obs, self.actor(batch.obs).mode_action)[0].mean()
-        self.minimise(loss, self.optimizer(1))
-        return {"actor_loss": loss.detach(), "actor_steps": torch.tensor(1.0)}
+        return {} if self.updates % self.delay else super().update_actor(batch)
+
+    def actor_objective(self, batch):
+        loss = -self.action_value(batch.obs, self.actor(batch.obs).mode_action)[0].mean()
+        return loss, {"actor_loss": loss.detach(), "actor_steps": torch.tensor(1.0)}
 
     def explore(self, obs, generator):
         mode = self.actor(obs).mode_action

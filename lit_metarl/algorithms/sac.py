@@ -70,15 +70,15 @@ class SAC(ActorCritic):
         temperature = self.log_temperature.exp()
         return soft_target(batch.reward, batch.discount, next_value, next_log_prob, temperature, self.gamma)
 
-    def update_actor(self, batch: Transition) -> dict[str, Tensor]:
-        """Raise the soft value of fresh actions, and move α towards the target entropy of the same actions."""
+    def actor_objective(self, batch: Transition) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss that raises the soft value of fresh actions, and moves α towards their target entropy."""
         temperature = self.log_temperature.exp().detach()
         action, log_prob = self.sample_action(batch.obs)
         loss = actor_loss(self.action_value(batch.obs, action), log_prob, temperature)
         # The two losses share no parameter, so the gradient of their sum is each one's own.
         both = loss + temperature_loss(self.log_temperature, log_prob.detach(), self.target_entropy)
-        self.minimise(both, self.optimizer(1))
-        return {"actor_loss": loss.detach(), "entropy": -log_prob.detach().mean(), "temperature": temperature}
+        scalars = {"actor_loss": loss.detach(), "entropy": -log_prob.detach().mean(), "temperature": temperature}
+        return both, scalars
 
     def sample_action(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Reparametrised action ``[M, A]`` and its log-density ``[M]``."""

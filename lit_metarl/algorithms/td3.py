@@ -73,12 +73,13 @@ class TD3(ActorCritic):
         return clipped_target(batch.reward, batch.discount, next_value, self.gamma)
 
     def update_actor(self, batch: Transition) -> dict[str, Tensor]:
-        """Raise the first critic's value of the policy's action, at every ``policy_delay``-th update."""
-        if self.updates % self.policy_delay:
-            return {}
+        """Step of the policy at every ``policy_delay``-th update; no scalars at the others."""
+        return {} if self.updates % self.policy_delay else super().update_actor(batch)
+
+    def actor_objective(self, batch: Transition) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss that raises the first critic's value of the policy's action."""
         loss = actor_loss(self.action_value(batch.obs, self.actor(batch.obs).mode_action))
-        self.minimise(loss, self.optimizer(1))
-        return {"actor_loss": loss.detach()}
+        return loss, {"actor_loss": loss.detach()}
 
     def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """The policy's action with Gaussian noise, ``[E, A]``, clipped to [-1, 1]."""

@@ -62,4 +62,9 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(row["seconds"]) == 2 for row in rows.values())
     assert all(name in output for name in rows)
     assert "sa_hyper to its plain implementation" in output
+    reference, small = rows["mlp_standard"]["seconds"], ("sa_hyper", "sa_hyper, shared weights")
+    ratios = {name: sum(a / b for a, b in zip(rows[name]["seconds"], reference, strict=True)) / 2 for name in small}
+    slowest = max(small, key=lambda name: ratios[name])
+    verdict = "reached" if ratios[slowest] <= 8 else "missed"
+    assert f"slowest of the small ones: {ratios[slowest]:.2f} ({slowest}); goal ≤ 8: {verdict}" in output
     assert set(factories("small")) == set(NAMES)
