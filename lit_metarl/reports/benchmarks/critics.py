@@ -117,7 +117,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
         updates[NAIVE] = NaiveHyperSAC(_sac(args, "sa_hyper")).update
         counts |= dict.fromkeys((SHARED, NAIVE), counts["sa_hyper"])
     if args.compiled:
-        for name in {REFERENCE, "sa_hyper"} & counts.keys():
+        for name in [name for name in (REFERENCE, "sa_hyper") if name in counts]:
             sac = _sac(args, name)
             sac.compile_objectives(torch.device("cpu"))
             updates[f"{name}, compiled"], counts[f"{name}, compiled"] = sac.update, counts[name]
