@@ -71,10 +71,13 @@ COMMANDS = {
     "benchmark": Command(
         "benchmarks.sac",
         "benchmark",
-        "Time SAC's training loop, part by part. `critics` or `meta` as first argument: critics, meta-learning.",
+        "Time SAC's training loop, part by part; or, as first argument, `critics`, `peers` or `meta`: other things.",
     ),
     "benchmark critics": Command(
         "benchmarks.critics", "critics-benchmark", "Time SAC's update with every critic, relative to an MLP."
+    ),
+    "benchmark peers": Command(
+        "benchmarks.peers", "peers-benchmark", "Time training SAC and TD3 beside stable-baselines3, where installed."
     ),
     "benchmark meta": Command(
         "benchmarks.meta", "meta-benchmark", "Time meta-iterations on a robot that runs forward or backward."
