@@ -1,7 +1,7 @@
 """``lit-metarl benchmark critics``: the time of SAC's update with every critic, relative to that with an MLP 2 × 256.
 
 And, for SA-Hyper, relative to a plain implementation of the same update. Machines are noisy, so all updates alternate
-in one process, and ratios are taken within a round.
+in one process, what counts is its CPU time, and ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Row:
         name: of the critic.
         parameters: of one member.
         mebibytes: of what an update of the critics holds: parameters, gradients, two moments, targets.
-        seconds: of its update, by round.
+        seconds: of CPU time of its update, by round.
     """
 
     name: str
@@ -82,7 +82,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("--batch-size", type=positive, default=256, help="transitions of one update")
     add("--rounds", type=positive, default=7, help="updates of each that are timed; one more is not")
     add("--compiled", action="store_true", help="also time sa_hyper and the reference with model.compiled, where named")
-    add("--threads", type=positive, help="threads of torch; all CPUs if not given")
+    add("--threads", type=positive, default=1, help="of torch; more spin (default: %(default)s)")
     add("--json", type=writable_file, metavar="FILE", help="also write the numbers there")
     parser.set_defaults(accelerator="cpu")
     return parser.parse_args(words)
@@ -125,9 +125,9 @@ def measure(args: argparse.Namespace) -> list[Row]:
     batch = _minibatch(torch.Generator().manual_seed(0), args)
     for _ in range(args.rounds + 1):
         for name, update in updates.items():
-            began = time.perf_counter()
+            began = time.process_time()
             update(batch)
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.process_time() - began)
     return [Row(name, *counts[name], seconds[name][1:]) for name in updates]
 
 
@@ -164,10 +164,10 @@ def table_of(described: dict[str, Any], rows: list[Row]) -> str:
         f"SAC's update, {settings['obs']} observations, {settings['action']} actions, batch {settings['batch_size']}, "
         f"two critics, actor 256-256 · hypernetworks of size {settings['size']}",
         f"cpu · {machine['threads']} threads of {machine['cpus']} CPUs · load {machine['load']:.1f} · "
-        f"medians of {settings['rounds']} rounds",
+        f"CPU time, medians of {settings['rounds']} rounds",
     ]
     if is_busy(machine):
-        lines.append("others use the CPUs: the times are too long, ratios hold about")
+        lines.append("others use the CPUs: the times are somewhat too long")
     lines += ["", f"{'critic':<31}{'parameters of one':>19}{'MiB of both':>13}{'ms':>10}   relative to {REFERENCE}"]
     for row in rows:
         ratio = spread(own / other for own, other in zip(row.seconds, reference.seconds, strict=True))

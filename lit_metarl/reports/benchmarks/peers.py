@@ -1,7 +1,7 @@
 """``lit-metarl benchmark peers``: the speed of training SAC and TD3 beside that of stable-baselines3.
 
 Both train networks 256-256 on the half-cheetah on the CPU, one update on 256 transitions for every step. Machines are
-noisy, so their rounds alternate in one process, and ratios are taken within a round.
+noisy, so their rounds alternate in one process, what counts is its CPU time, and ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Row:
 
     Attributes:
         algorithm: its name, in both.
-        seconds: of our rounds.
+        seconds: of CPU time, of our rounds.
         peer_seconds: of theirs, each after one of ours.
     """
 
@@ -42,7 +42,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add = parser.add_argument
     add("--steps", type=positive, default=500, help="environment steps of a round (default: %(default)s)")
     add("--rounds", type=positive, default=7, help="of each that are timed; one more is not (default: %(default)s)")
-    add("--threads", type=positive, help="threads of torch and of our simulator; all CPUs if not given")
+    add("--threads", type=positive, default=1, help="of torch and of our simulator; more spin (default: %(default)s)")
     add("--json", type=writable_file, metavar="FILE", help="also write the numbers there")
     parser.set_defaults(accelerator="cpu")
     return parser.parse_args(words)
@@ -76,7 +76,7 @@ def measure(args: argparse.Namespace, algorithm: str) -> Row:
     from lit_metarl.reports.benchmarks.training import fit
 
     seed_everything(0, verbose=False)
-    environment = MuJoCo("half_cheetah", threads=args.threads or 0)
+    environment = MuJoCo("half_cheetah", threads=args.threads)
     data = ReplayDataModule(environment, batch_size=BATCH, warmup_steps=WARMUP, epoch_steps=args.steps)
     actor = TanhGaussianMLP(HIDDEN) if algorithm == "SAC" else DeterministicMLP(HIDDEN)
     module = getattr(algorithms, algorithm)(data.obs_dim, data.action_dim, actor, EnsembleCriticMLP(HIDDEN))
@@ -86,15 +86,15 @@ def measure(args: argparse.Namespace, algorithm: str) -> Row:
 
     def start(*_: Any) -> None:
         nonlocal began
-        began = time.perf_counter()
+        began = time.process_time()
 
     def end(trainer: Any, *_: Any) -> None:
-        seconds = time.perf_counter() - began
-        since = time.perf_counter()
+        seconds = time.process_time() - began
+        since = time.process_time()
         learn(args.steps)
         if trainer.current_epoch:  # in the first one ours warms up
             row.seconds.append(seconds)
-            row.peer_seconds.append(time.perf_counter() - since)
+            row.peer_seconds.append(time.process_time() - since)
 
     fit(args, module, args.rounds + 1, {"on_train_epoch_start": start, "on_train_epoch_end": end}, datamodule=data)
     return row
@@ -126,9 +126,10 @@ def table_of(described: dict[str, Any], rows: list[Row]) -> str:
         f"half-cheetah, networks 256-256, one update on {BATCH} transitions a step · ours, and stable-baselines3's",
         f"cpu · {machine['threads']} threads of {machine['cpus']} CPUs · load {machine['load']:.1f} · "
         f"medians of {settings['rounds']} rounds of {settings['steps']} steps (in brackets: all rounds)",
+        "per second of CPU time",
     ]
     if is_busy(machine):
-        lines.append("others use the CPUs: the speeds are too low, ratios hold about")
+        lines[-1] += "; others use the CPUs: the speeds are somewhat too low"
     lines += ["", f"{'algorithm':<11}{'env steps/s':>13}{'theirs':>10}   ours to theirs"]
     for row in rows:
         ours, theirs = (spread(settings["steps"] / s for s in each) for each in (row.seconds, row.peer_seconds))
