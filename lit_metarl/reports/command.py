@@ -71,7 +71,7 @@ COMMANDS = {
     "benchmark": Command(
         "benchmarks.sac",
         "benchmark",
-        "Time SAC's training loop, part by part; or, as first argument, `critics`, `peers` or `meta`: other things.",
+        "Time SAC's training loop, part by part; or, as first argument, `critics`, `peers`, `meta` or `trpo`.",
     ),
     "benchmark critics": Command(
         "benchmarks.critics", "critics-benchmark", "Time SAC's update with every critic, relative to an MLP."
@@ -81,6 +81,9 @@ COMMANDS = {
     ),
     "benchmark meta": Command(
         "benchmarks.meta", "meta-benchmark", "Time meta-iterations on a robot that runs forward or backward."
+    ),
+    "benchmark trpo": Command(
+        "benchmarks.trpo", "trpo-benchmark", "Time MAML-TRPO beside a plain implementation of the same step."
     ),
 }
 
