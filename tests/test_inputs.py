@@ -241,6 +241,19 @@ def test_help_is_fast_and_light() -> None:
     assert "usage: lit-metarl" in done.stdout
 
 
+def test_a_start_imports_only_what_it_needs_and_looks_for_garbage_later() -> None:
+    """Parsing needs neither MLflow nor a simulator of others, and what was imported is not searched again."""
+    code = (
+        "import gc, sys; from lit_metarl.__main__ import main; code = main(['fit', '--config', 'absent.yaml']); "
+        "heavy = {'mlflow', 'pandas', 'pyarrow', 'sqlalchemy', 'dm_control', 'gymnasium', 'imageio', 'sklearn'}; "
+        "assert 'lit_metarl.cli' in sys.modules and not heavy & sys.modules.keys(), heavy & sys.modules.keys(); "
+        "assert gc.isenabled() and gc.get_freeze_count() > 100_000; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "absent.yaml" in done.stderr
+
+
 def test_our_options_come_first_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("fit", "test", "predict", "validate"):
         with pytest.raises(SystemExit, match="0"):
