@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from lit_metarl.optim.inner_loop import Unrolled
+from lit_metarl.optim.inner_loop import Unrolled, detached
 from lit_metarl.optim.iteration import Iteration, OuterSurrogate
 from lit_metarl.types import Params
 
@@ -48,7 +48,7 @@ class AdaptedPolicies:
         values = [self._objective(*part) for part in zip(self._parts, unrolled, strict=True)]
         self.value = torch.stack(values).sum().detach()
         self.gradient = self._sum([_pull([value], self._leaves, [torch.ones_like(value)]) for value in values])
-        self._old = [_detached(part.distributions[-1]) for part in unrolled]
+        self._old = [detached(part.distributions[-1]) for part in unrolled]
         self._fisher = [
             _Part(part, its, partial(self._kl, part, old))
             for part, its, old in zip(self._parts, unrolled, self._old, strict=True)
@@ -135,7 +135,3 @@ def _pull(outputs: Sequence[Tensor], inputs: list[Tensor], cotangents: Sequence[
         return [torch.zeros_like(x) for x in inputs]
     y, c = zip(*pairs, strict=True)
     return list(torch.autograd.grad(y, inputs, c, retain_graph=True, materialize_grads=True))
-
-
-def _detached(distribution: Any) -> Any:
-    return type(distribution)(*(field.detach() for field in distribution))

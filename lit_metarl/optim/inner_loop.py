@@ -38,6 +38,11 @@ class Unrolled(NamedTuple):
     gradients: tuple[Params, ...]  # g_0 … g_{K−1}, along which the parameters moved, [B, ...]
 
 
+def detached(distribution: Any) -> Any:
+    """``distribution``, a named tuple of tensors, without a graph."""
+    return type(distribution)(*(field.detach() for field in distribution))
+
+
 @dataclass(frozen=True)
 class InnerLoop:
     """The adaptation of a policy: gradient steps on each task's surrogate.

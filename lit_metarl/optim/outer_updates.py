@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_metarl.estimators import clipped_ratio, likelihood_ratio, log_importance_ratio, log_likelihood
 from lit_metarl.optim.fisher import AdaptedPolicies
-from lit_metarl.optim.inner_loop import Unrolled
+from lit_metarl.optim.inner_loop import Unrolled, detached
 from lit_metarl.optim.iteration import Iteration
 from lit_metarl.optim.trust_region import trust_region_step
 from lit_metarl.types import Signals, State, require
@@ -140,10 +140,10 @@ class PPO(OuterUpdate):
         inner_rounds = len(iteration.masks) - 1
         if not self.adaptive_kl or len(self.penalties) != inner_rounds:
             self.penalties[:] = [self.kl_penalty] * inner_rounds
-        with torch.no_grad():
-            old = iteration.unroll()
+        old: list[Any] = []
         for _ in range(self.epochs):
             unrolled = iteration.unroll()
+            old = old or [detached(distribution) for distribution in unrolled.distributions]
             value = iteration.objective(unrolled, self._clipped)
             kls = _inner_kls(iteration, old, unrolled)
             penalty = sum(c * kl for c, kl in zip(self.penalties, kls, strict=True)) / inner_rounds
@@ -157,7 +157,7 @@ class PPO(OuterUpdate):
     def _clipped(self, log_prob: Tensor, signals: Signals, gamma: float) -> Tensor:
         return clipped_ratio(_log_ratio(log_prob, signals), signals.advantage, signals.mask, gamma, self.clip)
 
-    def _adapt_penalties(self, iteration: Iteration, old: Unrolled) -> None:
+    def _adapt_penalties(self, iteration: Iteration, old: list[Any]) -> None:
         with torch.no_grad():
             kls = iteration.reduce(torch.stack(_inner_kls(iteration, old, iteration.unroll()))).tolist()
         for k, kl in enumerate(kls):
@@ -167,9 +167,9 @@ class PPO(OuterUpdate):
                 self.penalties[k] *= 2.0
 
 
-def _inner_kls(iteration: Iteration, old: Unrolled, new: Unrolled) -> list[Tensor]:
-    """Mean KL(old ‖ new) of each of the K inner rounds, scalars."""
-    rounds = list(zip(old.distributions, new.distributions, iteration.masks, strict=True))
+def _inner_kls(iteration: Iteration, old: list[Any], new: Unrolled) -> list[Tensor]:
+    """Mean KL(old ‖ new) of each of the K inner rounds, scalars; ``old`` are the distributions of all K + 1."""
+    rounds = list(zip(old, new.distributions, iteration.masks, strict=True))
     return [mean_kl(*signals) for signals in rounds[:-1]]
 
 
