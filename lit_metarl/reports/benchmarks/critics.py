@@ -111,10 +111,10 @@ def measure(args: argparse.Namespace) -> list[Row]:
         counts[name] = count // sac.critic.members, 5 * 4 * count / 2**20
         updates[name] = sac.update
     if "sa_hyper" in args.critics:
-        from lit_metarl.reports.benchmarks.naive_hyper import NaiveHyperSAC
+        from lit_metarl.reports.benchmarks.naive_hyper import naive_hyper_sac
 
         updates[SHARED] = _sac(args, "sa_hyper", share_weights=True).update
-        updates[NAIVE] = NaiveHyperSAC(_sac(args, "sa_hyper")).update
+        updates[NAIVE] = naive_hyper_sac(_sac(args, "sa_hyper")).update
         counts |= dict.fromkeys((SHARED, NAIVE), counts["sa_hyper"])
     if args.compiled:
         for name in [name for name in (REFERENCE, "sa_hyper") if name in counts]:

@@ -1,13 +1,11 @@
 """A plain SAC with two hypernetwork critics, written as such code usually is: what the benchmark compares with.
 
-One network after the other, a linear layer for every head, one backward pass for each loss through all that it touches,
-``torch.optim.Adam`` with its defaults, targets parameter by parameter. It computes the same update as
+A linear layer for every head, in the update of :mod:`lit_metarl.reports.benchmarks.naive_sac`. It computes the same as
 :class:`~lit_metarl.algorithms.SAC` with :class:`~lit_metarl.nn.HyperCritic`.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_metarl.types import Transition
+from lit_metarl.reports.benchmarks.naive_sac import PlainSAC
 
 
 class Block(nn.Module):
@@ -54,51 +52,9 @@ class NaiveHyperQ(nn.Module):
         return x[:, 0, 0]
 
 
-class NaiveHyperSAC:
-    """SAC with the networks and settings of ``sac``, from the same parameters.
-
-    Args:
-        sac: a :class:`~lit_metarl.algorithms.SAC` with SA-Hyper critics.
-    """
-
-    def __init__(self, sac: Any) -> None:
-        self.actor = copy.deepcopy(sac.actor)
-        self.critics = [naive_critic(sac, member) for member in range(sac.critic.members)]
-        self.targets = copy.deepcopy(self.critics)
-        self.log_temperature = sac.log_temperature.detach().clone().requires_grad_()
-        self.gamma, self.polyak, self.target_entropy = sac.gamma, sac.polyak, sac.target_entropy
-        parameters = [p for critic in self.critics for p in critic.parameters()]
-        self.critic_optimizer = torch.optim.Adam(parameters, lr=sac.critic_lr)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=sac.actor_lr)
-        self.temperature_optimizer = torch.optim.Adam([self.log_temperature], lr=sac.temperature_lr)
-
-    def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """An action ``[M, A]`` and its log-density ``[M]``."""
-        distribution = self.actor(obs)
-        return distribution.sample(torch.randn_like(distribution.mean))
-
-    def update(self, batch: Transition) -> None:
-        """One update of everything on a minibatch."""
-        temperature = self.log_temperature.exp().detach()
-        with torch.no_grad():
-            action, log_prob = self.sample(batch.next_obs)
-            lowest = torch.stack([target(batch.next_obs, action) for target in self.targets]).amin(0)
-            y = batch.reward + self.gamma * batch.discount * (lowest - temperature * log_prob)
-        self.critic_optimizer.zero_grad()
-        losses = [(critic(batch.obs, batch.action) - y).square().mean() for critic in self.critics]
-        torch.stack(losses).sum().backward()
-        self.critic_optimizer.step()
-        action, log_prob = self.sample(batch.obs)
-        lowest = torch.stack([critic(batch.obs, action) for critic in self.critics]).amin(0)
-        self.actor_optimizer.zero_grad()
-        (temperature * log_prob - lowest).mean().backward()
-        self.actor_optimizer.step()
-        self.temperature_optimizer.zero_grad()
-        (self.log_temperature.exp() * (-log_prob.detach() - self.target_entropy)).mean().backward()
-        self.temperature_optimizer.step()
-        for critic, target in zip(self.critics, self.targets, strict=True):
-            for p, slow in zip(critic.parameters(), target.parameters(), strict=True):
-                slow.data.copy_(self.polyak * p.data + (1.0 - self.polyak) * slow.data)
+def naive_hyper_sac(sac: Any) -> PlainSAC:
+    """A plain SAC with the networks and settings of ``sac``, which has SA-Hyper critics, from the same parameters."""
+    return PlainSAC(sac, [naive_critic(sac, member) for member in range(sac.critic.members)])
 
 
 @torch.no_grad()

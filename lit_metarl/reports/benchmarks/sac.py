@@ -7,8 +7,10 @@ from statistics import median
 from typing import Any
 
 from lit_metarl.reports.arguments import positive, writable_file
-from lit_metarl.reports.benchmarks.timing import is_busy
+from lit_metarl.reports.benchmarks.timing import is_busy, spread
 from lit_metarl.reports.section import Section
+
+GOAL = 1.6  # times as fast as a plain implementation
 
 
 def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
@@ -66,10 +68,19 @@ def table_of(result: dict[str, Any]) -> str:
 
 
 def _training_lines(training: dict[str, Any]) -> list[str]:
-    rounds = training["env_steps_per_s_of_rounds"]
-    spread = f"(rounds {min(rounds):.1f} to {max(rounds):.1f})"
+    rounds, plain = training["env_steps_per_s_of_rounds"], training["plain_env_steps_per_s_of_rounds"]
+    lines = []
+    if plain:
+        ratio = spread(ours / other for ours, other in zip(rounds, plain, strict=True))
+        verdict = "reached" if ratio.median >= GOAL else "missed"
+        lines = [
+            f"plain SAC  {median(plain):10.1f} env steps/s   (rounds {min(plain):.1f} to {max(plain):.1f}), in turns",
+            f"           {ratio.median:10.2f} times is training as fast ({ratio.low:.2f} to {ratio.high:.2f}); "
+            f"goal ≥ {GOAL}: {verdict}",
+        ]
     return [
-        f"training   {training['env_steps_per_s']:10.1f} env steps/s   {spread}",
+        f"training   {training['env_steps_per_s']:10.1f} env steps/s   (rounds {min(rounds):.1f} to {max(rounds):.1f})",
+        *lines,
         f"           {training['updates_per_s']:10.1f} updates/s",
         f"           {training['env_steps_per_s_with_timers']:10.1f} env steps/s with the timers of these parts:",
         "",

@@ -24,6 +24,7 @@ from lit_metarl.envs.locomotion import MuJoCo
 from lit_metarl.envs.suite import DMControl
 from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.reports.arguments import blame
+from lit_metarl.reports.benchmarks.naive_sac import PlainLoop, PlainSAC, plain_critic
 from lit_metarl.reports.benchmarks.physics import time_simulator
 from lit_metarl.reports.benchmarks.timing import Clock
 from lit_metarl.reports.benchmarks.training import describe, fit, quiet_threads
@@ -46,12 +47,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
     seed_everything(0, verbose=False)
     factory = make_factory(args.env, args.threads or 0)
-    warmup = min(5000, max(args.batch_size, args.steps))
     data = ReplayDataModule(
         factory,
         args.num_envs,
         args.batch_size,
-        warmup_steps=warmup,
+        warmup_steps=warmup_of(args),
         updates_per_block=args.updates_per_block,
         epoch_steps=args.steps,
     )
@@ -91,7 +91,8 @@ def wrap_parts(clock: Clock, sac: Any, data: Any) -> None:
 
 def time_training(args: argparse.Namespace, sac: Any, data: Any) -> dict[str, Any]:
     """Train; epoch 0 warms up, then epochs without and with timers alternate."""
-    plain: list[float] = []
+    untimed: list[float] = []
+    loop, plain = plain_loop(args, sac), list[float]()
     timed: list[tuple[float, dict[str, float]]] = []  # seconds of the epoch, and of each part
     clock, began = Clock(_nothing), 0.0
 
@@ -106,22 +107,43 @@ def time_training(args: argparse.Namespace, sac: Any, data: Any) -> dict[str, An
         clock.unwrap()
         seconds = time.perf_counter() - began
         if trainer.current_epoch % 2:
-            plain.append(seconds)
+            untimed.append(seconds)
+            if loop is not None:
+                began_plain = time.perf_counter()
+                loop.run(args.steps)
+                plain.append(time.perf_counter() - began_plain)
         elif trainer.current_epoch:
             timed.append((seconds, clock.seconds))
 
     fit(args, sac, 2 * args.rounds + 1, {"on_train_epoch_start": start, "on_train_epoch_end": end}, datamodule=data)
     # The parts of one real round, that of the median time: medians part by part would not add up to 100 %.
     total, parts = sorted(timed, key=lambda item: item[0])[(len(timed) - 1) // 2]
-    speed = args.steps / median(plain)
+    speed = args.steps / median(untimed)
     return {
         "env_steps_per_s": speed,
         "updates_per_s": speed * args.updates_per_block / args.num_envs,
-        "env_steps_per_s_of_rounds": [args.steps / seconds for seconds in plain],
+        "env_steps_per_s_of_rounds": [args.steps / seconds for seconds in untimed],
+        "plain_env_steps_per_s_of_rounds": [args.steps / seconds for seconds in plain],
         "env_steps_per_s_with_timers": args.steps / total,
         "shares_percent": {part: 100 * seconds / total for part, seconds in parts.items()},
         "ms_per_env_step": {part: 1e3 * seconds / args.steps for part, seconds in parts.items()},
     }
+
+
+def plain_loop(args: argparse.Namespace, sac: Any) -> PlainLoop | None:
+    """A plain SAC in the same environment; None where there is none: on a GPU, in several or in dm_control's."""
+    suite, _, rest = args.env.partition("/")
+    one_to_one = args.num_envs == args.updates_per_block == 1
+    if not one_to_one or suite == "dm_control" or (args.accelerator != "cpu" and torch.cuda.is_available()):
+        return None
+    env_id = rest if suite == "gymnasium" else "".join(word.capitalize() for word in rest.split("_")) + "-v5"
+    critics = [plain_critic(sac, member) for member in range(sac.critic.members)]
+    return PlainLoop(PlainSAC(sac, critics), env_id, args.batch_size, 1_000_000, warmup_of(args))
+
+
+def warmup_of(args: argparse.Namespace) -> int:
+    """Random steps before the first update."""
+    return min(5000, max(args.batch_size, args.steps))
 
 
 def time_updates(args: argparse.Namespace, sac: Any) -> dict[str, Any]:

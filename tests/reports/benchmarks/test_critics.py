@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,24 +13,30 @@ from replay_cases import A, M, O, random_batch
 
 from lit_metarl.algorithms import SAC
 from lit_metarl.config import load_config
-from lit_metarl.nn import HyperCritic, TanhGaussianMLP
+from lit_metarl.nn import CriticFactory, EnsembleCriticMLP, HyperCritic, TanhGaussianMLP
 from lit_metarl.reports.benchmarks.critics import NAMES, factories
-from lit_metarl.reports.benchmarks.naive_hyper import NaiveHyperSAC, naive_critic
+from lit_metarl.reports.benchmarks.naive_hyper import naive_critic
+from lit_metarl.reports.benchmarks.naive_sac import PlainSAC, plain_critic
 from lit_metarl.reports.command import main
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "critic"
 
 
-def test_the_plain_implementation_computes_the_same_updates() -> None:
+@pytest.mark.parametrize(
+    ("critic", "one"),
+    [(HyperCritic(hidden=(8, 7), widths=(5, 9), blocks=2), naive_critic), (EnsembleCriticMLP([8, 7]), plain_critic)],
+    ids=["hypernetwork", "MLP"],
+)
+def test_the_plain_implementation_computes_the_same_updates(critic: CriticFactory, one: Callable[..., Any]) -> None:
     torch.manual_seed(0)
-    sac = SAC(O, A, TanhGaussianMLP([6]), HyperCritic(hidden=(8, 7), widths=(5, 9), blocks=2), polyak=0.1)
+    sac = SAC(O, A, TanhGaussianMLP([6]), critic, polyak=0.1)
     optimizers = sac.configure_optimizers()
     sac.optimizers = lambda: optimizers
-    plain, batches = NaiveHyperSAC(sac), [random_batch(M) for _ in range(3)]
-    for one in (sac, plain):
+    plain, batches = PlainSAC(sac, [one(sac, member) for member in range(2)]), [random_batch(M) for _ in range(3)]
+    for learner in (sac, plain):
         torch.manual_seed(1)
         for batch in batches:
-            one.update(batch)
+            learner.update(batch)
     close = {"atol": 1e-6, "rtol": 1e-5}
     for own, other in zip(sac.actor.parameters(), plain.actor.parameters(), strict=True):
         torch.testing.assert_close(own, other, **close)
@@ -36,7 +44,7 @@ def test_the_plain_implementation_computes_the_same_updates() -> None:
         for member, network in enumerate(networks):
             if networks is plain.targets:
                 sac.critic.load_state_dict(sac.target_critic.state_dict())
-            for own, other in zip(naive_critic(sac, member).parameters(), network.parameters(), strict=True):
+            for own, other in zip(one(sac, member).parameters(), network.parameters(), strict=True):
                 torch.testing.assert_close(own, other, **close)
 
 

@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from report_cases import code_of
 
+from lit_metarl.algorithms import SAC
+from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
+from lit_metarl.reports.benchmarks.naive_sac import PlainLoop, PlainSAC, plain_critic
 from lit_metarl.reports.benchmarks.sac_timing import make_factory
 from lit_metarl.reports.benchmarks.timing import PARTS
 from lit_metarl.reports.command import main
@@ -45,6 +49,7 @@ def test_whole_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     total_ms = sum(training["ms_per_env_step"].values())
     assert total_ms == pytest.approx(1e3 / training["env_steps_per_s_with_timers"], rel=0.01)
 
+    assert training["plain_env_steps_per_s_of_rounds"] == []  # it steps one environment and updates once
     assert [row["num_envs"] for row in result["simulator"]] == [1, 3]
     assert all(row["threads"] == 1 and 0.5 < row["ratio"] < 5 for row in result["simulator"])
     output = capsys.readouterr().out
@@ -52,10 +57,33 @@ def test_whole_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("env", ["dm_control/cheetah/run", "gymnasium/Pendulum-v1"])
-def test_other_simulators(env: str, tmp_path: Path) -> None:
+def test_other_simulators(env: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run(tmp_path / "b.json", "--env", env)
+    plain = result["training"]["plain_env_steps_per_s_of_rounds"]
+    assert len(plain) == env.startswith("gymnasium")
+    assert ("plain SAC" in capsys.readouterr().out) == bool(plain)
     assert result["simulator"] == []
     assert sum(result["training"]["shares_percent"].values()) == pytest.approx(100, abs=1)
+
+
+def test_the_plain_loop_stores_what_it_saw_and_learns_from_it() -> None:
+    sac = SAC(3, 1, TanhGaussianMLP([4]), EnsembleCriticMLP([4]))
+    learner = PlainSAC(sac, [plain_critic(sac, member) for member in range(2)])
+    loop = PlainLoop(learner, "Pendulum-v1", batch_size=8, capacity=250, warmup=190)
+    before = [p.clone() for p in learner.actor.parameters()]
+    loop.run(20)
+    assert loop.stored == 210
+    moved = [not torch.equal(old, p) for old, p in zip(before, learner.actor.parameters(), strict=True)]
+    assert all(moved)
+    obs, action, next_obs = loop.replay.values()
+    follows = np.isclose(obs[1:210], next_obs[:209]).all(1)
+    assert np.flatnonzero(~follows).tolist() == [199]  # the episode is truncated after 200 steps, not terminated
+    assert not loop.terminated.any()
+    assert -1 <= action.min() < -0.9  # of the simulator's bounds ± 2
+    assert 0.9 < action.max() <= 1
+    loop.run(60)
+    assert loop.stored == 270
+    assert np.allclose(loop.replay["next_obs"][19], loop.obs)  # the oldest are overwritten
 
 
 def test_updates_only(tmp_path: Path) -> None:
