@@ -122,8 +122,11 @@ class PeakPSS:
         self.value = self.now()
 
     def now(self) -> float:
-        """The memory that it holds now."""
-        lines = self._file.read_text(encoding="ascii").splitlines() if self._file.exists() else []
+        """The memory that it holds now; NaN if it is no more."""
+        try:
+            lines = self._file.read_text(encoding="ascii").splitlines()
+        except OSError:
+            return float("nan")
         kib = [int(line.split()[1]) for line in lines if line.startswith("Pss:")]
         return kib[0] / 2**20 if kib else float("nan")
 
