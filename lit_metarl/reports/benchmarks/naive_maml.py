@@ -21,6 +21,7 @@ from gymnasium.vector import SyncVectorEnv
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
+from lit_metarl.optim import TRPO
 from lit_metarl.types import Params
 
 
@@ -65,17 +66,33 @@ class Episodes(NamedTuple):
     advantage: Tensor  # [T, N]
 
 
+class Settings(NamedTuple):
+    """Everything that the algorithm starts from."""
+
+    params: dict[str, np.ndarray]
+    inner_lr: float
+    gamma: float
+    gae_lambda: float
+    action_scale: float
+    outer: TRPO
+
+    @classmethod
+    def of(cls, module: Any) -> Settings:
+        """The settings and the parameters of a :class:`~lit_metarl.algorithms.TRPOMAML`."""
+        params = {name: p.detach().numpy().copy() for name, p in module.policy.named_parameters()}
+        return cls(params, module.inner_lr, module.inner.gamma, module.gae_lambda, module.action_scale, module.outer)
+
+
 class PlainMAMLTRPO:
-    """MAML-TRPO with the policy and the settings of ``module``, from the same parameters.
+    """MAML-TRPO from the parameters of ``settings``."""
 
-    Args:
-        module: a :class:`~lit_metarl.algorithms.TRPOMAML`.
-    """
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.params = {name: torch.tensor(p, requires_grad=True) for name, p in settings.params.items()}
 
-    def __init__(self, module: Any) -> None:
-        self.params = {name: p.detach().clone().requires_grad_() for name, p in module.policy.named_parameters()}
-        self.inner_lr, self.gamma, self.gae_lambda = module.inner_lr, module.inner.gamma, module.gae_lambda
-        self.action_scale, self.outer = module.action_scale, module.outer
+    def state(self) -> Settings:
+        """The settings to start another one from that has the same parameters."""
+        return self.settings._replace(params={name: p.detach().numpy() for name, p in self.params.items()})
 
     # Sampling ------------------------------------------------------------------------------------------------------
 
@@ -93,7 +110,7 @@ class PlainMAMLTRPO:
         for _ in range(horizon):
             seen = torch.as_tensor(obs, dtype=torch.float32)
             action = policy(params, seen).sample()
-            scaled = np.clip(self.action_scale * action.numpy(), -1.0, 1.0)
+            scaled = np.clip(self.settings.action_scale * action.numpy(), -1.0, 1.0)
             mask = torch.as_tensor(alive, dtype=torch.float32)
             obs, reward, terminated, _, _ = envs.step(scaled)
             steps.append((seen, action, torch.as_tensor(reward, dtype=torch.float32) * mask, mask))
@@ -106,13 +123,13 @@ class PlainMAMLTRPO:
         """The data ``[T, N, ...]`` of one task with its advantages: linear baseline, GAE, normalised."""
         returns, running = torch.zeros_like(reward), torch.zeros_like(reward[0])
         for t in reversed(range(len(reward))):
-            returns[t] = running = reward[t] * mask[t] + self.gamma * running
+            returns[t] = running = reward[t] * mask[t] + self.settings.gamma * running
         value = linear_baseline(obs, returns, mask)
         advantage, following = torch.zeros_like(reward), torch.zeros_like(value[0])
         running = torch.zeros_like(reward[0])
         for t in reversed(range(len(reward))):
-            error = (reward[t] + self.gamma * following - value[t]) * mask[t]
-            advantage[t] = running = error + self.gamma * self.gae_lambda * running
+            error = (reward[t] + self.settings.gamma * following - value[t]) * mask[t]
+            advantage[t] = running = error + self.settings.gamma * self.settings.gae_lambda * running
             following = value[t] * mask[t]
         mean = (advantage * mask).sum() / mask.sum()
         std = (((advantage - mean) * mask).square().sum() / mask.sum()).sqrt()
@@ -125,7 +142,7 @@ class PlainMAMLTRPO:
         log_prob = policy(params, train.obs).log_prob(train.action)
         value = (log_prob * train.advantage * train.mask).sum() / train.mask.numel()
         gradient = torch.autograd.grad(value, list(params.values()), create_graph=create_graph)
-        return {name: p + self.inner_lr * g for (name, p), g in zip(params.items(), gradient, strict=True)}
+        return {name: p + self.settings.inner_lr * g for (name, p), g in zip(params.items(), gradient, strict=True)}
 
     def evaluate(
         self, tasks: Sequence[tuple[Episodes, Episodes]], old: Sequence[Any], create_graph: bool
@@ -146,7 +163,7 @@ class PlainMAMLTRPO:
 
     def update(self, tasks: Sequence[tuple[Episodes, Episodes]]) -> None:
         """One step within the trust region."""
-        params, outer = list(self.params.values()), self.outer
+        params, outer = list(self.params.values()), self.settings.outer
         objective, distance, old = self.evaluate(tasks, [], create_graph=True)
         gradient = flat(torch.autograd.grad(objective, params, retain_graph=True))
         slope = flat(torch.autograd.grad(distance, params, create_graph=True))

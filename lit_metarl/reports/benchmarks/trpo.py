@@ -13,7 +13,8 @@ from lit_metarl.reports.benchmarks.timing import is_busy, spread
 from lit_metarl.reports.section import Section
 
 if TYPE_CHECKING:
-    from lit_metarl.reports.benchmarks.trpo_timing import Measured, Result, Work
+    from lit_metarl.reports.benchmarks.trpo_plain import Work
+    from lit_metarl.reports.benchmarks.trpo_timing import Measured, Result
 
 NAMES = ("navigation", "half_cheetah")
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> Section:
 
 def table_of(result: Result) -> str:
     """Lines of fixed width with everything in ``result``."""
-    from lit_metarl.reports.benchmarks.trpo_timing import WORKS
+    from lit_metarl.reports.benchmarks.trpo_plain import WORKS
 
     settings, machine = result.settings, result.machine
     lines = [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from multiprocessing import Pipe
 from pathlib import Path
@@ -18,24 +20,21 @@ from report_cases import code_of
 from lit_metarl.algorithms import TRPOMAML
 from lit_metarl.data.trajectories import TaskSimulator
 from lit_metarl.nn import GaussianMLP
-from lit_metarl.reports.benchmarks.naive_maml import Episodes, HalfCheetah, PlainMAMLTRPO
+from lit_metarl.reports.benchmarks.naive_maml import Episodes, HalfCheetah, PlainMAMLTRPO, Settings
 from lit_metarl.reports.benchmarks.timing import PeakPSS
 from lit_metarl.reports.benchmarks.trpo import NAMES, table_of
-from lit_metarl.reports.benchmarks.trpo_timing import (
+from lit_metarl.reports.benchmarks.trpo_plain import (
     CHEETAH,
     NAVIGATION,
     OPTIMISATION,
-    OURS,
-    PLAIN,
     SAMPLING,
-    SERVE,
     WHOLE,
     WORKS,
-    Measured,
-    Result,
     Times,
     Work,
+    serve_plain,
 )
+from lit_metarl.reports.benchmarks.trpo_timing import OURS, PLAIN, Measured, Result, module_of, serve_ours
 from lit_metarl.types import Trajectories
 
 TINY = {
@@ -55,7 +54,7 @@ def episodes_of(plain: PlainMAMLTRPO, trajectories: Trajectories) -> list[Episod
 def test_the_plain_implementation_takes_the_same_steps(full: bool) -> None:
     torch.manual_seed(0)
     module = TRPOMAML(3, 2, policy=GaussianMLP([5, 4])).double()
-    plain, fractions = PlainMAMLTRPO(module), []
+    plain, fractions = PlainMAMLTRPO(Settings.of(module)), []
     for seed in range(3):
         rounds = random_rounds(module, tasks=4, full=full, seed=seed)
         before = {name: p.detach().clone() for name, p in module.policy.named_parameters()}
@@ -70,7 +69,7 @@ def test_the_plain_implementation_takes_the_same_steps(full: bool) -> None:
 def test_both_adapt_alike() -> None:
     torch.manual_seed(0)
     module = TRPOMAML(3, 2, policy=GaussianMLP([5, 4])).double()
-    plain = PlainMAMLTRPO(module)
+    plain = PlainMAMLTRPO(Settings.of(module))
     (data, _) = random_rounds(module)
     adapted = module.adapt(module.before_adaptation(data.context), data)
     for task, episodes in enumerate(episodes_of(plain, data)):
@@ -85,7 +84,8 @@ def test_both_are_in_the_same_environments(name: str) -> None:
     simulator = TaskSimulator(work.family(1), 1, work.trajectories, 0, 0.1, False)
     (task,) = simulator.family.sample(1, np.random.default_rng(0))
     simulator.set_tasks({task: goal[None]})
-    plain = PlainMAMLTRPO(TRPOMAML(simulator.env.spec.obs_dim, simulator.env.spec.action_dim, action_scale=0.1))
+    module = TRPOMAML(simulator.env.spec.obs_dim, simulator.env.spec.action_dim, action_scale=0.1)
+    plain = PlainMAMLTRPO(Settings.of(module))
     envs, start = work.plain_envs(), simulator.stepper.reset()
     if name == "half_cheetah":  # which starts with noise
         state = simulator.env.simulation
@@ -121,7 +121,11 @@ def test_an_iteration_is_timed_part_by_part(name: str) -> None:
     for _ in range(2):
         here.send(None)  # asked for before it is ready, so that all happens in this process
     threads = torch.get_num_threads()
-    SERVE[name](there, TINY["half_cheetah"], 1, 2)
+    work = TINY["half_cheetah"]
+    if name == OURS:
+        serve_ours(there, work, 1, 2)
+    else:
+        serve_plain(there, work, Settings.of(module_of(work, 1)[1]), 1, 2)
     assert torch.get_num_threads() == threads
     assert here.recv() is None
     for times in (here.recv(), here.recv()):
@@ -129,6 +133,15 @@ def test_an_iteration_is_timed_part_by_part(name: str) -> None:
         assert min(times[SAMPLING].wall, times[OPTIMISATION].wall) > 0
         assert times[WHOLE].wall >= times[SAMPLING].wall + times[OPTIMISATION].wall
         assert times[WHOLE].cpu >= times[SAMPLING].cpu
+
+
+def test_the_plain_process_imports_what_a_plain_program_would() -> None:
+    code = (
+        "import sys, lit_metarl.reports.benchmarks.trpo_plain; "
+        "heavy = {'lightning', 'torchmetrics', 'mlflow', 'jsonargparse', 'sympy', 'matplotlib'} & sys.modules.keys(); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_memory_is_watched() -> None:
