@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+from collections import defaultdict
 from copy import deepcopy
 from dataclasses import asdict, replace
 from typing import Any
@@ -208,3 +210,34 @@ def test_arms_of_taming_maml_have_the_settings_of_their_class(name: str) -> None
         assert asdict(Goal(**env["init_args"])) == asdict(Goal())
     monitored = any(each["class_path"].endswith("GradientMonitor") for each in cell.config["trainer"]["callbacks"])
     assert monitored is (name == "tmaml_variance")
+
+
+@pytest.mark.parametrize("name", ["inference_point_robots", "inference_half_cheetah"])
+def test_arms_of_inference_differ_in_networks_and_in_what_is_told(name: str) -> None:
+    recipe, rest = load_recipe(CONFIGS / "sweep" / f"{name}.yaml"), defaultdict(set)
+    for cell in make_cells(recipe, resolver(), seeds=[0]):
+        config = deepcopy(cell.config)
+        model, data = config["model"]["init_args"], config["data"]["init_args"]
+        encoder, told = model.pop("encoder"), data.pop("oracle_context")
+        networks = {model.pop(key)["class_path"].rpartition(".")[2].startswith("Hyper") for key in ("actor", "critic")}
+        assert (encoder is None) is told is ("oracle" in cell.arm)
+        assert networks == {not re.search(r"(?<!hyper_)pearl", cell.arm)}
+        rest[str(data["env"])].add(key_of(config))
+    assert {len(keys) for keys in rest.values()} == {1}
+    assert len(rest) == 2
+
+
+def test_arms_of_context_maml_differ_in_the_policy_its_step_and_what_is_told() -> None:
+    steps, rest = {}, defaultdict(set)
+    for name in ("context_maml", "context_maml_step_sizes"):
+        for cell in make_cells(load_recipe(CONFIGS / "sweep" / f"{name}.yaml"), resolver(), seeds=[0]):
+            config = deepcopy(cell.config)
+            model, data = config["model"]["init_args"], config["data"]["init_args"]
+            assert ("Hyper" in model.pop("policy")["class_path"]) is ("hyper" in cell.arm)
+            assert data.pop("oracle_context") is ("vanilla" not in cell.arm)
+            steps[cell.arm] = model.pop("inner_lr")
+            rest[str(data["env"])].add(key_of(config))
+    assert {len(keys) for keys in rest.values()} == {1}
+    assert [len({steps[arm] for arm in steps if network in arm}) for network in ("context", "hyper")] == [3, 4]
+    for network in ("context", "hyper"):
+        assert steps[f"velocity_{network}"] == steps[f"direction_{network}"] == steps[f"{network}_released"]
