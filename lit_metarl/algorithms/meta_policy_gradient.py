@@ -282,13 +282,18 @@ class MetaPolicyGradient(Algorithm):
         outer = {f"model.outer.{key}": getattr(self.outer, key) for key in ("lr", "max_kl") if hasattr(self.outer, key)}
         return {"model.inner_lr": self.inner_lr} | outer
 
-    def iteration(self, trajectories: Sequence[Trajectories], adaptations: Sequence[Adaptation] = ()) -> Iteration:
+    def iteration(
+        self, trajectories: Sequence[Trajectories], adaptations: Sequence[Adaptation] = (), optimizer: Any = None
+    ) -> Iteration:
         """The iteration of K + 1 rounds as an outer update sees it.
 
         Args:
             trajectories: fields ``[B, N, T, ...]``.
             adaptations: what each round was collected with; signals that they hold are not computed again.
+            optimizer: of the outer update, where it needs one; if None, the Trainer's.
         """
+        if optimizer is None and self._outer_steps:
+            optimizer = self.optimizer(0)
         if self._sees_actions and not adaptations:
             adaptations = [self.before_adaptation(trajectories[0].context)]
             for data in trajectories[:-1]:
@@ -303,7 +308,7 @@ class MetaPolicyGradient(Algorithm):
             trajectories,
             signals,
             self.correction.credits,
-            (lambda value: self.minimise(-value, self.optimizer(0))) if self._outer_steps else None,
+            None if optimizer is None else (lambda value: self.minimise(-value, optimizer)),
             mean_over_processes,
         )
 

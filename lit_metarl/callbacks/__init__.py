@@ -1,7 +1,7 @@
 """Callbacks: checkpoints, run record, progress bar, tables, curves and films."""
 
 from lit_metarl.callbacks.adaptation import AdaptationResults
-from lit_metarl.callbacks.checkpoint import RunCheckpoint
+from lit_metarl.callbacks.checkpoint import KeepCheckpoints, RunCheckpoint
 from lit_metarl.callbacks.critic_gradient import CriticGradientMonitor, GradientProtocol
 from lit_metarl.callbacks.gradients import GradientMonitor
 from lit_metarl.callbacks.ntk import NTKMonitor
@@ -15,6 +15,7 @@ __all__ = [
     "EpisodeVideo",
     "GradientMonitor",
     "GradientProtocol",
+    "KeepCheckpoints",
     "NTKMonitor",
     "ProgressBar",
     "RunCheckpoint",

@@ -236,6 +236,29 @@ class RunCheckpoint(Checkpoint):
         self.best_score = state_dict["best_score"]
 
 
+class KeepCheckpoints(Checkpoint):
+    """Keeps what ``last.ckpt`` is after every so many epochs, as ``epoch_<n>.ckpt`` beside it.
+
+    For what is measured at several times of a training. It follows :class:`RunCheckpoint` in the list of callbacks.
+
+    Args:
+        every_n_epochs: epochs between two that are kept.
+    """
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        require(every_n_epochs >= 1, "KeepCheckpoints.every_n_epochs", every_n_epochs, "it must be at least 1")
+        self.every_n_epochs = every_n_epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the file: a hard link, where there are such."""
+        done = trainer.current_epoch + 1
+        if not (trainer.is_last_batch and trainer.is_global_zero) or done % self.every_n_epochs:
+            return
+        for callback in trainer.callbacks:
+            if isinstance(callback, RunCheckpoint):
+                link_checkpoint(callback.directory / "last.ckpt", callback.directory / f"epoch_{done}.ckpt")
+
+
 def _stops_early(trainer: Trainer) -> bool:
     enough = trainer.current_epoch >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
     return trainer.should_stop and enough

@@ -68,6 +68,9 @@ COMMANDS = {
     "study tabular": Command(
         "studies.tabular", "tabular", "Accuracy of off-policy estimates in random MDPs (Fig. 1 of Tang et al. 2021)."
     ),
+    "study updated_returns": Command(
+        "studies.updated_returns", "updated-returns", "Returns after one outer update of a checkpoint, many times."
+    ),
     "benchmark": Command(
         "benchmarks.sac",
         "benchmark",

@@ -20,6 +20,7 @@ KEY_TAG = "sweep_key"
 # What shows a run but does not change its result.
 _DISPLAY = ("ProgressBar", "TQDMProgressBar", "RichProgressBar", "ModelSummary", "RichModelSummary")
 _AT_THE_END = ("TestTable", "EpisodeVideo")
+_SAVING = ("KeepCheckpoints",)
 _OF_A_START = ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "profiler")
 
 Config = dict[str, Any]
@@ -113,7 +114,7 @@ def key_of(config: Mapping[str, Any]) -> str:
     """
     kept: Config = deepcopy({name: config[name] for name in ("seed_everything", "trainer", "model", "data")})
     trainer = kept["trainer"]
-    trainer["callbacks"] = _callbacks(trainer, (*_DISPLAY, *_AT_THE_END))
+    trainer["callbacks"] = _callbacks(trainer, (*_DISPLAY, *_AT_THE_END, *_SAVING))
     for name in _OF_A_START:
         trainer.pop(name, None)
     for callback in trainer["callbacks"]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.callbacks import Callback
 from meta_cases import quiet_trainer
 
 from lit_metarl.algorithms import SAC
-from lit_metarl.callbacks import RunCheckpoint
+from lit_metarl.callbacks import KeepCheckpoints, RunCheckpoint
 from lit_metarl.callbacks.checkpoint import _keep_slurm_requeue_away, _not_finite, _requeue, _stops_early
 from lit_metarl.data import ReplayDataModule
 from lit_metarl.envs.locomotion import MuJoCo
@@ -25,7 +27,9 @@ from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.types import ConfigError, Interrupted
 
 
-def train(folder: Path, scores: list[float], done: int = 0, ckpt_path: Path | None = None) -> RunCheckpoint:
+def train(
+    folder: Path, scores: list[float], done: int = 0, ckpt_path: Path | None = None, more: Sequence[Callback] = ()
+) -> RunCheckpoint:
     """Epochs of two steps, ``done`` of them before; evaluation number i finds ``scores[i]``."""
     datamodule = ReplayDataModule(
         MuJoCo("half_cheetah", max_episode_steps=2, threads=1),
@@ -41,7 +45,7 @@ def train(folder: Path, scores: list[float], done: int = 0, ckpt_path: Path | No
     checkpoint = RunCheckpoint()
     trainer = quiet_trainer(
         max_epochs=done + len(scores),
-        callbacks=[checkpoint],
+        callbacks=[checkpoint, *more],
         enable_checkpointing=True,
         default_root_dir=folder,
     )
@@ -170,10 +174,22 @@ def test_a_run_that_was_asked_to_stop_stops_once_it_has_done_its_minimum(setting
     assert _stops_early(SimpleNamespace(**trainer | settings)) is stops
 
 
+def test_checkpoints_of_some_epochs_are_kept(tmp_path: Path) -> None:
+    folder = train(tmp_path, [1.0, 2.0, 3.0, 0.0, 0.0], more=[KeepCheckpoints(every_n_epochs=2)]).directory
+    kept = {path.name: steps_of(path) for path in folder.glob("epoch_*.ckpt")}
+    assert kept == {"epoch_2.ckpt": 6, "epoch_4.ckpt": 10}
+    assert steps_of(folder / "last.ckpt") == 12
+
+
 def test_a_score_that_is_not_a_number_is_not_the_best(tmp_path: Path) -> None:
     checkpoint = train(tmp_path, [math.nan, -1e9, math.nan])
     assert checkpoint.best_score == -1e9
     assert steps_of(checkpoint.directory / "best.ckpt") == 6
+
+
+def test_epochs_between_checkpoints_that_are_kept_are_a_positive_number() -> None:
+    with pytest.raises(ConfigError, match=r"KeepCheckpoints\.every_n_epochs = 0"):
+        KeepCheckpoints(every_n_epochs=0)
 
 
 def test_batches_between_saves_are_a_number_from_zero() -> None:

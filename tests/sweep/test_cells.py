@@ -60,6 +60,13 @@ def test_every_setting_that_matters_changes_the_key_and_no_other() -> None:
     )
 
 
+def test_the_key_does_not_depend_on_the_checkpoints_that_are_kept() -> None:
+    keep = {"trainer.callbacks+": "lit_metarl.callbacks.KeepCheckpoints", "trainer.callbacks.every_n_epochs": 2}
+    (plain,), (kept,) = cells_of(), cells_of(overrides=keep)
+    assert kept.key == plain.key
+    assert "KeepCheckpoints" in str(kept.config["trainer"]["callbacks"])
+
+
 def test_the_key_does_not_depend_on_order_or_on_who_says_a_default() -> None:
     (plain,) = cells_of()
     (spelt,) = cells_of(overrides={"model.gamma": 0.99, "trainer.check_val_every_n_epoch": 1})
