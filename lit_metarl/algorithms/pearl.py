@@ -25,7 +25,7 @@ from lit_metarl.nn import (
     TanhGaussianMLP,
 )
 from lit_metarl.nn.conditioning import condition, told_call
-from lit_metarl.nn.context_encoder import Evidence
+from lit_metarl.nn.context_encoder import Evidence, Posterior
 from lit_metarl.nn.distributions import TanhGaussian
 from lit_metarl.nn.recipe import recipe_of
 from lit_metarl.processes import world_size
@@ -291,11 +291,16 @@ class PEARL(OffPolicy):
             if self.encoder is None:
                 z = adaptation["z"].unsqueeze(1)
             else:
-                posterior = self.encoder.posterior(Evidence(**adaptation), self.evidence_limit)
+                posterior = self.posterior(adaptation)
                 tasks, latent = posterior.mean.shape
                 noise = torch.randn(tasks, trajectories, latent, generator=generator, dtype=posterior.mean.dtype)
                 z = type(posterior)(*(x.unsqueeze(1) for x in posterior)).sample(noise.to(posterior.mean.device))
             return condition(self.actor, dict(self.actor.named_parameters()), z)
+
+    @torch.no_grad()
+    def posterior(self, adaptation: Adaptation) -> Posterior:
+        """The posterior over z of ``B`` tasks, fields ``[B, Z]``, of a module with an encoder."""
+        return self.encoder.posterior(Evidence(**adaptation), self.evidence_limit)
 
     @torch.no_grad()
     def adapt(self, adaptation: Adaptation, trajectories: Trajectories) -> Adaptation:

@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from lit_metarl.algorithms import PEARL
+from lit_metarl.callbacks.posterior import draw_posterior, infer
 from lit_metarl.envs.rendering import write_video
 from lit_metarl.tracking.logger import mlflow_logger
 from lit_metarl.types import MetaEpisodes, State
@@ -20,8 +22,8 @@ class AdaptationResults(Callback):
     """Curve, table and films of a meta-learner, for process 0's share of the tasks.
 
     ``fit`` ends with ``adaptation/eval.png`` and ``adaptation/eval.csv`` (every task, every number of steps) of its
-    last evaluation; ``test`` stores the same as ``test`` and prints a table; ``predict`` writes one mp4 per number of
-    steps.
+    last evaluation and, of a learner that infers z, ``adaptation/posterior.png``; ``test`` stores the same as ``test``,
+    but no posterior, and prints a table; ``predict`` writes one mp4 per number of steps.
     """
 
     def __init__(self) -> None:
@@ -42,9 +44,16 @@ class AdaptationResults(Callback):
         self._last = MetaEpisodes(**state_dict) if state_dict else None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last evaluation and store every task's returns."""
-        if self._last is not None and trainer.is_global_zero:
-            self._store(trainer, self._last, "eval")
+        """Draw the last evaluation, store every task's returns, and draw what is inferred of a few tasks."""
+        if self._last is None or not trainer.is_global_zero:
+            return
+        self._store(trainer, self._last, "eval")
+        if isinstance(pl_module, PEARL) and pl_module.encoder is not None:
+            path = _folder(trainer) / "posterior.png"
+            draw_posterior(infer(pl_module, trainer.datamodule), path)
+            logger = mlflow_logger(trainer)
+            if logger is not None:
+                logger.log_artifact(path, "adaptation")
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MetaEpisodes, *_: int
