@@ -25,7 +25,8 @@ class TaskDataModule(ExperienceDataModule):
         env: the simulator and its distribution of tasks.
         num_tasks: B of training, all processes together.
         trajectories: N, episodes of a task in each round.
-        adaptation_steps: K, rounds that a task is adapted with.
+        adaptation_steps: K, rounds that a task is adapted with. 0 for a policy that does not adapt, but is trained on
+            the mean return over tasks (multi-task), which it can tell apart with ``oracle_context``.
         action_scale: the simulator gets ``clip(action_scale · action, −1, 1)``.
         oracle_context: tell the policy the task's context.
         seed: root of every random stream.
@@ -55,8 +56,8 @@ class TaskDataModule(ExperienceDataModule):
         test_tasks: int = 40,
         video_size: tuple[int, int] = (320, 240),
     ) -> None:
-        for key, value in {"trajectories": trajectories, "adaptation_steps": adaptation_steps}.items():
-            require(value >= 1, f"data.{key}", value, "it must be at least 1")
+        require(trajectories >= 1, "data.trajectories", trajectories, "it must be at least 1")
+        require(adaptation_steps >= 0, "data.adaptation_steps", adaptation_steps, "0 or more steps")
         require(action_scale > 0, "data.action_scale", action_scale, "it must be positive")
         require(
             eval_adaptation_steps is None or eval_adaptation_steps >= 0,

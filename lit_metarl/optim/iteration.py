@@ -46,7 +46,7 @@ class Iteration:
         self.reduce = reduce
         self._ascend = ascend
         with torch.no_grad():
-            self.credits = correction(self)
+            self.credits = correction(self) if len(trajectories) > 1 else []
         remedy = (
             f"it gives {len(self.credits)} credits; none, or one for each of the {len(trajectories) - 1} inner rounds"
         )

@@ -146,10 +146,12 @@ class PPO(OuterUpdate):
             old = old or [detached(distribution) for distribution in unrolled.distributions]
             value = iteration.objective(unrolled, self._clipped)
             kls = _inner_kls(iteration, old, unrolled)
-            penalty = sum(c * kl for c, kl in zip(self.penalties, kls, strict=True)) / inner_rounds
+            penalty = sum(c * kl for c, kl in zip(self.penalties, kls, strict=True)) / max(inner_rounds, 1)
             iteration.ascend(value - penalty)
-        metrics = {"objective": value.detach(), "inner_kl": torch.stack(kls).mean().detach()}
-        if self.adaptive_kl:
+        metrics = {"objective": value.detach()}
+        if inner_rounds:
+            metrics["inner_kl"] = torch.stack(kls).mean().detach()
+        if self.adaptive_kl and inner_rounds:
             self._adapt_penalties(iteration, old)
             metrics["kl_penalty"] = value.new_tensor(self.penalties).mean()
         return metrics

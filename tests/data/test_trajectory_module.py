@@ -399,7 +399,7 @@ def test_evaluation_does_not_disturb_training() -> None:
     [
         ({"num_tasks": 0}, "data.num_tasks = 0"),
         ({"trajectories": 0}, "data.trajectories = 0"),
-        ({"adaptation_steps": 0}, "data.adaptation_steps = 0"),
+        ({"adaptation_steps": -1}, "data.adaptation_steps = -1"),
         ({"action_scale": 0.0}, r"data.action_scale = 0\.0"),
         ({"train_tasks": 0}, "data.train_tasks = 0"),
         ({"eval_adaptation_steps": -1}, "data.eval_adaptation_steps = -1"),
