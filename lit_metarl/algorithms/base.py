@@ -36,6 +36,7 @@ class Algorithm(LightningModule):
         self.latest_metrics: dict[str, float] = {}
         self.metrics = MeanMetrics()
         self._steps = 0  # training steps since the means were logged
+        self._logged_at = -1  # environment steps
 
     def setup(self, stage: str) -> None:
         """Refuse a precision that cannot work, and warn before training of one that this machine emulates."""
@@ -87,6 +88,9 @@ class Algorithm(LightningModule):
     def finish_step(self, env_steps: int, returns: Tensor, lengths: Tensor) -> None:
         """Count one training step; every ``trainer.log_every_n_steps`` steps the means of ``metrics`` are logged.
 
+        Many steps may be trained on what was collected at once: of these one is logged, with the means since the last
+        point, as a curve has one value at each number of environment steps.
+
         Args:
             env_steps: the x-axis, environment steps so far of all processes.
             returns: ``[n]`` of the episodes that ended, logged as ``train/return``.
@@ -95,14 +99,14 @@ class Algorithm(LightningModule):
         self.env_steps = env_steps
         self._steps += 1
         self.metrics.add_episodes(returns, lengths)
-        if self._steps >= self.trainer.log_every_n_steps:
+        if self._steps >= self.trainer.log_every_n_steps and env_steps > self._logged_at:
             self.log_means()
 
     def log_means(self) -> None:
         """Log the means of what was counted since the last time, if anything was, and start anew."""
         if not self._steps:
             return
-        self._steps = 0
+        self._steps, self._logged_at = 0, self.env_steps
         metrics = {f"train/{name}": value for name, value in self.metrics.pop(self.device).items()}
         for name, value in metrics.items():
             if not math.isfinite(value):
@@ -169,7 +173,7 @@ class Algorithm(LightningModule):
             "name": type(self).__qualname__,
             "counters": self.counters(),
             # of every process: means are over all of them
-            "metrics": gather_states({"steps": self._steps} | self.metrics.state()),
+            "metrics": gather_states({"steps": self._steps, "logged_at": self._logged_at} | self.metrics.state()),
             "latest": dict(self.latest_metrics),
             "policy": self.policy_state(),
         }
@@ -206,7 +210,7 @@ class Algorithm(LightningModule):
         if len(state["metrics"]) != world_size():  # looked at with another number of processes
             return
         own = state["metrics"][self.global_rank]
-        self._steps = own["steps"]
+        self._steps, self._logged_at = own["steps"], own.get("logged_at", -1)  # which older checkpoints have not
         self.metrics.load_state(own, self.device)
 
     def _check_shapes(self, saved: Mapping[str, Tensor]) -> None:

@@ -306,6 +306,21 @@ def small_data(**settings: Any) -> TaskReplayDataModule:
     return TaskReplayDataModule(env, **numbers | steps | draws | settings)
 
 
+def test_curves_have_one_point_at_every_number_of_environment_steps() -> None:
+    """Three blocks an iteration, a point asked for after every second: a mean over what came since the last."""
+    data = small_data(updates_per_iteration=6, epoch_iterations=4)
+    module = PEARL(2, 2, actor=TanhGaussianMLP([8]), critic=EnsembleCriticMLP([8]))
+    points: list[tuple[int, float]] = []
+    module.log_points = lambda metrics: points.append((module.env_steps, metrics["train/number"]))
+    numbers, update = iter(range(100)), module.update
+    module.update = lambda batch: update(batch) | {"number": torch.tensor(float(next(numbers)))}
+    quiet_trainer(max_epochs=1, limit_val_batches=0, log_every_n_steps=2).fit(module, data)
+    first, period = 4 * 10 + 2 * 20, 2 * 20
+    # blocks 1 and 2 of iteration 1; then, as nothing is logged twice at a place, with block 1 of the next, …
+    means = [sum(range(4)) / 4, sum(range(4, 8)) / 4, sum(range(8, 14)) / 6, sum(range(14, 20)) / 6]
+    assert points == [(first + k * period, pytest.approx(mean)) for k, mean in enumerate(means)]
+
+
 def test_the_context_at_test_is_exactly_the_exploration_episodes() -> None:
     """Not the replay, which holds other tasks: the adaptation of a task has what it did in this test, and no more."""
     data = small_data(trajectories=2, eval_adaptation_steps=2)
