@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from lit_metarl.algorithms import PEARL
 from lit_metarl.data import TaskReplayDataModule
 from lit_metarl.data.experience import cpu_generator
 from lit_metarl.data.streams import Stream
-from lit_metarl.nn.context_encoder import Posterior
 
 TASKS = 6
 
@@ -24,12 +23,14 @@ class Inference(NamedTuple):
 
     Attributes:
         context: ``[B, D]``, what tells the tasks apart; the policy has not seen it.
-        posteriors: fields ``[B, Z]``, after 0 … K rounds.
+        mean: ``[K + 1, B, Z]`` of z after 0 … K rounds.
+        variance: likewise.
         episodes: of a round.
     """
 
     context: Tensor
-    posteriors: tuple[Posterior, ...]
+    mean: Tensor
+    variance: Tensor
     episodes: int
 
 
@@ -46,8 +47,8 @@ def infer(module: PEARL, datamodule: TaskReplayDataModule, tasks: int = TASKS) -
     module.train(training)
     simulator.close()
     context = torch.from_numpy(np.asarray(datamodule.env_factory.context(sampled), dtype=np.float32))
-    posteriors = [Posterior(*(x.cpu() for x in module.posterior(each))) for each in adaptations]
-    return Inference(context, tuple(posteriors), datamodule.trajectories)
+    means, variances = zip(*(module.posterior(each) for each in adaptations), strict=True)
+    return Inference(context, torch.stack(means).cpu(), torch.stack(variances).cpu(), datamodule.trajectories)
 
 
 def plane_of(means: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ def draw_posterior(found: Inference, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    count = len(found.posteriors)
+    count = len(found.mean)
     figure = Figure(figsize=(2.9 * (count + 1), 3.3), layout="constrained")
     first, *panels = figure.subplots(1, count + 1)
     colours = [f"C{task}" for task in range(len(found.context))]
@@ -75,10 +76,11 @@ def draw_posterior(found: Inference, path: Path) -> None:
     first.set_ylabel("context 2" if found.context.shape[1] > 1 else "")
     room = 0.15 * max(1.0, float(shown.abs().max())) + float(shown.abs().max())
     first.set(xlim=(-room, room), ylim=(-room, room))
-    plane = plane_of(found.posteriors[-1].mean)
-    reach = max(1.5, *(float(_reach(each, plane)) for each in found.posteriors[1:])) * 1.1
-    for rounds, (axis, posterior) in enumerate(zip(panels, found.posteriors, strict=True)):
-        _draw_round(axis, posterior, plane, colours)
+    plane = plane_of(found.mean[-1])
+    ends = (found.mean @ plane).abs() + found.variance.sqrt().amax(-1, keepdim=True)
+    reach = 1.1 * max(1.5, float(ends.max()))
+    for rounds, axis in enumerate(panels):
+        _draw_round(axis, found.mean[rounds], found.variance[rounds], plane, colours)
         episodes = rounds * found.episodes
         axis.set(title="before any episode" if rounds == 0 else f"after {episodes} episode{'s' * (episodes > 1)}")
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="z, direction 1")
@@ -87,16 +89,10 @@ def draw_posterior(found: Inference, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _reach(posterior: Posterior, plane: Tensor) -> Tensor:
-    return ((posterior.mean @ plane).abs() + posterior.variance.sqrt().amax(-1, keepdim=True)).max()
-
-
-def _draw_round(axis: object, posterior: Posterior, plane: Tensor, colours: Sequence[str]) -> None:
-    from matplotlib.axes import Axes
+def _draw_round(axis: Any, means: Tensor, variances: Tensor, plane: Tensor, colours: Sequence[str]) -> None:
     from matplotlib.patches import Ellipse
 
-    assert isinstance(axis, Axes)
-    for mean, variance, colour in zip(posterior.mean, posterior.variance, colours, strict=True):
+    for mean, variance, colour in zip(means, variances, colours, strict=True):
         centre = (mean @ plane).tolist()
         lengths, directions = torch.linalg.eigh(plane.T @ variance.diag() @ plane)
         width, height = (2.0 * lengths.clamp(min=0.0).sqrt()).tolist()

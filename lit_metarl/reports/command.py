@@ -74,7 +74,7 @@ COMMANDS = {
     "benchmark": Command(
         "benchmarks.sac",
         "benchmark",
-        "Time SAC's training loop, part by part; or, as first argument, `critics`, `peers`, `meta` or `trpo`.",
+        "Time SAC's training; or, as first argument, `critics`, `meta`, `pearl`, `peers` or `trpo`.",
     ),
     "benchmark critics": Command(
         "benchmarks.critics", "critics-benchmark", "Time SAC's update with every critic, relative to an MLP."
@@ -87,6 +87,9 @@ COMMANDS = {
     ),
     "benchmark trpo": Command(
         "benchmarks.trpo", "trpo-benchmark", "Time MAML-TRPO beside a plain implementation of the same step."
+    ),
+    "benchmark pearl": Command(
+        "benchmarks.pearl", "pearl-benchmark", "Time PEARL's update, part by part, and its collection."
     ),
 }
 

@@ -15,7 +15,6 @@ from lit_metarl.cli import run
 from lit_metarl.data import TaskReplayDataModule
 from lit_metarl.envs.navigation import PointRobot
 from lit_metarl.nn import EnsembleCriticMLP, ProductOfGaussians, TanhGaussianMLP
-from lit_metarl.nn.context_encoder import Posterior
 from lit_metarl.tracking import connect
 
 
@@ -30,16 +29,13 @@ def test_precision_grows_with_every_round_and_nothing_is_known_before() -> None:
     assert module.training
     assert found.context.shape == (4, 2)
     assert found.episodes == 2
-    before, *after = found.posteriors
-    assert torch.equal(before.mean, torch.zeros(4, 3))
-    assert torch.equal(before.variance, torch.ones(4, 3))
-    precision = torch.stack([1.0 / posterior.variance for posterior in after])
-    assert len(after) == 3
-    assert (precision[0] > 0.0).all()
+    assert found.mean.shape == (4, 4, 3)
+    assert torch.equal(found.mean[0], torch.zeros(4, 3))
+    assert torch.equal(found.variance[0], torch.ones(4, 3))
+    precision = 1.0 / found.variance[1:]  # of what was seen; the prior is none of it
     assert (precision.diff(dim=0) > 0.0).all()
-    assert len(set(after[0].mean[:, 0].tolist())) == 4  # another for every task
-    again = infer(module, datamodule, tasks=4)
-    assert torch.equal(again.posteriors[-1].mean, after[-1].mean)
+    assert len(set(found.mean[1, :, 0].tolist())) == 4  # another for every task
+    assert torch.equal(infer(module, datamodule, tasks=4).mean, found.mean)
 
 
 def test_plane_holds_the_directions_in_which_means_differ_most() -> None:
@@ -54,8 +50,8 @@ def test_plane_holds_the_directions_in_which_means_differ_most() -> None:
 @pytest.mark.parametrize(("latent", "context"), [(3, 2), (1, 1)])
 def test_picture_has_a_panel_for_the_tasks_and_for_every_round(latent: int, context: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    posteriors = [Posterior(torch.randn(4, latent), torch.rand(4, latent) / (k + 1)) for k in range(3)]
-    draw_posterior(Inference(torch.rand(4, context), tuple(posteriors), 1), tmp_path / "new" / "posterior.png")
+    found = Inference(torch.rand(4, context), torch.randn(3, 4, latent), torch.rand(3, 4, latent), 1)
+    draw_posterior(found, tmp_path / "new" / "posterior.png")
     content = (tmp_path / "new" / "posterior.png").read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", content[16:24])

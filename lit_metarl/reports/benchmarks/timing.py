@@ -28,14 +28,16 @@ class Clock:
 
     Args:
         synchronise: wait for the GPU at every switch: what a part launched is its own.
-        parts: their names, :data:`OTHER` among them.
+        parts: their names, ``rest`` among them.
+        rest: what is outside of all other parts.
     """
 
-    def __init__(self, synchronise: Callable[[], None], parts: Iterable[str] = PARTS) -> None:
+    def __init__(self, synchronise: Callable[[], None], parts: Iterable[str] = PARTS, rest: str = OTHER) -> None:
         self.seconds = dict.fromkeys(parts, 0.0)
         self._synchronise = synchronise
         self._wrapped: list[tuple[Any, str]] = []
-        self._part, self._since = OTHER, time.perf_counter()
+        self._rest = self._part = rest
+        self._since = time.perf_counter()
 
     def begin(self) -> float:
         """Count from now on; returns the time that it is."""
@@ -67,7 +69,7 @@ class Clock:
 
     def unwrap(self) -> None:
         """Leave every object as it was."""
-        self.switch(OTHER)
+        self.switch(self._rest)
         while self._wrapped:
             delattr(*self._wrapped.pop())
 
