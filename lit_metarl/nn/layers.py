@@ -11,6 +11,9 @@ from torch import Tensor, nn
 WORTHWHILE = 1_000_000
 """Multiplications of a matrix product from which on oneDNN's is worth a call of its own."""
 
+WORTHWHILE_FOR_ALL = 30_000_000
+"""The same where a batched product would multiply all members of an ensemble at once."""
+
 LARGE = 100_000
 """Numbers from which on a call of a function's own costs nothing beside the passes over memory that it saves."""
 
@@ -109,6 +112,18 @@ class Linear(nn.Linear):
         rows = input.reshape(1, -1, input.shape[-1])
         y = _Affine.apply(rows, self.weight.unsqueeze(0), self.bias.unsqueeze(0))
         return y.reshape(*input.shape[:-1], y.shape[-1])
+
+
+def large_product(x: Tensor, weight: Tensor) -> bool:
+    """Whether ``x [B, M, I]`` times ``weight [B, I, O]`` is worth :func:`affine`: on a CPU, large, in float32."""
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.compiler.is_compiling()
+    return plain and x[0].numel() * weight.shape[-1] >= WORTHWHILE_FOR_ALL and not torch.is_autocast_enabled("cpu")
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x W + b of B layers, ``[B, M, I]``, ``[B, I, O]``, ``[B, O]`` → ``[B, M, O]``, by oneDNN where that is faster."""
+    result: Tensor = _Affine.apply(x, weight.mT, bias)
+    return result
 
 
 class _Affine(torch.autograd.Function):

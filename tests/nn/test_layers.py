@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from lit_metarl.nn import layers
 from lit_metarl.nn.layers import Linear
+from lit_metarl.nn.mlp import EnsembleLinear
 
 TASKS = 5
 Value = Callable[[dict[str, Tensor], Tensor], Tensor]
@@ -38,9 +39,16 @@ def derivative(layer: nn.Module, order: int) -> Value:
 def transformed(value: Value, params: dict[str, Tensor], per_task: dict[str, Tensor], x: Tensor) -> list[Any]:
     slope = grad(value, argnums=(0, 1))
     return [
-        vmap(slope)(per_task, x),
         vmap(slope, in_dims=(None, 1))(params, x),
         vmap(vmap(slope, in_dims=(None, 0)))(per_task, x),
+        *transformed_by_task(value, per_task, x),
+    ]
+
+
+def transformed_by_task(value: Value, per_task: dict[str, Tensor], x: Tensor) -> list[Any]:
+    slope = grad(value, argnums=(0, 1))
+    return [
+        vmap(slope)(per_task, x),
         jvp(lambda tasks: vmap(value)(tasks, x), (per_task,), (per_task,)),
         vmap(lambda own, rows: jvp(lambda p: slope(p, rows)[1], (own,), (own,))[1])(per_task, x),
     ]
@@ -59,6 +67,24 @@ def test_derivatives_under_maps_are_those_of_torch(
     x = torch.randn(TASKS, 7, 2, sizes[0], dtype=dtype)
     results = [transformed(derivative(layer, order), params, per_task, x) for layer in (ours, theirs)]
     torch.testing.assert_close(*results, rtol=tol, atol=tol)
+
+
+@needs_onednn
+@pytest.mark.parametrize("order", range(3))
+def test_derivatives_of_an_ensemble_are_the_same_by_either_way(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(order)
+    layer = EnsembleLinear(2, 3, 4)
+    per_task = {name: torch.randn(TASKS, *value.shape) for name, value in layer.named_parameters()}
+    x, results, calls = torch.randn(TASKS, 2, 6, 3), [], []
+    onednn = layers.ONEDNN
+    monkeypatch.setattr(layers, "ONEDNN", lambda *arguments: calls.append(arguments) or onednn(*arguments))
+    for threshold in (10**9, 1):
+        assert not calls
+        monkeypatch.setattr(layers, "WORTHWHILE", threshold)
+        monkeypatch.setattr(layers, "WORTHWHILE_FOR_ALL", threshold)
+        results.append(transformed_by_task(derivative(layer, order), per_task, x))
+    assert calls
+    torch.testing.assert_close(*results, rtol=2e-3, atol=2e-3)
 
 
 def test_a_large_product_is_the_same_by_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
