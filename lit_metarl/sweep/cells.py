@@ -1,12 +1,16 @@
-"""The runs that a recipe asks for, each known by a key of its complete config."""
+"""The runs that a recipe asks for, each known by a key of its config."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +25,7 @@ KEY_TAG = "sweep_key"
 _DISPLAY = ("ProgressBar", "TQDMProgressBar", "RichProgressBar", "ModelSummary", "RichModelSummary")
 _AT_THE_END = ("TestTable", "EpisodeVideo")
 _SAVING = ("KeepCheckpoints",)
+_TRAINER = "lightning.pytorch.Trainer"
 _OF_A_START = ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "profiler")
 
 Config = dict[str, Any]
@@ -35,7 +40,7 @@ class Cell(NamedTuple):
         recipe: name of the recipe, and of the MLflow experiment.
         arm: which of the things that are compared: the experiment, and where it stands in the grid.
         seed: of every random stream.
-        key: of the complete config, see :func:`key_of`.
+        key: of the config, see :func:`key_of`.
         config: complete, as it is trained.
     """
 
@@ -110,7 +115,9 @@ def make_cells(
 def key_of(config: Mapping[str, Any]) -> str:
     """Sixteen digits of the hash of a complete ``config``, without what does not change the result of a run.
 
-    That is where and how it is recorded and shown, and how often it is saved.
+    That is where and how it is recorded and shown, and how often it is saved. Nor do settings at their default count:
+    an option that a later version adds does not make other runs of all that were trained without it. (Nor does a
+    default that a later version changes; a record names the commit of each run.)
     """
     kept: Config = deepcopy({name: config[name] for name in ("seed_everything", "trainer", "model", "data")})
     trainer = kept["trainer"]
@@ -120,8 +127,41 @@ def key_of(config: Mapping[str, Any]) -> str:
     for callback in trainer["callbacks"]:
         if _class_of(callback) == "RunCheckpoint":
             callback.get("init_args", {}).pop("every_n_batches", None)
-    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    kept["trainer"] = {"class_path": _TRAINER, "init_args": trainer}
+    text = json.dumps(_chosen(kept), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _chosen(tree: Any) -> Any:
+    """A config without the arguments that are at the default of their class."""
+    if isinstance(tree, list):
+        return [_chosen(each) for each in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "class_path" in tree:
+        defaults, given = _defaults(tree["class_path"]), tree.get("init_args") or {}
+        chosen = {name: value for name, value in given.items() if name not in defaults or value != defaults[name]}
+        return {"class_path": tree["class_path"], "init_args": _chosen(chosen)}
+    return {name: _chosen(value) for name, value in tree.items()}
+
+
+@cache
+def _defaults(class_path: str) -> Config:
+    """The defaults of a class's arguments as a config has them; none of a class that there is not."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        owner = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return {}
+    found: Config = {}
+    for base in reversed(inspect.getmro(owner)):  # later ones take the place of those they override
+        if "__init__" in vars(base) and base is not object:
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            found |= {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
+    for field in dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ():
+        if field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def _cell(recipe: Recipe, arm: Arm, point: Settings, seed: int, config: Config) -> Cell:

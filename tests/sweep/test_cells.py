@@ -67,6 +67,21 @@ def test_the_key_does_not_depend_on_the_checkpoints_that_are_kept() -> None:
     assert "KeepCheckpoints" in str(kept.config["trainer"]["callbacks"])
 
 
+def test_an_option_of_a_later_version_leaves_the_key_as_it_is() -> None:
+    """Whatever is at its default could be such an option, of any class in the config."""
+    (cell,) = cells_of()
+    config = deepcopy(cell.config)
+    assert config["model"]["init_args"].pop("gamma") == 0.99
+    assert config["model"]["init_args"].pop("compiled") is False  # of the base class
+    assert config["model"]["init_args"]["actor"]["init_args"].pop("hidden") == [256, 256]  # a tuple
+    assert config["data"]["init_args"]["env"]["init_args"].pop("kwargs") == {}  # of a factory
+    assert config["data"]["init_args"].pop("capacity") == 1_000_000
+    assert config["trainer"].pop("check_val_every_n_epoch") == 1
+    assert key_of(config) == cell.key
+    config["model"]["init_args"]["gamma"] = 0.9
+    assert key_of(config) != cell.key
+
+
 def test_the_key_does_not_depend_on_order_or_on_who_says_a_default() -> None:
     (plain,) = cells_of()
     (spelt,) = cells_of(overrides={"model.gamma": 0.99, "trainer.check_val_every_n_epoch": 1})
