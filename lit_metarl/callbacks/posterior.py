@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +13,9 @@ from lit_metarl.algorithms import PEARL
 from lit_metarl.data import TaskReplayDataModule
 from lit_metarl.data.experience import cpu_generator
 from lit_metarl.data.streams import Stream
+
+if TYPE_CHECKING:
+    from matplotlib.patches import Patch
 
 TASKS = 6
 
@@ -67,7 +69,7 @@ def draw_posterior(found: Inference, path: Path) -> None:
     from matplotlib.figure import Figure
 
     count = len(found.mean)
-    figure = Figure(figsize=(2.9 * (count + 1), 3.3), layout="constrained")
+    figure = Figure(figsize=(2.9 * (count + 1), 3.5), layout="constrained")
     first, *panels = figure.subplots(1, count + 1)
     colours = [f"C{task}" for task in range(len(found.context))]
     shown = torch.cat([found.context, torch.zeros(len(found.context), 1)], dim=1)[:, :2]
@@ -80,22 +82,27 @@ def draw_posterior(found: Inference, path: Path) -> None:
     ends = (found.mean @ plane).abs() + found.variance.sqrt().amax(-1, keepdim=True)
     reach = 1.1 * max(1.5, float(ends.max()))
     for rounds, axis in enumerate(panels):
-        _draw_round(axis, found.mean[rounds], found.variance[rounds], plane, colours)
+        axis.add_patch(_ellipse(found.mean[0, 0], found.variance[0, 0], plane, fill=False, color="gray", ls="--"))
+        for task, colour in enumerate(colours):
+            mean, variance = found.mean[rounds, task], found.variance[rounds, task]
+            shade = "gray" if rounds == 0 else colour  # nothing tells tasks apart before any episode
+            axis.add_patch(_ellipse(mean, variance, plane, color=shade, alpha=0.3 if rounds else 0.05))
+            axis.plot(*(mean @ plane).tolist(), "o", color=shade, markersize=5)
         episodes = rounds * found.episodes
-        axis.set(title="before any episode" if rounds == 0 else f"after {episodes} episode{'s' * (episodes > 1)}")
+        axis.set(title=f"after {episodes} episode{'s' * (episodes > 1)}" if rounds else "before any episode")
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="z, direction 1")
+    figure.suptitle("what z is inferred of each task, ± one standard deviation (dashed: the prior)", fontsize="medium")
     panels[0].set_ylabel("z, direction 2")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
-def _draw_round(axis: Any, means: Tensor, variances: Tensor, plane: Tensor, colours: Sequence[str]) -> None:
+def _ellipse(mean: Tensor, variance: Tensor, plane: Tensor, **style: Any) -> Patch:
+    """One standard deviation around ``mean [Z]``, seen in ``plane``."""
     from matplotlib.patches import Ellipse
 
-    for mean, variance, colour in zip(means, variances, colours, strict=True):
-        centre = (mean @ plane).tolist()
-        lengths, directions = torch.linalg.eigh(plane.T @ variance.diag() @ plane)
-        width, height = (2.0 * lengths.clamp(min=0.0).sqrt()).tolist()
-        angle = float(torch.rad2deg(torch.atan2(directions[1, 0], directions[0, 0])))
-        axis.add_patch(Ellipse(centre, width, height, angle=angle, facecolor=colour, edgecolor=colour, alpha=0.3))
-        axis.plot(*centre, "o", color=colour, markersize=4)
+    squares, directions = torch.linalg.eigh(plane.T @ variance.diag() @ plane)
+    width, height = (2.0 * squares.clamp(min=0.0).sqrt()).tolist()
+    angle = float(torch.rad2deg(torch.atan2(directions[1, 0], directions[0, 0])))
+    x, y = (mean @ plane).tolist()
+    return Ellipse((x, y), width, height, angle=angle, **style)

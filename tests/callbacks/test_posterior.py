@@ -56,7 +56,7 @@ def test_picture_has_a_panel_for_the_tasks_and_for_every_round(latent: int, cont
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", content[16:24])
     assert width == pytest.approx(110 * 2.9 * 4, abs=1)
-    assert height == pytest.approx(110 * 3.3, abs=1)
+    assert height == pytest.approx(110 * 3.5, abs=1)
     assert len(content) > 8000
 
 
