@@ -24,8 +24,8 @@ from lit_metarl.sweep.recipe import load_recipe
         ("half_cheetah_velocity_steps", "smoke_meta"),
         ("inference_point_robots", "smoke_pearl"),
         pytest.param("inference_half_cheetah", "smoke_pearl", marks=pytest.mark.slow),  # as the point robots
-        ("context_maml", "smoke_meta"),
-        pytest.param("context_maml_step_sizes", "smoke_meta", marks=pytest.mark.slow),  # by a number from these
+        pytest.param("context_maml", "smoke_meta", marks=pytest.mark.slow),  # half of its arms are such experiments
+        pytest.param("context_maml_step_sizes", "smoke_meta", marks=pytest.mark.slow),  # all of them are, but a number
         pytest.param("corners", "smoke_meta", marks=pytest.mark.slow),  # its arms are experiments of test_configs.py
     ],
 )

@@ -33,7 +33,7 @@ def fit(experiment: str, epochs: int, *more: str) -> Path:
     "experiment",
     [
         "navigation_sgmrl",  # Adam
-        "half_cheetah_direction_promp",  # Adam, five epochs on the same data
+        pytest.param("half_cheetah_direction_promp", marks=pytest.mark.slow),  # Adam, five epochs on the same data
         "half_cheetah_velocity_hyper_maml",  # TRPO, and a policy that is told the task
     ],
 )
