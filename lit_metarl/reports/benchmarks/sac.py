@@ -72,11 +72,13 @@ def _training_lines(training: dict[str, Any]) -> list[str]:
     lines = []
     if plain:
         ratio = spread(ours / other for ours, other in zip(rounds, plain, strict=True))
+        cpu = spread(training["plain_to_ours_cpu_of_rounds"])
         verdict = "reached" if ratio.median >= GOAL else "missed"
         lines = [
             f"plain SAC  {median(plain):10.1f} env steps/s   (rounds {min(plain):.1f} to {max(plain):.1f}), in turns",
             f"           {ratio.median:10.2f} times is training as fast ({ratio.low:.2f} to {ratio.high:.2f}); "
             f"goal ≥ {GOAL}: {verdict}",
+            f"           {cpu.median:10.2f} by CPU time ({cpu.low:.2f} to {cpu.high:.2f})",
         ]
     return [
         f"training   {training['env_steps_per_s']:10.1f} env steps/s   (rounds {min(rounds):.1f} to {max(rounds):.1f})",

@@ -92,26 +92,27 @@ def wrap_parts(clock: Clock, sac: Any, data: Any) -> None:
 def time_training(args: argparse.Namespace, sac: Any, data: Any) -> dict[str, Any]:
     """Train; epoch 0 warms up, then epochs without and with timers alternate."""
     untimed: list[float] = []
-    loop, plain = plain_loop(args, sac), list[float]()
+    loop, plain, cpu = plain_loop(args, sac), list[float](), list[float]()
     timed: list[tuple[float, dict[str, float]]] = []  # seconds of the epoch, and of each part
-    clock, began = Clock(_nothing), 0.0
+    clock, began, cpu_began = Clock(_nothing), 0.0, 0.0
 
     def start(trainer: Any, *_: Any) -> None:
-        nonlocal clock, began
+        nonlocal clock, began, cpu_began
         clock = Clock(_synchronise(trainer))
         if trainer.current_epoch and trainer.current_epoch % 2 == 0:
             wrap_parts(clock, sac, data)
-        began = clock.begin()
+        began, cpu_began = clock.begin(), time.process_time()
 
     def end(trainer: Any, *_: Any) -> None:
         clock.unwrap()
-        seconds = time.perf_counter() - began
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
         if trainer.current_epoch % 2:
             untimed.append(seconds)
             if loop is not None:
-                began_plain = time.perf_counter()
+                began_plain, cpu_began_plain = time.perf_counter(), time.process_time()
                 loop.run(args.steps)
                 plain.append(time.perf_counter() - began_plain)
+                cpu.append((time.process_time() - cpu_began_plain) / cpu_seconds)
         elif trainer.current_epoch:
             timed.append((seconds, clock.seconds))
 
@@ -124,6 +125,7 @@ def time_training(args: argparse.Namespace, sac: Any, data: Any) -> dict[str, An
         "updates_per_s": speed * args.updates_per_block / args.num_envs,
         "env_steps_per_s_of_rounds": [args.steps / seconds for seconds in untimed],
         "plain_env_steps_per_s_of_rounds": [args.steps / seconds for seconds in plain],
+        "plain_to_ours_cpu_of_rounds": cpu,
         "env_steps_per_s_with_timers": args.steps / total,
         "shares_percent": {part: 100 * seconds / total for part, seconds in parts.items()},
         "ms_per_env_step": {part: 1e3 * seconds / args.steps for part, seconds in parts.items()},
