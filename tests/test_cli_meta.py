@@ -97,7 +97,7 @@ def test_resume_needs_the_same_numbers_of_tasks(
     [
         (["--data.num_tasks=0"], "data.num_tasks = 0 cannot be used: it must be at least 1."),
         (["--data.trajectories=0"], "data.trajectories = 0 cannot be used"),
-        (["--data.adaptation_steps=0"], "data.adaptation_steps = 0 cannot be used"),
+        (["--data.adaptation_steps=-1"], "data.adaptation_steps = -1 cannot be used"),
         (["--data.action_scale=0"], "data.action_scale = 0.0 cannot be used"),
         (["--data.env=lit_metarl.envs.navigation.Nowhere"], "Nowhere"),
         (["--data.env=lit_metarl.envs.gym.Gymnasium"], "Gymnasium"),
