@@ -156,7 +156,8 @@ class Robot:
         survival_reward: paid at every step, also at the one that terminates the episode.
         contact_cost: cost of contact forces; a robot with one has its contact forces computed.
         inverse: of the observation, where neither rewards nor later observations depend on what it leaves out; None
-            where they do, as where the place is paid, or the position is a body's: that lags behind the joints.
+            where they do: where the place is observed or paid, or the position is a body's, which lags behind the
+            joints. Who replaces ``observation``, ``position`` or ``motion`` sees to it, too.
         normal_velocity_noise: initial velocities are ``reset_noise · N(0, 1)`` rather than uniform.
     """
 

@@ -92,7 +92,11 @@ PROMP: Mapping[str, Robot] = MappingProxyType(
 
 HYPERL: Mapping[str, Robot] = MappingProxyType(
     {
-        "half_cheetah": replace(PROMP["half_cheetah"], observation=(partial(joint_state, skip=1), torso_position)),
+        "half_cheetah": replace(
+            PROMP["half_cheetah"],
+            observation=(partial(joint_state, skip=1), torso_position),
+            inverse=None,  # it observes where it is
+        ),
         "ant": replace(
             PROMP["ant"],
             observation=(partial(joint_state, skip=2),),

@@ -17,6 +17,7 @@ from lit_metarl.envs.base import EnvError, EnvFactory
 from lit_metarl.envs.gym import Gymnasium
 from lit_metarl.envs.linear_quadratic import LinearQuadratic, action_value
 from lit_metarl.envs.locomotion import MuJoCo
+from lit_metarl.envs.locomotion_tasks import Velocity
 from lit_metarl.envs.suite import DMControl
 
 GAMMA = 0.9
@@ -208,7 +209,14 @@ def test_states_of_a_replay_are_drawn_uniformly_and_gone_on_from() -> None:
 
 
 @pytest.mark.parametrize(
-    "factory", [MuJoCo("ant", threads=1), DMControl("reacher/easy"), Gymnasium("Pendulum-v1")], ids=str
+    "factory",
+    [
+        MuJoCo("ant", threads=1),
+        Velocity(setup="hyperl", threads=1),  # observes where the torso is
+        DMControl("reacher/easy"),
+        Gymnasium("Pendulum-v1"),
+    ],
+    ids=str,
 )
 def test_observations_that_do_not_tell_the_state_are_refused(factory: EnvFactory) -> None:
     env = factory.make(2, 0)
