@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -188,6 +188,9 @@ class RunCheckpoint(Checkpoint):
                 link_checkpoint(self.directory / "best.ckpt", self.directory / "last.ckpt")
         else:
             self.save(trainer)
+        for callback in trainer.callbacks if trainer.is_global_zero else ():
+            if isinstance(callback, KeepCheckpoints):
+                callback.keep(self.directory, trainer.current_epoch + 1)
         if self._asked_to_stop(trainer):
             raise self._interrupted(f"at {self._saved_steps:,} environment steps")
 
@@ -236,10 +239,10 @@ class RunCheckpoint(Checkpoint):
         self.best_score = state_dict["best_score"]
 
 
-class KeepCheckpoints(Checkpoint):
-    """Keeps what ``last.ckpt`` is after every so many epochs, as ``epoch_<n>.ckpt`` beside it.
+class KeepCheckpoints(Callback):
+    """Lets :class:`RunCheckpoint` keep what ``last.ckpt`` is after every so many epochs, as ``epoch_<n>.ckpt``.
 
-    For what is measured at several times of a training. It follows :class:`RunCheckpoint` in the list of callbacks.
+    For what is measured at several times of a training.
 
     Args:
         every_n_epochs: epochs between two that are kept.
@@ -249,14 +252,10 @@ class KeepCheckpoints(Checkpoint):
         require(every_n_epochs >= 1, "KeepCheckpoints.every_n_epochs", every_n_epochs, "it must be at least 1")
         self.every_n_epochs = every_n_epochs
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the file: a hard link, where there are such."""
-        done = trainer.current_epoch + 1
-        if not (trainer.is_last_batch and trainer.is_global_zero) or done % self.every_n_epochs:
-            return
-        for callback in trainer.callbacks:
-            if isinstance(callback, RunCheckpoint):
-                link_checkpoint(callback.directory / "last.ckpt", callback.directory / f"epoch_{done}.ckpt")
+    def keep(self, directory: Path, done: int) -> None:
+        """Keep the file in ``directory`` if it is due after ``done`` epochs: a hard link, where there are such."""
+        if done % self.every_n_epochs == 0:
+            link_checkpoint(directory / "last.ckpt", directory / f"epoch_{done}.ckpt")
 
 
 def _stops_early(trainer: Trainer) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -179,6 +180,22 @@ def test_checkpoints_of_some_epochs_are_kept(tmp_path: Path) -> None:
     kept = {path.name: steps_of(path) for path in folder.glob("epoch_*.ckpt")}
     assert kept == {"epoch_2.ckpt": 6, "epoch_4.ckpt": 10}
     assert steps_of(folder / "last.ckpt") == 12
+
+
+class StopInEvaluation(Callback):
+    """Ctrl-C while epoch 2 is evaluated: the run stops when that epoch is saved."""
+
+    def on_validation_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_checkpoint_is_also_kept_where_the_run_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(tmp_path, [1.0, 2.0, 3.0], more=[KeepCheckpoints(every_n_epochs=2), StopInEvaluation()])
+    (kept,) = tmp_path.glob("checkpoints/epoch_*.ckpt")
+    assert kept.name == "epoch_2.ckpt"
+    assert steps_of(kept) == 6
 
 
 def test_a_score_that_is_not_a_number_is_not_the_best(tmp_path: Path) -> None:
