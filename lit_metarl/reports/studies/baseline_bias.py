@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> Section:
             for name, estimates in found.items():
                 bias = paired_bias(estimates, found[UNBIASED])
                 relative = float(estimates.var(0).sum() / estimates.mean(0).square().sum())
-                data[f"{label}, N = {size}, {name}"] = bias._asdict() | {"relative_variance": relative}
+                data[f"{path}, N = {size}, {name}"] = bias._asdict() | {"relative_variance": relative}
                 cells = ["–"] * 3
                 if name != UNBIASED:
                     low_high = f"{bias.scale.low:.2f} to {bias.scale.high:.2f}"

@@ -72,7 +72,10 @@ def run(args: argparse.Namespace) -> Section:
 Mean return over the test tasks, at the checkpoint and after one outer update from it: mean ± standard deviation over \
 {args.updates} updates, each on the next meta-batch of the run's own streams, and the share of updates with a higher \
 return than the checkpoint. Tasks, start states and the streams of actions of the evaluation are the same throughout."""
-    data = {each.label: {"start": each.start.tolist(), "updated": each.updated.tolist()} for each in found}
+    data = {
+        str(path): {"label": each.label, "start": each.start.tolist(), "updated": each.updated.tolist()}
+        for path, each in zip(args.checkpoints, found, strict=True)
+    }
     return Section(markdown_table(head, lines, numbers=True), [note], {args.figure: draw(found)}, data)
 
 

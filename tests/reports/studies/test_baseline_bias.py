@@ -25,7 +25,8 @@ def test_rows_differ_in_the_last_round_alone(tmp_path: Path, capsys: pytest.Capt
     found = json.loads(numbers.read_text())
     assert len(found) == 2 * len(ROWS)
     for name, row in found.items():
-        assert name.split(",")[0] in printed
+        assert name.startswith(f"{path}, N = ")
+        assert name.split(", ", 2)[2] in printed
         same = name.endswith(UNBIASED)
         assert (row["scale"][0] == pytest.approx(1.0, abs=1e-9)) == same
         assert (row["relative_bias2"][0] == pytest.approx(0.0, abs=1e-9)) == same
