@@ -253,6 +253,8 @@ class MetaPolicyGradient(Algorithm):
         remedy = "this algorithm learns from trajectories; take TrajectoryDataModule, or train PEARL"
         require(isinstance(batch, MetaBatch), "data", type(batch).__name__, remedy)
         first, last = batch.rounds[0], batch.rounds[-1]
+        remedy = "without adaptation steps no step size is learned; set it to false, or data.adaptation_steps above 0"
+        require(len(batch.rounds) > 1 or not self.learned_step_sizes, "model.learn_inner_lr", True, remedy)
         iteration = self.iteration(batch.rounds, batch.adaptations)
         metrics = self.outer.update(iteration)
         self._check_finite(iteration.reduce(metrics["objective"]), "the meta-objective")  # all processes stop, or none

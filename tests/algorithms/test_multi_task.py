@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from meta_cases import attach, random_rounds
+from meta_cases import attach, batch_of, random_rounds
 from test_configs import CONFIGS
 
 from lit_metarl.algorithms import MAML, SGMRL
 from lit_metarl.cli import run
 from lit_metarl.optim import PPO, TRPO, VPG
 from lit_metarl.tracking import connect
+from lit_metarl.types import ConfigError
 
 
 def make(outer: Any, of: type[MAML] | type[SGMRL] = MAML) -> Any:
@@ -49,6 +50,13 @@ def test_every_outer_update_moves_the_policy_and_improves_its_surrogate(outer: A
     assert "inner_kl" not in metrics
     assert all(value.isfinite() for value in metrics.values())
     assert any(not torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("outer", [VPG(), TRPO()])
+def test_there_is_no_step_size_to_learn(outer: Any) -> None:
+    module = attach(MAML(3, 2, outer=outer, learn_inner_lr=True))
+    with pytest.raises(ConfigError, match=r"model\.learn_inner_lr = True cannot be used: without adaptation steps"):
+        module.training_step(batch_of(module, random_rounds(module, steps=0)), 0)
 
 
 def test_it_is_reached_by_yaml(tmp_path: Path) -> None:
