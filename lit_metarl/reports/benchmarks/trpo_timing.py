@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -103,11 +103,12 @@ def contender(name: str, work: Work, threads: int, rounds: int) -> Iterator[tupl
     def answer() -> Any:
         try:
             return here.recv()
-        except EOFError as error:
+        except (EOFError, ConnectionError) as error:
             raise ReportError(f"the process of {work.title}, {name}, has ended; its error is above") from error
 
     def ask() -> Iteration:
-        here.send(None)
+        with suppress(BrokenPipeError):  # it has ended: so says the answer
+            here.send(None)
         times: Iteration = answer()
         return times
 

@@ -34,7 +34,8 @@ from lit_metarl.reports.benchmarks.trpo_plain import (
     Work,
     serve_plain,
 )
-from lit_metarl.reports.benchmarks.trpo_timing import OURS, PLAIN, Measured, Result, module_of, serve_ours
+from lit_metarl.reports.benchmarks.trpo_timing import OURS, PLAIN, Measured, Result, contender, module_of, serve_ours
+from lit_metarl.reports.section import ReportError
 from lit_metarl.types import Trajectories
 
 TINY = {
@@ -133,6 +134,15 @@ def test_an_iteration_is_timed_part_by_part(name: str) -> None:
         assert min(times[SAMPLING].wall, times[OPTIMISATION].wall) > 0
         assert times[WHOLE].wall >= times[SAMPLING].wall + times[OPTIMISATION].wall
         assert times[WHOLE].cpu >= times[SAMPLING].cpu
+
+
+def test_a_process_that_has_ended_is_named() -> None:
+    with contender(PLAIN, TINY["navigation"], 1, 1) as (process, ask):
+        process.kill()
+        process.join()
+        for _ in range(2):
+            with pytest.raises(ReportError, match="the process of 2-D navigation, plain, has ended"):
+                ask()
 
 
 def test_the_plain_process_imports_what_a_plain_program_would() -> None:
