@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_metarl.reports.arguments import positive, writable_file
-from lit_metarl.reports.benchmarks.timing import is_busy, spread
+from lit_metarl.reports.benchmarks.timing import is_busy, spread, verdict
 from lit_metarl.reports.section import Section
 
 if TYPE_CHECKING:
@@ -180,8 +180,7 @@ def table_of(described: dict[str, Any], rows: list[Row]) -> str:
     if NAIVE in by_name:
         pairs = zip(by_name["sa_hyper"], by_name[NAIVE], strict=True)
         ratio = spread(own / plain for own, plain in pairs)
-        verdict = "reached" if ratio.median <= GOAL else "missed"
-        goal = f"; goal ≤ {GOAL}: {verdict}" if settings["size"] == "published" else ""
+        goal = f"; goal ≤ {GOAL}: {verdict(ratio.median <= GOAL)}" if settings["size"] == "published" else ""
         lines += [
             "",
             f"sa_hyper to its plain implementation: {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}){goal}",
@@ -197,5 +196,5 @@ def _small_goal(seconds: dict[str, list[float]]) -> list[str]:
     ratios = {name: spread(a / b for a, b in zip(seconds[name], seconds[REFERENCE], strict=True)) for name in ours}
     slowest = max(ours, key=lambda name: ratios[name].median)
     worst = ratios[slowest].median
-    verdict = "reached" if worst <= SMALL_GOAL else "missed"
-    return ["", f"slowest of the small ones: {worst:.2f} ({slowest}); goal ≤ {SMALL_GOAL:g}: {verdict}"]
+    reached = verdict(worst <= SMALL_GOAL)
+    return ["", f"slowest of the small ones: {worst:.2f} ({slowest}); goal ≤ {SMALL_GOAL:g}: {reached}"]

@@ -10,7 +10,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from lit_metarl.reports.arguments import positive
-from lit_metarl.reports.benchmarks.timing import META_PARTS, Spread, is_busy, spread
+from lit_metarl.reports.benchmarks.timing import META_PARTS, Spread, is_busy, spread, typical, verdict
 from lit_metarl.reports.section import Section
 
 if TYPE_CHECKING:
@@ -81,13 +81,12 @@ def _speed(measured: list[Measured]) -> list[str]:
     whole = spread(m.env_steps / m.iteration for m in measured)
     bare = spread(m.env_steps / m.bare for m in measured)
     ratio = spread(m.bare / m.iteration for m in measured)
-    # The parts of one real iteration, that of the median time: medians part by part would not add up to 100 %.
-    parts = sorted(measured, key=lambda m: m.iteration)[(len(measured) - 1) // 2].parts
+    parts = typical(measured, lambda m: m.iteration).parts
     total = sum(parts.values())
     return [
         f"MAML's iterations     {_row(whole, 9, 0)} env steps/s",
         f"bare mujoco.batch     {_row(bare, 9, 0)} env steps/s, as many environments and threads",
-        f"whole to bare         {_row(ratio, 9, 3)} goal ≥ {SPEED_GOAL}: {_verdict(ratio.median >= SPEED_GOAL)}",
+        f"whole to bare         {_row(ratio, 9, 3)} goal ≥ {SPEED_GOAL}: {verdict(ratio.median >= SPEED_GOAL)}",
         "",
         f"{'part':<14}{'share':>8}{'ms':>10}",
         *(f"{name:<14}{100 * s / total:>6.1f} %{1e3 * s:>10.1f}   {META_PARTS[name]}" for name, s in parts.items()),
@@ -99,7 +98,7 @@ def _comparison(measured: list[Measured]) -> list[str]:
     for name, reference, goal in COMPARISONS:
         own = spread(1e3 * m.own[name] for m in measured).median
         ratio = spread(m.iteration_of(name) / m.iteration_of(reference) for m in measured)
-        reached = "" if goal is None else f" goal ≤ {goal}: {_verdict(ratio.median <= goal)}"
+        reached = "" if goal is None else f" goal ≤ {goal}: {verdict(ratio.median <= goal)}"
         lines.append(f"{name:<29}{own:>9.1f}   {reference:<23}{_row(ratio, 9, 3)}{reached}")
     return [
         *lines,
@@ -111,7 +110,7 @@ def _comparison(measured: list[Measured]) -> list[str]:
 def _memory(memory: dict[str, Memory]) -> list[str]:
     return [
         f"resident memory, {name}: {its.baseline:.2f} GiB before the first iteration, at most {its.peak:.2f} GiB "
-        f"(+{its.peak - its.baseline:.2f}); goal ≤ {MEMORY_GOAL}: {_verdict(its.peak <= MEMORY_GOAL)}"
+        f"(+{its.peak - its.baseline:.2f}); goal ≤ {MEMORY_GOAL}: {verdict(its.peak <= MEMORY_GOAL)}"
         for name, its in memory.items()
     ]
 
@@ -129,7 +128,3 @@ def _collection(measured: list[Measured]) -> list[str]:
 def _row(value: Spread, width: int, digits: int) -> str:
     number = f"{value.median:>{width},.{digits}f}"
     return f"{number}   ({value.low:,.{digits}f} to {value.high:,.{digits}f})"
-
-
-def _verdict(reached: bool) -> str:
-    return "reached" if reached else "missed"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_metarl.reports.arguments import positive, writable_file
-from lit_metarl.reports.benchmarks.timing import Clock, is_busy, spread
+from lit_metarl.reports.benchmarks.timing import Clock, is_busy, spread, typical
 from lit_metarl.reports.section import Section
 
 if TYPE_CHECKING:
@@ -146,8 +146,7 @@ def time_updates(args: argparse.Namespace, size: Size) -> Times:
                 update(batch)
             found[name].append((time.perf_counter() - began) / repeats)
         timed.append(time_parts(watched, batch, repeats))
-    # The parts of one real round, that of the median time: medians part by part would not add up to 100 %.
-    parts = sorted(timed[1:], key=lambda parts: sum(parts.values()))[(args.rounds - 1) // 2]
+    parts = typical(timed[1:], lambda parts: sum(parts.values()))
     return Times({name: seconds[1:] for name, seconds in found.items()}, parts)
 
 

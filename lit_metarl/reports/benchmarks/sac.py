@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from lit_metarl.reports.arguments import positive, writable_file
-from lit_metarl.reports.benchmarks.timing import is_busy, spread
+from lit_metarl.reports.benchmarks.timing import is_busy, spread, verdict
 from lit_metarl.reports.section import Section
 
 GOAL = 1.6  # times as fast as a plain implementation
@@ -73,11 +73,10 @@ def _training_lines(training: dict[str, Any]) -> list[str]:
     if plain:
         ratio = spread(ours / other for ours, other in zip(rounds, plain, strict=True))
         cpu = spread(training["plain_to_ours_cpu_of_rounds"])
-        verdict = "reached" if ratio.median >= GOAL else "missed"
         lines = [
             f"plain SAC  {median(plain):10.1f} env steps/s   (rounds {min(plain):.1f} to {max(plain):.1f}), in turns",
             f"           {ratio.median:10.2f} times is training as fast ({ratio.low:.2f} to {ratio.high:.2f}); "
-            f"goal ≥ {GOAL}: {verdict}",
+            f"goal ≥ {GOAL}: {verdict(ratio.median >= GOAL)}",
             f"           {cpu.median:10.2f} by CPU time ({cpu.low:.2f} to {cpu.high:.2f})",
         ]
     return [

@@ -26,7 +26,7 @@ from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.reports.arguments import blame
 from lit_metarl.reports.benchmarks.naive_sac import PlainLoop, PlainSAC, plain_critic
 from lit_metarl.reports.benchmarks.physics import time_simulator
-from lit_metarl.reports.benchmarks.timing import Clock
+from lit_metarl.reports.benchmarks.timing import Clock, typical
 from lit_metarl.reports.benchmarks.training import describe, fit, quiet_threads
 from lit_metarl.reports.section import ReportError
 from lit_metarl.types import ReplayBlock, Transition
@@ -117,8 +117,7 @@ def time_training(args: argparse.Namespace, sac: Any, data: Any) -> dict[str, An
             timed.append((seconds, clock.seconds))
 
     fit(args, sac, 2 * args.rounds + 1, {"on_train_epoch_start": start, "on_train_epoch_end": end}, datamodule=data)
-    # The parts of one real round, that of the median time: medians part by part would not add up to 100 %.
-    total, parts = sorted(timed, key=lambda item: item[0])[(len(timed) - 1) // 2]
+    total, parts = typical(timed, lambda item: item[0])
     speed = args.steps / median(untimed)
     return {
         "env_steps_per_s": speed,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+Round = TypeVar("Round")
 OTHER = "Lightning"
 PARTS = ("simulator", "acting", "replay", "collector", "updates", "logging", OTHER)  # of SAC's loop
 META_PARTS = {  # of a meta-iteration → their content
@@ -86,6 +87,16 @@ def spread(values: Iterable[float]) -> Spread:
     """Spread of one number per round; ratios are taken within a round."""
     listed = list(values)
     return Spread(median(listed), min(listed), max(listed))
+
+
+def typical(rounds: Sequence[Round], seconds: Callable[[Round], float]) -> Round:
+    """The round of the median time, whose parts add up to 100 %; medians part by part would not."""
+    return sorted(rounds, key=seconds)[(len(rounds) - 1) // 2]
+
+
+def verdict(reached: bool) -> str:
+    """``reached`` or ``missed``, of a goal."""
+    return "reached" if reached else "missed"
 
 
 def resident(field: str) -> float:

@@ -9,7 +9,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from lit_metarl.reports.arguments import positive
-from lit_metarl.reports.benchmarks.timing import is_busy, spread
+from lit_metarl.reports.benchmarks.timing import is_busy, spread, verdict
 from lit_metarl.reports.section import Section
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _rows(threads: int, work: Work, measured: Measured) -> list[str]:
         seconds = [spread(column).median for times in (plain, ours) for column in zip(*times, strict=True)]
         wall = spread(p.wall / o.wall for p, o in zip(plain, ours, strict=True))
         cpu = spread(p.cpu / o.cpu for p, o in zip(plain, ours, strict=True))
-        goal = f"   goal ≥ {work.goal:g}: {_verdict(wall.median >= work.goal)}" if part == "iteration" else ""
+        goal = f"   goal ≥ {work.goal:g}: {verdict(wall.median >= work.goal)}" if part == "iteration" else ""
         ratio = f"{wall.median:.2f}   ({wall.low:.2f} to {wall.high:.2f})"
         numbers = "".join(f"{value:>9.2f}" for value in seconds)
         lines.append(f"{threads:<9}{part:<14}{numbers}   {ratio:<25}{cpu.median:.2f}{goal}")
@@ -91,8 +91,4 @@ def _rows(threads: int, work: Work, measured: Measured) -> list[str]:
 def _memory(threads: int, measured: Measured) -> str:
     start, peak = measured.start, measured.peak
     plain, ours = (f"{name} {1024 * peak[name]:,.0f} (at first {1024 * start[name]:,.0f})" for name in peak)
-    return f"{threads:<9}MiB at most: {plain}, {ours}; goal < plain: {_verdict(peak['ours'] < peak['plain'])}"
-
-
-def _verdict(reached: bool) -> str:
-    return "reached" if reached else "missed"
+    return f"{threads:<9}MiB at most: {plain}, {ours}; goal < plain: {verdict(peak['ours'] < peak['plain'])}"
