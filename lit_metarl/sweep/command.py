@@ -77,7 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads",
         type=_positive,
-        default=1,
         metavar="N",
         help="of each run (default: 1; the small networks here gain little from a second one, and threads for which "
         "there is no idle CPU mostly wait for each other)",
@@ -121,6 +120,8 @@ def _sweep(args: argparse.Namespace, more: Sequence[str], resolve: Resolve, word
 
     options, more = split_options(more)
     require(args.cluster is not None or not options, "--cluster", args.cluster, "say which, slurm or local")
+    here = args.cluster is None or args.threads is None
+    require(here, "--threads", args.threads, "the jobs of a cluster have --cluster.cpus_per_task threads each")
     recipe = load_recipe(args.recipe)
     seeds = None if args.seeds is None else read_seeds(yaml.safe_load(args.seeds), "--seeds")
     cells = make_cells(recipe, resolve, [load_config(path) for path in args.config], more, seeds)
@@ -158,7 +159,7 @@ def _workers(
         return Jobs(cells, states, jobs, args.cluster, options, args.retry, shown)
     # One thread, measured on two CPUs which others used too: two runs of half_cheetah_direction_promp take 102 s side
     # by side with a thread each, and more than 212 s one after the other with two threads.
-    return Workers(cells, states, args.workers or _cpus(), args.threads, args.retry, shown)
+    return Workers(cells, states, args.workers or _cpus(), args.threads or 1, args.retry, shown)
 
 
 def _tell_failures(cells: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> int:

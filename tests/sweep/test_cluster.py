@@ -158,6 +158,7 @@ def test_options_of_the_scheduler() -> None:
     ("flags", "message"),
     [
         (["--cluster.partition=gpu"], "--cluster = None cannot be used: say which, slurm or local."),
+        (["--cluster=local", "--threads=2"], "--threads = 2 cannot be used: the jobs of a cluster have"),
         (["--cluster=slurm"], '--cluster slurm cannot be used: Could not detect "srun"'),
         (["--cluster=local", "--cluster.partitoin=gpu"], "Unknown argument 'partitoin' for executor 'slurm'"),
         (["--cluster=local", "--cluster.timeout_min=soon"], 'Parameter "timeout_min" expected type'),
