@@ -98,7 +98,7 @@ def _resolver() -> Resolver:
 
 @contextmanager
 def _first_imports() -> Iterator[None]:
-    """Search thousands of modules for garbage neither while they are imported, a quarter of the time, nor after."""
+    """Import without searches for garbage, a quarter of the time, and exempt what is imported from later ones."""
     if "lit_metarl.cli" in sys.modules or not gc.isenabled():
         yield
         return

@@ -33,9 +33,9 @@ class GradientProtocol:
         spread: a state is found after 0 to ``spread`` − 1 steps of an episode; not read with a replay.
         source: who gets there: the ``policy`` without noise, as published; ``exploration``, the policy as it acts in
             training; ``random``, uniform actions; or ``replay``, all that has acted in the run, whose states the
-            critic has learned from. Only where an observation tells the state: half_cheetah, hopper, walker2d,
-            swimmer and inverted_pendulum of :class:`~lit_metarl.envs.locomotion.MuJoCo`, and points. Hopper and
-            walker2d observe joint velocities up to 10 rad/s; states beyond are left out.
+            critic has learned from. A replay holds observations, which tell the state only of half_cheetah, hopper,
+            walker2d, swimmer and inverted_pendulum of :class:`~lit_metarl.envs.locomotion.MuJoCo`, and of points.
+            Hopper and walker2d observe joint velocities up to 10 rad/s; states beyond are left out.
         seed: of states, actions and noise, which are the same in every measurement.
     """
 

@@ -91,7 +91,7 @@ def draw_posterior(found: Inference, path: Path) -> None:
         episodes = rounds * found.episodes
         axis.set(title=f"after {episodes} episode{'s' * (episodes > 1)}" if rounds else "before any episode")
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="z, direction 1")
-    figure.suptitle("what z is inferred of each task, ± one standard deviation (dashed: the prior)", fontsize="medium")
+    figure.suptitle("z as inferred of each task, ± one standard deviation (dashed: the prior)", fontsize="medium")
     panels[0].set_ylabel("z, direction 2")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -14,9 +14,8 @@ from lit_metarl.types import Interrupted
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 STOPPING = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
-
 SAME_WISH = 5.0
-"""Seconds after a stop began in which further Ctrl-C ask for nothing else: it must reach those who write its record."""
+"""Seconds after a stop began in which one more Ctrl-C asks for nothing new: the stop is to be put on record first."""
 
 
 class StopSignals:
