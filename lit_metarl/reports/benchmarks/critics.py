@@ -103,6 +103,8 @@ def measure(args: argparse.Namespace) -> list[Row]:
     """Every critic's row; updates of all alternate."""
     import torch
 
+    from lit_metarl.reports.benchmarks.training import noise
+
     updates: dict[str, Callable[[Any], object]] = {}
     counts: dict[str, tuple[int, float]] = {}
     for name in dict.fromkeys([REFERENCE, *args.critics]):
@@ -122,7 +124,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
             sac.compile_objectives(torch.device("cpu"))
             updates[f"{name}, compiled"], counts[f"{name}, compiled"] = sac.update, counts[name]
     seconds: dict[str, list[float]] = {name: [] for name in updates}
-    batch = _minibatch(torch.Generator().manual_seed(0), args)
+    batch = noise((args.batch_size,), args.obs, args.action, torch.Generator().manual_seed(0))
     for _ in range(args.rounds + 1):
         for name, update in updates.items():
             began = time.process_time()
@@ -142,18 +144,6 @@ def _sac(args: argparse.Namespace, name: str, **settings: Any) -> Any:
     optimizers = sac.configure_optimizers()
     sac.optimizers = lambda: optimizers
     return sac
-
-
-def _minibatch(generator: Any, args: argparse.Namespace) -> Any:
-    import torch
-
-    from lit_metarl.types import Transition
-
-    size = args.batch_size
-    obs, next_obs = torch.randn(2, size, args.obs, generator=generator)
-    action = 2.0 * torch.rand(size, args.action, generator=generator) - 1.0
-    flags = torch.zeros(size, dtype=torch.bool)
-    return Transition(obs, action, torch.randn(size, generator=generator), next_obs, flags, flags)
 
 
 def table_of(described: dict[str, Any], rows: list[Row]) -> str:

@@ -15,7 +15,7 @@ from lit_metarl.reports.benchmarks.timing import Clock, is_busy, spread, typical
 from lit_metarl.reports.section import Section
 
 if TYPE_CHECKING:
-    from lit_metarl.types import TaskMinibatch, Transition
+    from lit_metarl.types import TaskMinibatch
 
 PLAIN, RELEASED, TWO_CRITICS, HYPER = "plain implementation", "PEARL", "PEARL, two critics", "Hyper-PEARL"
 PARTS = {  # of an update → their content
@@ -115,17 +115,12 @@ def minibatch_of(size: Size) -> TaskMinibatch:
     """A minibatch of noise."""
     import torch
 
-    from lit_metarl.types import TaskMinibatch, Transition
+    from lit_metarl.reports.benchmarks.training import noise
+    from lit_metarl.types import TaskMinibatch
 
     generator = torch.Generator().manual_seed(0)
-
-    def draw(number: int) -> Transition:
-        obs, next_obs = torch.randn(2, size.tasks, number, OBS, generator=generator)
-        action = 2.0 * torch.rand(size.tasks, number, ACTION, generator=generator) - 1.0
-        flags = torch.zeros(size.tasks, number, dtype=torch.bool)
-        return Transition(obs, action, torch.randn(size.tasks, number, generator=generator), next_obs, flags, flags)
-
-    return TaskMinibatch(draw(size.batch), draw(size.context), torch.zeros(size.tasks, 0))
+    transitions, context = (noise((size.tasks, n), OBS, ACTION, generator) for n in (size.batch, size.context))
+    return TaskMinibatch(transitions, context, torch.zeros(size.tasks, 0))
 
 
 def time_updates(args: argparse.Namespace, size: Size) -> Times:

@@ -27,7 +27,7 @@ from lit_metarl.reports.arguments import blame
 from lit_metarl.reports.benchmarks.naive_sac import PlainLoop, PlainSAC, plain_critic
 from lit_metarl.reports.benchmarks.physics import time_simulator
 from lit_metarl.reports.benchmarks.timing import Clock, typical
-from lit_metarl.reports.benchmarks.training import describe, fit, quiet_threads
+from lit_metarl.reports.benchmarks.training import describe, fit, noise, quiet_threads
 from lit_metarl.reports.section import ReportError
 from lit_metarl.types import ReplayBlock, Transition
 
@@ -149,10 +149,8 @@ def warmup_of(args: argparse.Namespace) -> int:
 
 def time_updates(args: argparse.Namespace, sac: Any) -> dict[str, Any]:
     """Milliseconds of one update (critics in one batched product, actor, temperature, target) on a fixed minibatch."""
-    size, none = args.batch_size, torch.zeros(0)
-    obs, next_obs = torch.randn(2, size, sac.sizes.obs)
-    action, flags = torch.rand(size, sac.sizes.action) * 2 - 1, torch.zeros(size, dtype=torch.bool)
-    minibatch = Transition(obs, action, torch.randn(size), next_obs, flags, flags)
+    none = torch.zeros(0)
+    minibatch = noise((args.batch_size,), sac.sizes.obs, sac.sizes.action, torch.default_generator)
     block = ReplayBlock(Transition(*(field.expand(args.steps, *field.shape) for field in minibatch)), 0, none, none)
     times: list[float] = []
     began = 0.0

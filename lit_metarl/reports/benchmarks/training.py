@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 
 from lit_metarl.cli import quieten
 from lit_metarl.tracking import MLflowLogger, environment_tags
+from lit_metarl.types import Transition
 
 SCHEMA = "lit_metarl.benchmark/1"
 LOG_EVERY = 100  # training steps, as in configs/base.yaml
@@ -45,6 +46,19 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     }
     settings = {key: value for key, value in vars(args).items() if key not in ("json", "block")}
     return {"schema": SCHEMA, "settings": settings, "machine": machine, "versions": environment_tags()}
+
+
+def noise(shape: tuple[int, ...], obs: int, action: int, generator: torch.Generator) -> Transition:
+    """Transitions of noise, fields ``[*shape, ...]``, with actions in [-1, 1]; no episode ends."""
+    flags = torch.zeros(shape, dtype=torch.bool)
+    return Transition(
+        torch.randn(*shape, obs, generator=generator),
+        2.0 * torch.rand(*shape, action, generator=generator) - 1.0,
+        torch.randn(shape, generator=generator),
+        torch.randn(*shape, obs, generator=generator),
+        flags,
+        flags,
+    )
 
 
 def fit(args: argparse.Namespace, module: Any, epochs: int, hooks: dict[str, Any], **data: Any) -> None:
