@@ -81,6 +81,19 @@ def test_an_option_of_a_later_version_leaves_the_key_as_it_is() -> None:
     config["model"]["init_args"]["gamma"] = 0.9
     assert key_of(config) != cell.key
 
+    monitor = {"trainer.callbacks+": "lit_metarl.callbacks.GradientMonitor", "trainer.callbacks.resampling.tasks": 7}
+    (cell,) = cells_of(overrides=monitor)
+    config = deepcopy(cell.config)
+    (resampling,) = (
+        each["init_args"]["resampling"]
+        for each in config["trainer"]["callbacks"]
+        if each["class_path"].endswith("GradientMonitor")
+    )
+    assert resampling.pop("outer_trajectories") is None  # of a dataclass that is written without its class
+    assert key_of(config) == cell.key
+    resampling["tasks"] = 8
+    assert key_of(config) != cell.key
+
 
 def test_the_key_does_not_depend_on_order_or_on_who_says_a_default() -> None:
     (plain,) = cells_of()
