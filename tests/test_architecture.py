@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import itertools
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -180,9 +183,19 @@ def test_what_is_public_is_documented(path: Path) -> None:
 FRAGMENT = re.compile(r"(What|Of|The same|As|See)\b")
 
 
+def of_attributes(tree: ast.Module) -> Iterator[str]:
+    """Texts below assignments, in modules and classes."""
+    for node in ast.walk(tree):
+        body = node.body if isinstance(node, ast.Module | ast.ClassDef) else []
+        for before, after in itertools.pairwise(body):
+            match before, after:
+                case ast.Assign() | ast.AnnAssign(), ast.Expr(value=ast.Constant(value=str(text))):
+                    yield inspect.cleandoc(text)
+
+
 def fragments(tree: ast.Module) -> list[str]:
     """First lines of public docstrings that are no whole sentence, or one that only points elsewhere."""
-    texts = [ast.get_docstring(node) for node in (tree, *public_definitions(tree))]
+    texts = [*(ast.get_docstring(node) for node in (tree, *public_definitions(tree))), *of_attributes(tree)]
     openings = [text.splitlines()[0] for text in texts if text]
     return [line for line in openings if FRAGMENT.match(line) or not line.endswith(".")]
 
@@ -194,7 +207,8 @@ def test_docstrings_open_with_a_sentence(path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["What it does.", "See the base class.", "As a collector does.", "A sentence that"])
 def test_fragments_are_found(line: str) -> None:
-    for code in ('"""{}"""', 'class A:\n  """{}"""', 'class A:\n  @property\n  def b(self):\n    """{}"""'):
+    method = 'class A:\n  @property\n  def b(self):\n    """{}"""'
+    for code in ('"""{}"""', 'A = 1\n"""{}"""', 'class A:\n  """{}"""', method):
         assert fragments(ast.parse(code.format(line))) == [line]
         assert not fragments(ast.parse(code.format("Assets of a test, whole.")))
 

@@ -12,7 +12,7 @@ WORTHWHILE = 1_000_000
 """Multiplications of a matrix product from which on oneDNN's is worth a call of its own."""
 
 WORTHWHILE_FOR_ALL = 30_000_000
-"""The same where a batched product would multiply all members of an ensemble at once."""
+"""Multiplications of one member's product from which on oneDNN beats a batched product of a whole ensemble."""
 
 LARGE = 100_000
 """Numbers from which on a call of a function's own costs nothing beside the passes over memory that it saves."""

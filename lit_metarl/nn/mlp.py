@@ -13,8 +13,11 @@ from lit_metarl.nn.layers import affine, large_product
 from lit_metarl.types import require
 
 Initialisation = Literal["orthogonal", "torch", "glorot"]
-"""Values of a new linear layer: orthogonal weights (pytorch_sac), U(±1/√in) for weights and biases (``nn.Linear``), or
-weights U(±√(6/(in + out))) (Glorot & Bengio 2010). Biases are 0 but for ``torch``."""
+"""The distribution of a new linear layer's values.
+
+``orthogonal``: orthogonal weights (pytorch_sac). ``torch``: U(±1/√in) for weights and biases, as of ``nn.Linear``.
+``glorot``: weights U(±√(6/(in + out))) (Glorot & Bengio 2010). Biases are 0 but for ``torch``.
+"""
 
 
 @torch.no_grad()
