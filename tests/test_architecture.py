@@ -26,21 +26,27 @@ MAY_IMPORT = {
     "settings": {"types"},
     "envs": {"types"},
     "nn": {"types"},
-    "losses": {"types", "diagnostics"},  # objectives are made of tangent kernels, which have one home
+    "losses": {"types"},
     "estimators": {"types"},
     "diagnostics": {"types"},
-    "optim": {"types", "estimators", "nn"},
+    "optim": {"types", "estimators"},
     "data": {"types", "envs", "processes"},
     "algorithms": {"types", "nn", "losses", "estimators", "optim", "diagnostics", "processes", "settings"},
-    "tracking": {"types", "checkpoint", "policy"},
-    "callbacks": {
-        *("types", "envs", "tracking", "algorithms", "estimators", "data", "diagnostics", "checkpoint", "processes"),
-    },
+    "tracking": {"types"},
+    "callbacks": {"types", "envs", "tracking", "algorithms", "data", "diagnostics", "checkpoint", "processes"},
     "policy": {"types", "nn", "checkpoint"},
     "sweep": {"types", "config", "checkpoint", "tracking", "settings"},
 }
-# Files of a part that may import more than the rest of it.
+# Single files that join what the rest of their part does not know.
 MAY_ALSO_IMPORT = {
+    # Objectives of preconditioning are functions of the tangent kernel that NTKMonitor also shows: it has one home.
+    "losses/preconditioning.py": {"diagnostics"},
+    # How a policy is told its task is the networks' own convention; an inner loop follows it wherever it calls one.
+    "optim/inner_loop.py": {"nn"},
+    # The policy as MLflow's model: a file that MLflow writes and this package reads.
+    "tracking/model.py": {"checkpoint", "policy"},
+    # Estimates are compared with those of Loaded DiCE, unbiased for the Hessian.
+    "callbacks/gradients.py": {"estimators"},
     # Estimates are judged in finite MDPs, whose exact values are in envs.tabular_exact: it knows no estimator, and
     # estimators know no MDP, so what needs both stands on both. No other file of diagnostics needs either.
     "diagnostics/enumeration.py": {"envs", "estimators"},
