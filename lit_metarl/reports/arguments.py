@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lit_metarl.reports.section import ReportError
 
 
-def positive(text: str) -> int:
-    """An integer of at least 1."""
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
-    return int(text)
+def at_least(least: int, why: str = "") -> Callable[[str], int]:
+    """The type of an integer of at least ``least`` ≥ 0; a smaller one is an error that says ``why``."""
+
+    def integer(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and int(text) >= least):
+            message = f"{text!r} is not an integer of at least {least}"
+            raise argparse.ArgumentTypeError(f"{message}: {why}" if why else message)
+        return int(text)
+
+    return integer
 
 
-def seed(text: str) -> int:
-    """An integer of at least 0."""
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 0")
-    return int(text)
+positive = at_least(1)
+seed = at_least(0)
+"""Types of a number of things, and of a seed."""
 
 
 def positive_steps(text: str) -> int:

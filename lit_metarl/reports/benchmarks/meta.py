@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from lit_metarl.reports.arguments import positive
+from lit_metarl.reports.arguments import at_least, positive
 from lit_metarl.reports.benchmarks.timing import META_PARTS, Spread, is_busy, spread, typical, verdict
 from lit_metarl.reports.section import Section
 
@@ -34,7 +34,7 @@ COMPARISONS = (  # algorithm, reference, goal of the ratio of their iteration ti
 def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """Settings of ``lit-metarl benchmark meta``."""
     add = parser.add_argument
-    add("--tasks", type=positive, default=40, help="tasks of an iteration")
+    add("--tasks", type=at_least(2, "a credit across tasks needs two"), default=40, help="tasks of an iteration")
     add("--trajectories", type=positive, default=20, help="trajectories of a task, before adaptation and after it")
     add("--horizon", type=positive, default=100, help="steps of a trajectory")
     add("--rounds", type=positive, default=5, help="repetitions of every measurement")
@@ -42,10 +42,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("--robot", default="half_cheetah", help="a robot of the task family Direction")
     add("--hidden", type=positive, nargs="+", default=[64, 64], help="widths of the policy")
     parser.set_defaults(accelerator="cpu")
-    args = parser.parse_args(words)
-    if args.tasks < 2:
-        parser.error("argument --tasks: a credit across tasks needs at least 2")
-    return args
+    return parser.parse_args(words)
 
 
 def run(args: argparse.Namespace) -> Section:

@@ -19,7 +19,7 @@ from lit_metarl.callbacks.gradients import Resampling
 from lit_metarl.data.resampling import Resampler
 from lit_metarl.diagnostics.gradients import Interval, paired_bias
 from lit_metarl.nn import LinearFeature
-from lit_metarl.reports.arguments import positive, seed, writable_file
+from lit_metarl.reports.arguments import at_least, positive, seed, writable_file
 from lit_metarl.reports.section import Section, markdown_table
 from lit_metarl.reports.studies.gradient_quality import load_run
 
@@ -38,13 +38,11 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("checkpoints", metavar="CHECKPOINT", type=Path, nargs="+", help="files of runs of the MAML family")
     add("--trajectories", type=positive, nargs="+", metavar="N", help="of every round; the run's if not given")
     add("--tasks", type=positive, default=10, help="B, the same in every meta-batch")
-    add("--resamples", type=positive, default=200, help="R meta-batches, the same for every row")
+    spread = at_least(3, "a spread without one of them needs three")
+    add("--resamples", type=spread, default=200, help="R meta-batches, the same for every row")
     add("--seed", type=seed, default=0, help="of tasks, simulators and actions")
     add("--json", metavar="FILE", type=writable_file, help="all numbers, with their intervals")
-    args = parser.parse_args(words)
-    if args.resamples < 3:
-        parser.error("argument --resamples: a spread without one of them needs at least 3")
-    return args
+    return parser.parse_args(words)
 
 
 def run(args: argparse.Namespace) -> Section:

@@ -23,7 +23,7 @@ from lit_metarl.estimators import (
     TayPO,
     TruncatedDR,
 )
-from lit_metarl.reports.arguments import fraction, positive, seed
+from lit_metarl.reports.arguments import at_least, fraction, positive, seed
 from lit_metarl.reports.section import Section, markdown_table, percent
 
 MOST_TRAJECTORIES = 20_000
@@ -47,13 +47,11 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     """Settings of ``lit-metarl study estimators``."""
     add = parser.add_argument
     add("--states", type=positive, default=3, help="states of the random MDP; with 3 or more the last one ends it")
-    add("--actions", type=positive, default=2, help="its actions")
+    add("--actions", type=at_least(2, "1 leaves a policy nothing to choose"), default=2, help="its actions")
     add("--horizon", type=positive, default=4, help="steps after which an episode ends")
     add("--gamma", type=fraction, default=0.9, help="discount, from 0 to 1")
     add("--seed", type=seed, default=0, help="of the MDP and of the policies")
     args = parser.parse_args(words)
-    if args.actions < 2:
-        parser.error("argument --actions: 1 leaves a policy nothing to choose")
     count = args.actions * (args.states * args.actions) ** (args.horizon - 1)
     if count > MOST_TRAJECTORIES:
         parser.error(f"argument --horizon: up to {count} trajectories, more than {MOST_TRAJECTORIES}; take fewer steps")

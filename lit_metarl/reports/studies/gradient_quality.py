@@ -18,7 +18,7 @@ from lit_metarl.callbacks.gradients import Resampling, measure_quality
 from lit_metarl.checkpoint import read_checkpoint
 from lit_metarl.data import TrajectoryDataModule
 from lit_metarl.estimators import TMAML, DiCE, InnerSurrogate, LikelihoodRatio, LoadedDiCE, LogLikelihood, TayPO
-from lit_metarl.reports.arguments import positive, seed, writable_file
+from lit_metarl.reports.arguments import at_least, positive, seed, writable_file
 from lit_metarl.reports.section import ReportError, Section, markdown_table
 
 OWN = "own"
@@ -54,17 +54,14 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
         "--estimators", nargs="+", choices=(OWN, *ESTIMATORS), default=[OWN], help="of inner surrogates; own: the run's"
     )
     add("--tasks", type=positive, default=10, help="B, the same in every meta-batch")
-    add("--resamples", type=positive, default=30, help="R meta-batches for every estimator")
-    add("--reference", type=positive, default=100, help="Q meta-batches of the reference, Loaded DiCE")
+    variance = at_least(2, "a variance needs two")
+    add("--resamples", type=variance, default=30, help="R meta-batches for every estimator")
+    add("--reference", type=variance, default=100, help="Q meta-batches of the reference, Loaded DiCE")
     add("--trajectories", type=positive, help="N of the inner rounds; the run's if not given")
     add("--outer-trajectories", type=positive, help="N of the last round; many leave the noise of the Hessian alone")
     add("--seed", type=seed, default=0, help="of tasks, simulators and actions")
     add("--json", metavar="FILE", type=writable_file, help="all numbers, with their intervals")
-    args = parser.parse_args(words)
-    for key in ("resamples", "reference"):
-        if getattr(args, key) < 2:
-            parser.error(f"argument --{key}: a variance needs at least 2")
-    return args
+    return parser.parse_args(words)
 
 
 def run(args: argparse.Namespace) -> Section:

@@ -28,7 +28,7 @@ from lit_metarl.estimators import (
     reward_to_go,
 )
 from lit_metarl.nn import ActionDependentLinear, BaselineFactory, LinearFeature, MetaLearned
-from lit_metarl.reports.arguments import positive, seed, writable_file
+from lit_metarl.reports.arguments import at_least, positive, seed, writable_file
 from lit_metarl.reports.section import Section, blank_figure, markdown_table
 from lit_metarl.reports.studies.gradient_quality import StoredRun, load_run
 
@@ -61,17 +61,18 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("checkpoint", metavar="CHECKPOINT", type=Path, help="file of a run of the MAML family, partially trained")
     add("--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS))
     add("--sizes", type=positive, nargs="+", default=[5, 10, 20, 50, 100, 200, 500, 1000], help="N of every round")
-    add("--repeats", type=positive, default=50, help="R meta-batches at every N")
-    add("--truth", type=positive, default=100_000, help=f"trajectories of a task behind the truth, {REFERENCE} at once")
+    three, batches = (
+        at_least(3, "a spread without one of them needs three"),
+        at_least(3 * REFERENCE, "three meta-batches"),
+    )
+    add("--repeats", type=three, default=50, help="R meta-batches at every N")
+    add("--truth", type=batches, default=100_000, help=f"trajectories of a task behind the truth, {REFERENCE} at once")
     add("--tasks", type=positive, default=4, help="B, the same throughout")
     add("--practice", type=positive, default=200, help="meta-batches that a learned baseline is trained on")
     add("--seed", type=seed, default=0, help="of tasks, simulators and actions")
     add("--figure", metavar="FILE", type=writable_file, default=FIGURE, help="(%(default)s)")
     add("--json", metavar="FILE", type=writable_file, help="all numbers, with their intervals")
-    args = parser.parse_args(words)
-    if args.repeats < 3 or args.truth < 3 * REFERENCE:
-        parser.error(f"argument --repeats, --truth: at least 3, and 3 × {REFERENCE}")
-    return args
+    return parser.parse_args(words)
 
 
 def run(args: argparse.Namespace) -> Section:

@@ -29,7 +29,7 @@ from lit_metarl.losses.preconditioning import (
     SarsaBatch,
     meta_gradient,
 )
-from lit_metarl.reports.arguments import blame, positive, seed
+from lit_metarl.reports.arguments import at_least, blame, positive, seed
 from lit_metarl.reports.section import Section, markdown_table
 from lit_metarl.types import Transition
 
@@ -169,14 +169,13 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
     add("--derivatives", nargs="+", choices=DERIVATIVES, default=list(DERIVATIVES))
     add("--updates", type=positive, default=300, help="meta-updates")
-    add("--batch-size", type=positive, default=256, help="transitions of one")
+    kernel = at_least(2, "a kernel of one sample has no off-diagonal")
+    add("--batch-size", type=kernel, default=256, help="transitions of one")
     add("--transitions", type=positive, default=5000, help="that minibatches are drawn from")
-    add("--samples", type=positive, default=128, help="of the batch that the kernel is measured on")
+    add("--samples", type=kernel, default=128, help="of the batch that the kernel is measured on")
     add("--meta-lr", type=float, help="β of every objective; each has its own if not given")
     add("--seed", type=seed, default=0)
     args = parser.parse_args(words)
-    if args.batch_size < 2 or args.samples < 2:
-        parser.error("argument --batch-size, --samples: a kernel needs at least 2")
     if args.meta_lr is not None and not args.meta_lr > 0:
         parser.error("argument --meta-lr: it has to be positive")
     return args

@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor
 
 from lit_metarl.checkpoint import read_checkpoint
-from lit_metarl.reports.arguments import positive, writable_file
+from lit_metarl.reports.arguments import at_least, writable_file
 from lit_metarl.reports.section import Section, blank_figure, markdown_table, percent
 from lit_metarl.reports.studies.gradient_quality import StoredRun, load_run
 
@@ -47,13 +47,11 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     """Settings of ``lit-metarl study updated_returns``."""
     add = parser.add_argument
     add("checkpoints", metavar="CHECKPOINT", type=Path, nargs="+", help="files of runs of the MAML family")
-    add("--updates", type=positive, default=50, help="R, each on a meta-batch of its own (%(default)s)")
+    several = at_least(2, "one is no distribution")
+    add("--updates", type=several, default=50, help="R, each on a meta-batch of its own (%(default)s)")
     add("--figure", metavar="FILE", type=writable_file, default=FIGURE, help="(%(default)s)")
     add("--json", metavar="FILE", type=writable_file, help="the return after every update")
-    args = parser.parse_args(words)
-    if args.updates < 2:
-        parser.error("argument --updates: a distribution needs at least 2")
-    return args
+    return parser.parse_args(words)
 
 
 def run(args: argparse.Namespace) -> Section:

@@ -201,7 +201,7 @@ def test_write_puts_the_text_into_a_document(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", "1"], "--tasks: a credit across tasks needs at least 2"),
+        (["--tasks", "1"], "--tasks: '1' is not an integer of at least 2: a credit across tasks"),
         (["--horizon", "0"], "--horizon: '0' is not an integer of at least 1"),
         (["--hidden", "64", "x"], "--hidden: 'x' is not an integer"),
         (["--robot", "cheetah"], "--robot: unknown robot 'cheetah'"),

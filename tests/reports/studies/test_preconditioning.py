@@ -76,7 +76,7 @@ def test_the_table_has_every_objective_and_derivative(tmp_path: Path, capsys: py
     ("arguments", "message"),
     [
         (["--task", "cart/pole"], "dm_control has no task 'cart/pole'"),
-        (["--batch-size", "1"], "a kernel needs at least 2"),
+        (["--batch-size", "1"], "--batch-size: '1' is not an integer of at least 2: a kernel"),
         (["--meta-lr", "-1"], "--meta-lr: it has to be positive"),
         (["--objectives", "ratio"], "invalid choice: 'ratio'"),
     ],
