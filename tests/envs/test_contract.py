@@ -353,6 +353,7 @@ def test_a_picture_is_of_the_size_asked_for(name: str) -> None:
     for picture, shape in ((env.render(), (240, 320, 3)), (env.render(1, 64, 48), (48, 64, 3))):
         assert picture.shape == shape
         assert picture.dtype == np.uint8
+        assert picture.std() > 5  # a picture, not one colour
     env.close()
 
 

@@ -12,7 +12,6 @@ from resume_cases import assert_goes_on, env_case
 
 from lit_metarl.envs.base import EnvError, make_streams
 from lit_metarl.envs.gym import Gymnasium
-from lit_metarl.envs.rendering import rendering_available
 
 
 class Custom(gymnasium.Env):
@@ -683,19 +682,6 @@ def test_a_task_that_an_environment_cannot_take_is_named():
 
 def test_no_tasks_need_no_method():
     custom(Custom).make(1, seed=0).set_tasks({})
-
-
-def test_render():
-    if reason := rendering_available():
-        pytest.skip(reason)
-    env = Gymnasium("HalfCheetah-v5").make(2, seed=0)
-    env.reset()
-    frame = env.render(index=1, width=64, height=48)
-    assert frame.shape == (48, 64, 3)
-    assert frame.dtype == np.uint8
-    assert frame.std() > 5
-    assert env.resumes_exactly
-    env.close()
 
 
 def test_all_environments_are_closed():

@@ -5,7 +5,7 @@ import pytest
 from oracles import rollout, through_file
 
 from lit_metarl.envs.base import EnvError
-from lit_metarl.envs.rendering import choose_backend, rendering_available
+from lit_metarl.envs.rendering import choose_backend
 from lit_metarl.envs.saved_state import load_physics, mutable_parts, pack, packable, save_physics, shared, unpack
 from lit_metarl.envs.suite import DMControl
 
@@ -229,14 +229,3 @@ def test_pack_keeps_values_and_types():
 def test_what_would_not_come_back_as_it_was_is_not_packed(value):
     assert not packable(value)
     assert not packable([(value,)])
-
-
-def test_render():
-    if reason := rendering_available():
-        pytest.skip(reason)
-    env = DMControl("cheetah/run").make(2, seed=0)
-    env.reset()
-    frame = env.render(index=1, width=64, height=48)
-    assert frame.shape == (48, 64, 3)
-    assert frame.dtype == np.uint8
-    assert frame.std() > 5  # a picture, not one colour

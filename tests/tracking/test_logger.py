@@ -3,7 +3,6 @@
 import math
 import os
 import resource
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -40,18 +39,9 @@ from lit_metarl.tracking.writer import MetricWriter
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(lit_metarl.__file__).parents[1])}
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh store; creating one costs seconds, copying it milliseconds."""
-    root = tmp_path_factory.mktemp("template") / "store"
-    open_store(root)
-    return root
-
-
 @pytest.fixture
-def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(template, tmp_path / "store")
+def root() -> str:
+    open_store("store")
     return "store"
 
 

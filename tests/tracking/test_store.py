@@ -1,7 +1,6 @@
 """The store: created once by any number of processes, never left half made, never outside its root."""
 
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -37,17 +36,10 @@ def start(code: str, *args: str, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh store; creating one costs seconds, copying it milliseconds."""
-    root = tmp_path_factory.mktemp("template") / "store"
-    open_store(root)
-    return root
-
-
 @pytest.fixture
-def root(template: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(template, tmp_path / "store")
+def root(tmp_path: Path) -> Path:
+    open_store(tmp_path / "store")
+    return tmp_path / "store"
 
 
 def set_revision(root: Path, revision: str) -> None:
