@@ -9,7 +9,8 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from functools import cache
+from fnmatch import fnmatchcase
+from functools import cache, reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +78,7 @@ def make_cells(
     overlays: Sequence[Config] = (),
     more: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
+    only: Sequence[str] = (),
 ) -> list[Cell]:
     """All cells of ``recipe``, one seed of every arm after the other, so that arms can soon be compared.
 
@@ -88,28 +90,33 @@ def make_cells(
         overlays: configs on top of every arm.
         more: flags of ``fit``, for every cell.
         seeds: instead of the recipe's.
+        only: the arms to make cells of, as shell patterns of their names with their place in the grid; all if empty.
 
     Raises:
-        ConfigError: two cells would be the same run, or their runs would not be recorded.
+        ConfigError: two cells would be the same run, their runs would not be recorded, or there is no such arm.
     """
-    arms = []
-    for arm in recipe.arms:
-        config = resolve(arm.config, flags({**recipe.overrides, **arm.overrides}))
-        for overlay in overlays:
-            config = merge(config, overlay)
-        arms.append((arm, config))
+    chosen = [(arm, point) for arm in recipe.arms for point in recipe.points() if _named(label(arm, point), only)]
+    for pattern in only:
+        found = any(_named(name, [pattern]) for name in recipe.labels())
+        require(found, "--arm", pattern, f"the arms of {recipe.path} are {', '.join(recipe.labels())}")
+    configs: dict[str, Config] = {}
+    for arm, _ in chosen:
+        if arm.name not in configs:
+            config = resolve(arm.config, flags({**recipe.overrides, **arm.overrides}))
+            configs[arm.name] = reduce(merge, overlays, config)
     cells: dict[str, Cell] = {}
     for seed in recipe.seeds if seeds is None else seeds:
-        for arm, config in arms:
-            for point in recipe.points():
-                complete = resolve(config, [*flags(point), *more, f"--seed_everything={seed}"])
-                cell = _cell(recipe, arm, point, seed, complete)
-                other = cells.setdefault(cell.key, cell)
-                if other is not cell:
-                    raise ConfigError(
-                        f"{recipe.path}: {other} and {cell} are the same run: drop one, or what they share."
-                    )
+        for arm, point in chosen:
+            complete = resolve(configs[arm.name], [*flags(point), *more, f"--seed_everything={seed}"])
+            cell = _cell(recipe, arm, point, seed, complete)
+            other = cells.setdefault(cell.key, cell)
+            if other is not cell:
+                raise ConfigError(f"{recipe.path}: {other} and {cell} are the same run: drop one, or what they share.")
     return list(cells.values())
+
+
+def _named(name: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def key_of(config: Mapping[str, Any]) -> str:

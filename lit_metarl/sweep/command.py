@@ -68,12 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="yaml file, such as configs/sweep/navigation.yaml")
-    parser.add_argument(
-        "--workers",
-        type=_positive,
-        metavar="N",
-        help="runs at a time (default: one for each CPU)",
-    )
+    parser.add_argument("--workers", type=_positive, metavar="N", help="runs at a time (default: one for each CPU)")
     parser.add_argument(
         "--threads",
         type=_positive,
@@ -90,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
         help="train each run as a job of its own, by submitit (pip install 'lit_metarl[cluster]'); --workers jobs at a "
         "time, all of them by default. The scheduler's options are --cluster.KEY VALUE: --cluster.partition gpu "
         "--cluster.timeout_min 600 --cluster.cpus_per_task 4 --cluster.gpus_per_node 1 --cluster.mem_gb 16",
+    )
+    parser.add_argument(
+        "--arm",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="train only arms so named, such as sac or '*cheetah*'; may be repeated",
     )
     parser.add_argument("--seeds", metavar="SEEDS", help="instead of the recipe's: how many, or a list such as [0,3]")
     parser.add_argument("--retry", action="store_true", help="also train what has failed, from its last checkpoint on")
@@ -124,7 +126,7 @@ def _sweep(args: argparse.Namespace, more: Sequence[str], resolve: Resolve, word
     require(here, "--threads", args.threads, "the jobs of a cluster have --cluster.cpus_per_task threads each")
     recipe = load_recipe(args.recipe)
     seeds = None if args.seeds is None else read_seeds(yaml.safe_load(args.seeds), "--seeds")
-    cells = make_cells(recipe, resolve, [load_config(path) for path in args.config], more, seeds)
+    cells = make_cells(recipe, resolve, [load_config(path) for path in args.config], more, seeds, args.arm)
     states = look(cells)
     if not args.again:
         states = with_record(cells, states, args.recipe.with_suffix(".csv"))

@@ -162,6 +162,19 @@ def test_runs_that_would_not_be_recorded_are_refused() -> None:
         cells_of(more=("--trainer.logger=false",))
 
 
+def test_only_arms_that_are_named_become_cells() -> None:
+    def made(*only: str) -> list[str]:
+        return [cell.arm for cell in make_cells(NAVIGATION, resolver(), seeds=[0], only=only)]
+
+    assert made("sgmrl*", "maml") == [arm for arm in made() if arm in ("sgmrl", "sgmrl_linearised", "maml")]
+    with pytest.raises(ConfigError, match=r"--arm = 'MAML' cannot be used: the arms of .*navigation.yaml are maml, fomaml, "):
+        made("maml", "MAML")
+    critics = load_recipe(CONFIGS / "sweep" / "hyper_critics.yaml")
+    hopper = make_cells(critics, resolver(), seeds=[0], only=["*hopper"])
+    assert {cell.config["data"]["init_args"]["env"]["init_args"]["robot"] for cell in hopper} == {"hopper"}
+    assert len(hopper) == len(critics.arms)
+
+
 def test_unknown_settings_are_refused_by_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cells_of(grid={"model.gama": [0.9]})
