@@ -11,7 +11,7 @@ from torch import Tensor, nn
 WORTHWHILE = 1_000_000
 """Multiplications of a matrix product from which on oneDNN's is worth a call of its own."""
 
-WORTHWHILE_FOR_ALL = 30_000_000
+WORTHWHILE_FOR_ALL = 10_000_000
 """Multiplications of one member's product from which on oneDNN beats a batched product of a whole ensemble."""
 
 LARGE = 100_000
