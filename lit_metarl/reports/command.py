@@ -38,13 +38,15 @@ COMMANDS = {
     "report": Command("tables.results", "results", "Results table of the runs in the store, or the page of a recipe."),
     "compare": Command("tables.comparison", "comparison", "Compare two experiments, or two arms of a recipe."),
     "study baseline_bias": Command(
-        "studies.baseline_bias", "baseline-bias", "Bias of trained checkpoints' meta-gradients by their baseline."
+        "studies.baseline_bias", "baseline-bias", "Bias that its baseline gives a checkpoint's meta-gradient."
     ),
     "study critic_gradient": Command(
         "studies.critic_gradient", "critic-gradient", "Whether critics' action gradients lead where returns rise."
     ),
     "study critic_gradient_curves": Command(
-        "studies.critic_gradient_curves", "critic-gradient-curves", "That in training (needs CriticGradientMonitor)."
+        "studies.critic_gradient_curves",
+        "critic-gradient-curves",
+        "Cosine of critics' gradients in training (needs CriticGradientMonitor).",
     ),
     "study control_variates": Command(
         "studies.control_variates", "control-variates", "Exact bias and variance of action-dependent control variates."

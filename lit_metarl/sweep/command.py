@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Train what a recipe asks for: experiments × grid of settings × seeds, a few runs at a time.
 
-A run is known by its complete config. One that has finished is skipped, one that was stopped goes on from its last
-checkpoint, one that failed is shown (and tried again with --retry): the same command again goes on with the sweep.
+A run is known by its settings that are not at their default. One that has finished is skipped, one that was stopped
+goes on from its last checkpoint, one that failed is shown (and tried again with --retry): the same command goes on.
 Runs are in the MLflow experiment of the recipe's name, tagged with `recipe` and `arm`; what they print is in
 mlruns/sweeps/RECIPE/.
 
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cluster",
         choices=("slurm", "local"),
         help="train each run as a job of its own, by submitit (pip install 'lit_metarl[cluster]'); --workers jobs at a "
-        "time, all of them by default. The scheduler's options are --cluster.KEY VALUE: --cluster.partition gpu "
+        "time (slurm: all by default). The scheduler's options are --cluster.KEY VALUE: --cluster.partition gpu "
         "--cluster.timeout_min 600 --cluster.cpus_per_task 4 --cluster.gpus_per_node 1 --cluster.mem_gb 16",
     )
     parser.add_argument(
