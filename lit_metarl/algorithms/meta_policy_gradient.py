@@ -69,7 +69,7 @@ class MetaPolicyGradient(Algorithm):
         num_actions: number of discrete actions, None if continuous; likewise.
         policy: network; :class:`~lit_metarl.nn.GaussianMLP` (:class:`~lit_metarl.nn.CategoricalMLP` for discrete
             actions) with its defaults if None.
-        baseline: b(s_t); linear in features and fitted anew to every task's every round if None.
+        baseline: b(s_t); linear in features and fitted anew to each round of each task if None.
         inner: surrogate that an adaptation step ascends.
         correction: what the meta-gradient owes to the sampling of the inner data.
         outer: how the initial parameters move.

@@ -49,8 +49,8 @@ class PEARL(OffPolicy):
     soft actor-critic, from replay. The encoder learns what critics need to know: the gradient reaches it through the
     critics' loss alone, and through the KL divergence to the prior N(0, 1).
 
-    One update: z from a context of the same tasks; critics and encoder; with a ``value`` network that network; its (or
-    the critics') targets; the policy. Every part sees what the parts before it left. Two forms:
+    One update: z from a context of the same tasks; critics and encoder; the ``value`` network, where there is one; the
+    policy; the slow copy of ``value``, or of the critics. Every part sees what the parts before it left. Two forms:
 
     ====================  ==========================================================================================
     ``value`` given       V(s, z) with a slow copy makes the critics' targets, the temperature stays what it is
@@ -58,8 +58,8 @@ class PEARL(OffPolicy):
     ``value`` None        slow copies of the critics do, and the temperature is learned: today's soft actor-critic
     ====================  ==========================================================================================
 
-    What a task is told (``data.oracle_context``) takes the place of z: there is no encoder then, and nothing to infer.
-    That is the ceiling of what inference can reach. With the networks of Sarafian et al. 2021
+    With ``data.oracle_context`` the policy is told the task in place of z, without an encoder: the ceiling of what
+    inference can reach. With the networks of Sarafian et al. 2021
     (:class:`~lit_metarl.nn.HyperActor` of z, :class:`~lit_metarl.nn.HyperCritic` of the observation) it is Hyper-PEARL.
 
     Args:
@@ -70,7 +70,7 @@ class PEARL(OffPolicy):
         action_scale: factor between the policy's actions and the simulator's range; likewise.
         actor: policy network; :class:`~lit_metarl.nn.TanhGaussianMLP` of 3 × 300 if None.
         critic: action-value networks; :class:`~lit_metarl.nn.EnsembleCriticMLP` of 3 × 300 if None.
-        value: state-value network, a critic of no action; for the released form. ``members: 1``.
+        value: state-value network of the released form, a critic of no action with ``members: 1``.
         encoder: of contexts; :class:`~lit_metarl.nn.ProductOfGaussians` with its defaults if None.
         actor_lr: Adam step size of the policy.
         critic_lr: Adam step size of the critics.

@@ -26,7 +26,7 @@ class PreconditionedSAC(SAC):
         obs_dim: O; linked from the DataModule by the command line.
         action_dim: A; likewise.
         objective: L_m; :class:`~lit_metarl.losses.preconditioning.LogCosine` if None.
-        meta_lr: β of plain gradient descent. Published: 1e-8, for an objective of another scale. What counts is about
+        meta_lr: β of plain gradient descent. Published: 1e-8, for an objective of another scale. What counts is roughly
             the product of β and ``data.warmup_updates`` (published: 50,000): 6 learned best of what was tried; beyond
             20 the ratio gains little and the diagonal grows.
         bellman_lr: η.

@@ -16,8 +16,8 @@ from lit_metarl.types import Transition, require
 class TD3(ActorCritic):
     """Twin delayed deterministic policy gradients (Fujimoto et al. 2018), defaults of the authors' code.
 
-    One update: the critics towards the lower target of a smoothed action; at every ``policy_delay``-th update besides
-    the actor, by the gradient of the first critic, and then all targets. Noise is in units of the largest action.
+    One update: the critics towards the lower target of a smoothed action; at every ``policy_delay``-th update also the
+    actor, by the gradient of the first critic, and then all targets. Noise is in units of the largest action.
 
     Args:
         obs_dim: O; linked from the DataModule by the command line.

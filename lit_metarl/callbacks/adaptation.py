@@ -21,9 +21,9 @@ from lit_metarl.types import MetaEpisodes, State
 class AdaptationResults(Callback):
     """Curve, table and films of a meta-learner, for process 0's share of the tasks.
 
-    ``fit`` ends with ``adaptation/eval.png`` and ``adaptation/eval.csv`` (every task, every number of steps) of its
-    last evaluation and, of a learner that infers z, ``adaptation/posterior.png``; ``test`` stores the same as ``test``,
-    but no posterior, and prints a table; ``predict`` writes one mp4 per number of steps.
+    ``fit`` ends with the artifacts ``adaptation/eval.png`` and ``eval.csv`` (every task, every number of steps) of its
+    last evaluation and, of a learner that infers z, ``posterior.png``; ``test`` stores ``test.png`` and ``test.csv``
+    there and prints a table; ``predict`` writes one mp4 per number of steps.
     """
 
     def __init__(self) -> None:

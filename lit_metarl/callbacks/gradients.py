@@ -148,9 +148,9 @@ class GradientMonitor(Monitor):
 
     Meta-batches of fixed tasks are drawn again and again in simulators and from streams of the monitor's own, the same
     in every measurement: training is bit for bit the same with and without it (Liu et al. 2019, Fig. 2). A measurement
-    costs R times the estimators, plus Q, iterations; the first process makes it. Metrics, ``gradient/…`` for the
-    meta-gradient and ``hessian_vector/…`` for the product of the inner Hessian and one fixed vector: the fields of
-    :class:`~lit_metarl.diagnostics.gradients.GradientQuality`, each with ``_low`` and ``_high``, and
+    costs R iterations for each estimator and Q for the reference; the first process makes it. Metrics, ``gradient/…``
+    for the meta-gradient and ``hessian_vector/…`` for the product of the inner Hessian and one fixed vector: the fields
+    of :class:`~lit_metarl.diagnostics.gradients.GradientQuality`, each with ``_low`` and ``_high``, and
     ``gradient/variance_of/<parameter>``; of other estimators below ``<name>/``.
 
     The reference is the module with the Loaded DiCE surrogate, whose Hessian is unbiased up to what baseline and

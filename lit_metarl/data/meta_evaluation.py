@@ -32,7 +32,7 @@ class TaskDataModule(ExperienceDataModule):
         seed: root of every random stream.
         eval_tasks: tasks of an evaluation, per split, all processes together.
         eval_adaptation_steps: adaptation steps of an evaluation; None for ``adaptation_steps``.
-        test_tasks: the same for ``test``.
+        test_tasks: tasks of ``test``, likewise.
         video_size: width and height in pixels of the film that ``predict`` writes.
 
     Raises:

@@ -26,12 +26,12 @@ class TaskReplayDataModule(TaskDataModule):
     """Replays of fixed training tasks, and minibatches of them stacked ``[U, B, M, ...]`` (Rakelly et al. 2019).
 
     An iteration draws ``num_tasks`` training tasks, with replacement, and steps them together in one simulator batch,
-    in three phases. Each begins with what the policy knows before any data. With the *prior* every episode is acted
-    with that. In the *posterior* and the *extra* phase the first episode is, too, as in the released code; after each,
-    the task is inferred anew from ``context_size`` transitions that are drawn from the task's *encoder buffer*. This is
-    emptied when a task is drawn, and filled by the first two phases: contexts are recent, and mostly of a policy that
-    explored. What the replay of the task keeps is everything. Then ``updates_per_iteration`` updates follow, each of
-    ``meta_batch`` tasks drawn with replacement; a batch is a block of ``updates_per_block`` = U of them.
+    in three phases. In the *prior* phase the policy acts every episode with what it knows before any data. In the
+    *posterior* and the *extra* phase it does so in the first episode only, as in the released code; after each episode
+    the task is inferred anew from ``context_size`` transitions of the task's *encoder buffer*. This is emptied when a
+    task is drawn, and filled by the first two phases: contexts are recent, and mostly of a policy that explored. The
+    task's replay keeps everything. Then ``updates_per_iteration`` updates follow, each of ``meta_batch`` tasks drawn
+    with replacement; a batch is a block of ``updates_per_block`` = U of them.
 
     Before the first iteration every training task is explored with the prior. A phase ends after the episode with which
     every task has had its steps. Held-out tasks are drawn from the same distribution by other streams, hence are others
