@@ -167,7 +167,9 @@ def test_only_arms_that_are_named_become_cells() -> None:
         return [cell.arm for cell in make_cells(NAVIGATION, resolver(), seeds=[0], only=only)]
 
     assert made("sgmrl*", "maml") == [arm for arm in made() if arm in ("sgmrl", "sgmrl_linearised", "maml")]
-    with pytest.raises(ConfigError, match=r"--arm = 'MAML' cannot be used: the arms of .*navigation.yaml are maml, fomaml, "):
+    with pytest.raises(
+        ConfigError, match=r"--arm = 'MAML' cannot be used: the arms of .*navigation.yaml are maml, fomaml, "
+    ):
         made("maml", "MAML")
     critics = load_recipe(CONFIGS / "sweep" / "hyper_critics.yaml")
     hopper = make_cells(critics, resolver(), seeds=[0], only=["*hopper"])
