@@ -279,11 +279,15 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def completion(shell: str) -> None:
-    """Print the completion script of ``shell`` for fit, validate, test and predict, and exit.
+    """Print the completion script of ``shell`` for fit, validate, test and predict, and exit; or help.
 
     Raises:
         ConfigError: no such shell.
     """
+    if shell in ("--help", "-h"):
+        shells = ",".join(SHELLS)
+        sys.stdout.write(f"usage: lit-metarl completion {{{shells}}}\n\nPrint the completion script of a shell.\n")
+        return
     require(shell in SHELLS, "completion", shell, f"choose one of {', '.join(SHELLS)}")
     quieten()
     warnings.filterwarnings("ignore", message="(?s).*Hit failing import")  # of types that no option has

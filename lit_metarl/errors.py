@@ -85,7 +85,9 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
         taker = key.rpartition("(")[2].rstrip(")")
         if match[1] in RENAMED:
             return f"{plain}.{match[1]} is called {RENAMED[match[1]]} now."
-        return f"{plain}.{match[1]}: {taker} takes no {match[1]}.{_instead(match[1], _arguments(taker))}"
+        # of a base, perhaps, which the class sets itself
+        others = [name for name in _arguments(taker) if name != match[1]]
+        return f"{plain}.{match[1]}: {taker} takes no {match[1]}.{_instead(match[1], others)}"
     if match := re.search(r"unrecognized arguments: (.*)", line):
         return f"{match[1]} is not understood.{_instead(match[1].partition('=')[0], list(options))}"
     if match := re.search(r"does not accept option '([^'.]+)", line):

@@ -62,6 +62,7 @@ def files(tmp_path: Path) -> None:
         (["--model.actor_lr=abc"], "model(SAC).actor_lr: Expected a float. Got value: abc"),
         (["--model.actor_lr=-1"], "model.actor_lr = -1.0 cannot be used: it must be a positive number."),
         (["--model.actor.hiden=[3]"], "model.actor.hiden: TanhGaussianMLP takes no hiden. Did you mean hidden?"),
+        (["--model=TD3", "--model.target_update_every=3"], "TD3 takes no target_update_every. Choose from actor,"),
         (["--data=ReplyData"], "data = ReplyData names no class. Did you mean ReplayDataModule? Choose from Replay"),
         (["--data.num_env=2"], "data.num_env: ReplayDataModule takes no num_env. Did you mean num_envs?"),
         (["--data.batch_size=9999"], "data.capacity = 2000 cannot be used: the replay must hold one minibatch"),
@@ -272,6 +273,11 @@ def test_help_fits_every_code_page() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
     assert b"--model.gamma" in done.stdout
+
+
+def test_completion_says_which_shells_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: lit-metarl completion {bash,zsh,")
 
 
 def test_the_completion_script_completes() -> None:
