@@ -181,7 +181,6 @@ def test_the_notebook_snippet(checkout: Path) -> None:
 def test_all_other_commands_are_known() -> None:
     rest = [line for line in BASH if line not in SET_UP and not is_training(line) and not is_sweep(line)]
     assert rest == [
-        "lit-metarl doctor",
         "mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db",
         "lit-metarl report --html page.html",
         "lit-metarl report configs/sweep/navigation.yaml",

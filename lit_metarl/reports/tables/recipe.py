@@ -81,7 +81,7 @@ def run_recipe(args: argparse.Namespace, path: Path) -> Section:
 
 
 def best_of(paths: Sequence[Path]) -> Section:
-    """The best arm of every recipe on each of its environments, made of the records beside them.
+    """The best arm of every recipe on each of its environments and the next, made of the records beside them.
 
     Raises:
         ReportError, ConfigError: a recipe has no record, or one of the two is damaged.
@@ -94,11 +94,11 @@ def best_of(paths: Sequence[Path]) -> Section:
         arms = arms_of(rows, names_of(rows, recipe.labels()))
         link = f"[{recipe.name}]({recipe.path.with_suffix('.md').as_posix()})"
         for environment in dict.fromkeys(arm.environment for arm in arms):
-            here = [arm for arm in arms if arm.environment == environment]
-            best = max(here, key=lambda arm: float(interquartile_mean(arm.scores)))
-            count = {"of": f"{len(here)} arms" if len(here) > 1 else "–"}
-            lines.append({"results": link} | _cells(recipe, best, []) | count)
-    heads = ["results", "environment", "of", "arm", "return", *_PUBLISHED, "seeds", "environment steps"]
+            here = [(interquartile_mean(arm.scores), arm) for arm in arms if arm.environment == environment]
+            (_, best), *others = sorted(here, key=lambda pair: float(pair[0]), reverse=True)
+            following = [f"`{arm.name}` {score:.4g}" for score, arm in others[:1]]
+            lines.append({"results": link, "next": "".join(following) or "–"} | _cells(recipe, best, []))
+    heads = ["results", "environment", "arm", "return", "next", *_PUBLISHED, "seeds", "environment steps"]
     columns = [name for name in heads if any(line[name] != "–" for line in lines)]
     names = {"arm": "best arm", "return": "return (95 % interval)"}
     table = markdown_table(

@@ -265,9 +265,9 @@ def test_the_best_arms_of_several_recipes_are_read_from_their_records(
     record_of(second).write_text("\n".join(control) + "\n")
     assert main(["report", str(first), str(second), "--root", "nowhere"]) == 0
     (lines,) = tables(capsys.readouterr().out)
-    assert [(line["of"], line["best arm"], line["seeds"]) for line in lines] == [
-        ("2 arms", "`fast`", "3"),
-        ("2 arms", "`fast`", "3"),
+    assert [(line["next"].split()[0], line["best arm"], line["seeds"]) for line in lines] == [
+        ("`control`", "`fast`", "3"),
+        ("`control`", "`fast`", "3"),
         ("–", "`control`", "3"),
         ("–", "`control`", "3"),
     ]
