@@ -90,7 +90,8 @@ def make_cells(
         overlays: configs on top of every arm.
         more: flags of ``fit``, for every cell.
         seeds: instead of the recipe's.
-        only: the arms to make cells of, as shell patterns of their names with their place in the grid; all if empty.
+        only: the arms to make cells of, by their names with their place in the grid or shell patterns of them; all if
+            empty.
 
     Raises:
         ConfigError: two cells would be the same run, their runs would not be recorded, or there is no such arm.
@@ -116,7 +117,8 @@ def make_cells(
 
 
 def _named(name: str, patterns: Sequence[str]) -> bool:
-    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+    # The place in the grid may have brackets, which a pattern reads as a set of letters.
+    return not patterns or any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def key_of(config: Mapping[str, Any]) -> str:

@@ -177,6 +177,14 @@ def test_only_arms_that_are_named_become_cells() -> None:
     assert len(hopper) == len(critics.arms)
 
 
+def test_every_arm_can_be_named_as_it_is_shown() -> None:
+    """Brackets of a list in the grid are letters, not a set of them."""
+    recipe = load_recipe(CONFIGS / "sweep" / "inference_half_cheetah.yaml")
+    for name in recipe.labels():
+        assert "[" in name
+        assert [cell.arm for cell in make_cells(recipe, resolver(), seeds=[0], only=[name])] == [name]
+
+
 def test_unknown_settings_are_refused_by_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cells_of(grid={"model.gama": [0.9]})
