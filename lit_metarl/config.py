@@ -8,6 +8,7 @@ without a ``class_path`` are for whatever class a later file names.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,18 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = merge(base[key], value) if both else value
     return merged
+
+
+def read_word(text: str) -> Any:
+    """The value that a word of the command line stands for: a number, ``true`` or ``false``, a list as JSON has it.
+
+    Anything else is the text itself. As yaml, 12:00:00 would be 43200, 010 would be 8, and [a|b] a list.
+    """
+    lower = text.lower()
+    try:
+        return json.loads(lower if lower in ("true", "false") else text)
+    except ValueError:
+        return text
 
 
 def compose_arguments(arguments: Sequence[str]) -> list[str]:

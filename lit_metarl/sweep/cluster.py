@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lit_metarl.config import read_word
 from lit_metarl.sweep.cells import Cell
 from lit_metarl.sweep.state import CellState, State, look, look_within_lock
 from lit_metarl.sweep.training import Outcome, last_error, train
@@ -32,7 +31,7 @@ _POLL_S = 2.0
 
 
 def split_options(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Options ``--cluster.KEY VALUE`` (or ``=VALUE``) in ``words``, values as yaml reads them, and the other words.
+    """Options ``--cluster.KEY VALUE`` (or ``=VALUE``) in ``words``, see :func:`read_word`, and the other words.
 
     Raises:
         ConfigError: an option without a value.
@@ -46,8 +45,9 @@ def split_options(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             continue
         key, equals, value = word.removeprefix(OPTION).partition("=")
         value = value if equals else next(left, "")
-        require(bool(key and value), word, value, "write --cluster.partition gpu, or another option of the scheduler")
-        options[key] = yaml.safe_load(value)
+        given = bool(key and value) and (bool(equals) or not value.startswith("--"))
+        require(given, word, value, "write --cluster.partition gpu, or another option of the scheduler")
+        options[key] = read_word(value)
     return options, rest
 
 

@@ -109,9 +109,7 @@ def _positive(text: str) -> int:
 
 
 def _sweep(args: argparse.Namespace, more: Sequence[str], resolve: Resolve, words: Sequence[str]) -> int:
-    import yaml
-
-    from lit_metarl.config import load_config
+    from lit_metarl.config import load_config, read_word
     from lit_metarl.sweep.cells import make_cells
     from lit_metarl.sweep.cluster import split_options
     from lit_metarl.sweep.display import display
@@ -125,7 +123,7 @@ def _sweep(args: argparse.Namespace, more: Sequence[str], resolve: Resolve, word
     here = args.cluster is None or args.threads is None
     require(here, "--threads", args.threads, "the jobs of a cluster have --cluster.cpus_per_task threads each")
     recipe = load_recipe(args.recipe)
-    seeds = None if args.seeds is None else read_seeds(yaml.safe_load(args.seeds), "--seeds")
+    seeds = None if args.seeds is None else read_seeds(read_word(args.seeds), "--seeds")
     cells = make_cells(recipe, resolve, [load_config(path) for path in args.config], more, seeds, args.arm)
     states = look(cells)
     if not args.again:

@@ -150,8 +150,13 @@ def test_options_of_the_scheduler() -> None:
         {"partition": "gpu", "mem_gb": 1.5, "exclusive": True},
         ["--trainer.max_epochs=3"],
     )
+    for text in ("12:00:00", "1-00:00:00", "[v100|a100]", "010", "on", "@here", "[gpu"):
+        assert split_options([f"--cluster.time={text}"]) == ({"time": text}, [])  # SLURM's own, which yaml would read
+    assert split_options(["--cluster.exclusive=True", "--cluster.nodes", "2"])[0] == {"exclusive": True, "nodes": 2}
     with pytest.raises(ConfigError, match=r"--cluster.partition = '' cannot be used: write --cluster.partition gpu"):
         split_options(["--cluster.partition"])
+    with pytest.raises(ConfigError, match=r"--cluster.exclusive = '--trainer.max_epochs' cannot be used: write"):
+        split_options(["--cluster.exclusive", "--trainer.max_epochs", "3"])
 
 
 @pytest.mark.parametrize(
