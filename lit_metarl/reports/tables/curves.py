@@ -202,12 +202,17 @@ def _read_run(client: Any, run: Any, experiment: str, metric: str) -> Run | None
         steps=steps,
         returns=values,
         times=times,
-        before=np.array([before[step] for step in steps]) if before else None,
+        before=before_at(steps, before),
         arm=tags.get("arm", ""),
         run_id=run_id,
         key=tags.get(KEY_TAG, ""),
         settings=settings,
     )
+
+
+def before_at(steps: Sequence[float] | Array, before: Mapping[Any, float]) -> Array | None:
+    """Returns before adaptation at ``steps``, ``[T]``; None where one of these has none, as of what training logs."""
+    return np.array([before[step] for step in steps]) if all(step in before for step in steps) else None
 
 
 def _history(client: Any, run_id: str, metric: str) -> tuple[Array, Array, Array]:

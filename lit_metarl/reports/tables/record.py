@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_metarl.reports.section import ReportError
-from lit_metarl.reports.tables.curves import BEFORE, RETURN, Run, read_metrics
+from lit_metarl.reports.tables.curves import BEFORE, RETURN, Run, before_at, read_metrics
 
 # Returns, of all splits; their spread and what random actions earn are not results.
 _RECORDED = re.compile(r"eval/(\w+/)?return(_after_\d+_steps)?")
@@ -248,7 +248,7 @@ def _run(points: Sequence[Evaluation], unadapted: Sequence[Evaluation]) -> Run:
         steps=np.array([row.step for row in points], dtype=np.float64),
         returns=np.array([row.value for row in points]),
         times=np.array([row.minutes * 60_000 for row in points]),
-        before=np.array([before[row.step] for row in points]) if before else None,
+        before=before_at([row.step for row in points], before),
         arm=first.arm,
         run_id=first.run,
         key=first.key,

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow.entities import Metric
 from report_cases import CHEETAH, WALKER, add_run, code_of
 from sweep_cases import PENDULUM, write_recipe
 
 from lit_metarl.reports.command import main
 from lit_metarl.reports.tables.record import Evaluation, record_of, record_text
 from lit_metarl.reports.tables.statistics import bootstrap_interval
+from lit_metarl.tracking import connect
 
 CONTROL = {CHEETAH: [1.0, 2.0, 3.0], WALKER: [4.0, 5.0, 9.0]}
 TREATED = {CHEETAH: [2.0, 4.0, 6.0], WALKER: [8.0, 10.0, 18.0]}  # twice the return at every step
@@ -126,6 +128,16 @@ def test_any_metric_can_be_compared(root: Path, capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert table(printed)[CHEETAH, "final eval/out_of_distribution/return"] == ["97.5", "292.5", "3.00", "1.00"]
     assert "Curves of `eval/out_of_distribution/return` on" in printed
+
+
+def test_what_training_logs_between_evaluations_can_be_compared_of_meta_learners(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, slope in (("slow", 1.0), ("fast", 3.0)):
+        points = [Metric("train/entropy", slope * step / 1000, step, step) for step in range(1_000, 100_001, 1_000)]
+        connect(root).log_batch(add_run(root, name, 0, 9.0, before=1.0), metrics=points)
+    assert main(["compare", "slow", "fast", "--metric", "train/entropy", "--root", str(root)]) == 0
+    assert table(capsys.readouterr().out)[CHEETAH, "final train/entropy"] == ["95.5", "286.5", "3.00", "1.00"]
 
 
 @pytest.fixture

@@ -94,6 +94,15 @@ def test_runs_come_back_from_the_file_as_from_the_store(root: Path) -> None:
     assert record_text(reversed(rows)) == path.read_text()
 
 
+def test_a_return_before_adaptation_that_was_deleted_is_missing_alone(root: Path) -> None:
+    rows = read_store(root, "swing")
+    first = next(row for row in rows if row.metric == BEFORE)
+    whole, without = (runs_of(kept) for kept in (rows, [row for row in rows if row is not first]))
+    assert [run.run_id for run in whole] == [run.run_id for run in without]
+    for run, other in zip(whole, without, strict=True):
+        assert (other.before is None) is (run.before is None or run.run_id == first.run)
+
+
 def test_a_store_without_finished_cells_says_so(root: Path) -> None:
     add_run(root, "by hand", 0, 1.0)
     with pytest.raises(ReportError, match=r"No finished run in .* is of the recipe by hand"):
