@@ -175,8 +175,14 @@ def restore(path: Path) -> Restored:
         checkpoint = read_checkpoint(path)
     except CheckpointError as error:
         raise ReportError(str(error)) from error
-    config, name = yaml.safe_load(checkpoint["run"]["config"]), checkpoint["algorithm"]["name"]
-    if not issubclass(resolve_name(config["model"]["class_path"]), ActorCritic):
+    config, name = yaml.safe_load(checkpoint.get("run", {}).get("config", "{}")), checkpoint["algorithm"]["name"]
+    if not {"data", "model"} <= config.keys():
+        raise ReportError(f"{path} holds no config; it was not written by `lit-metarl fit`.")
+    try:
+        algorithm = resolve_name(config["model"]["class_path"])
+    except (ImportError, AttributeError) as error:
+        raise ReportError(f"{path} is of {name}, which cannot be imported: {error}.") from error
+    if not issubclass(algorithm, ActorCritic):
         raise ReportError(f"{path} is of {name}, which has no critic of actions; name one of SAC or TD3.")
     sizes = checkpoint["algorithm"]["policy"]["sizes"]
     config["model"]["init_args"] |= {"obs_dim": sizes["obs"], "action_dim": sizes["action"]}

@@ -63,6 +63,8 @@ def test_a_checkpoint_is_restored_whole(checkpoint: Path) -> None:
     ("old", "new", "message"),
     [
         ("algorithms.TD3", "algorithms.ProMP", "is of TD3, which has no critic of actions; name one of SAC or TD3"),
+        ("lit_metarl.algorithms.TD3", "mine.TD4", "is of TD3, which cannot be imported: No module named 'mine'."),
+        ("\nmodel:", "\nmodule:", "holds no config; it was not written by `lit-metarl fit`."),
         ("policy_delay", "delay", "was written by another version of lit_metarl: "),
     ],
 )
