@@ -26,6 +26,7 @@ KEY_TAG = "sweep_key"
 _DISPLAY = ("ProgressBar", "TQDMProgressBar", "RichProgressBar", "ModelSummary", "RichModelSummary")
 _AT_THE_END = ("TestTable", "EpisodeVideo")
 _SAVING = ("KeepCheckpoints",)
+_LONGEST = 150  # of an arm in a file's name, which has 255 bytes at most
 _TRAINER = "lightning.pytorch.Trainer"
 _OF_A_START = ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "profiler")
 
@@ -68,7 +69,7 @@ class Cell(NamedTuple):
 
     def file(self, ending: str) -> Path:
         """A file of this cell in the store: its config (``yaml``), what it printed (``log``), its ``lock``."""
-        arm = re.sub(r"[^\w.-]+", "_", self.arm)
+        arm = re.sub(r"[^\w.-]+", "_", self.arm)[:_LONGEST]  # the key tells those apart that begin alike
         return self.root / "sweeps" / self.recipe / f"{arm}-seed{self.seed}-{self.key}.{ending}"
 
 

@@ -157,6 +157,15 @@ def test_one_run_is_one_cell() -> None:
         cells_of(grid={"model.gamma": [0.9, 9e-1]})
 
 
+def test_a_grid_of_whole_classes_has_files_of_usable_names() -> None:
+    critics = [{"class_path": "lit_metarl.nn.D2RLCritic", "init_args": {"hidden": [n] * 64}} for n in (128, 129)]
+    one, other = cells_of(grid={"model.critic": critics})
+    for cell in (one, other):
+        assert len(cell.arm) > 255
+        cell.file("lock").parent.mkdir(parents=True, exist_ok=True)
+        cell.file("lock").touch(exist_ok=False)
+
+
 def test_runs_that_would_not_be_recorded_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"trainer.logger = False cannot be used: a sweep reads in the store"):
         cells_of(more=("--trainer.logger=false",))
