@@ -88,6 +88,10 @@ class HyperCritic(CriticFactory):
         missing = sorted(told ^ {*self.meta, *self.base})
         require(not missing, "critic.meta, critic.base", (*self.meta, *self.base),
                 f"together they must be {', '.join(sorted(told))}")  # fmt: skip
+        require(self.members >= 1, "critic.members", self.members, "an ensemble has 1 or more")
+        for key, names in {"meta": self.meta, "base": self.base}.items():
+            some = not names or sum(getattr(sizes, name) for name in names) > 0
+            require(some, f"critic.{key}", names, "a value network has no action: name another input besides")
         return HyperEnsembleCritic(sizes, self)
 
 

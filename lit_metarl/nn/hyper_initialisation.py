@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_metarl.nn.mlp import EnsembleLinear, initialise
+from lit_metarl.types import require
 
 
 class DynamicLayer(NamedTuple):
@@ -77,6 +78,7 @@ class HyperInitialisation(ABC):
             heads: z → all numbers of all layers, weight, bias and gain of one after those of another.
             layers: the dynamic layers, in this order.
         """
+        require(self.primary_gain >= 0, "initialisation.primary_gain", self.primary_gain, "it must not be negative")
         for layer in primary.modules():
             if isinstance(layer, EnsembleLinear):
                 bound = layer.weight.shape[1] ** -0.5
@@ -109,6 +111,7 @@ class Released(HyperInitialisation):
         """Uniform weights for all three heads."""
         bound = self.output_bound if layer.is_output else self.hidden_bound
         bound = bound if layer.bound is None else layer.bound
+        require(bound >= 0, "initialisation's bound of a head's weights", bound, "it must not be negative")
         for weight, _ in head:
             weight.uniform_(-bound, bound)
 
@@ -139,6 +142,7 @@ class HyperFanIn(HyperInitialisation):
 
     def fill_head(self, head: Head, layer: DynamicLayer, primary: nn.Module) -> None:
         """Normal weights of these two heads; the third keeps 0."""
+        require(self.samples >= 1, "initialisation.samples", self.samples, "a variance is measured on 1 or more")
         first = next(module for module in primary.modules() if isinstance(module, EnsembleLinear))
         z = primary(torch.randn(first.weight.shape[0], self.samples, first.weight.shape[1]))
         std = (2.0 * z.square().sum(-1).mean(-1))[:, None, None].rsqrt()  # [E, 1, 1]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_metarl.nn.hyper_initialisation import DynamicLayer, HyperInitialisation, Released
-from lit_metarl.nn.mlp import EnsembleLinear, Initialisation
+from lit_metarl.nn.mlp import EnsembleLinear, Initialisation, check_layer
 from lit_metarl.types import require
 
 
@@ -99,6 +99,8 @@ class ResidualNetwork(nn.Sequential):
         blocks: int,
         initialisation: Initialisation = "torch",
     ) -> None:
+        require(bool(widths) and min(widths) >= 1, "widths", widths, "a residual network needs stages of 1 or more")
+        require(blocks >= 0, "blocks", blocks, "it must not be negative")
         stages: list[nn.Module] = []
         for fan_in, width in pairwise([inputs, *widths]):
             stages.append(EnsembleLinear(members, fan_in, width, initialisation))
@@ -118,7 +120,7 @@ class Hypernetwork(nn.Module):
         initialisation: of primary network and heads; :class:`~lit_metarl.nn.Released` if None.
 
     Raises:
-        ConfigError: there is no width, or one below 1.
+        ConfigError: there is no width, or one below 1, of the primary network or of a dynamic layer.
     """
 
     def __init__(
@@ -131,8 +133,8 @@ class Hypernetwork(nn.Module):
         initialisation: HyperInitialisation | None = None,
     ) -> None:
         super().__init__()
-        require(bool(widths) and min(widths) >= 1, "widths", widths, "the primary network needs stages of 1 or more")
-        require(blocks >= 0, "blocks", blocks, "it must not be negative")
+        for layer in layers.values():
+            check_layer(layer.inputs, layer.outputs)
         self.members = members
         self.layers = dict(layers)
         self.primary = ResidualNetwork(members or 1, inputs, widths, blocks)

@@ -40,10 +40,17 @@ def initialise(weight: Tensor, bias: Tensor, initialisation: Initialisation) -> 
         nn.init.xavier_uniform_(weight)
 
 
+def check_layer(fan_in: int, fan_out: int) -> None:
+    """Raise :class:`ConfigError` unless a linear layer of these sizes passes anything on."""
+    remedy = "every layer of a network needs 1 or more of either"
+    require(min(fan_in, fan_out) >= 1, "inputs, outputs of a layer", (fan_in, fan_out), remedy)
+
+
 def mlp(sizes: Sequence[int], initialisation: Initialisation = "orthogonal") -> nn.Sequential:
     """Linear layers ``sizes[0] → … → sizes[-1]`` with ReLU between them, all initialised alike."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
+        check_layer(fan_in, fan_out)
         linear = nn.Linear(fan_in, fan_out)
         initialise(linear.weight, linear.bias, initialisation)
         layers += [linear, nn.ReLU()]
@@ -58,6 +65,8 @@ class EnsembleLinear(nn.Module):
 
     def __init__(self, members: int, fan_in: int, fan_out: int, initialisation: Initialisation = "orthogonal") -> None:
         super().__init__()
+        require(members >= 1, "members", members, "an ensemble has 1 or more")
+        check_layer(fan_in, fan_out)
         self.weight = nn.Parameter(torch.empty(members, fan_in, fan_out))
         self.bias = nn.Parameter(torch.empty(members, 1, fan_out))
         for weight, bias in zip(self.weight.detach(), self.bias.detach(), strict=True):

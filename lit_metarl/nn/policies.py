@@ -17,6 +17,7 @@ from lit_metarl.nn.distributions import Categorical, DiagonalGaussian
 from lit_metarl.nn.hyper_initialisation import HyperInitialisation, Released
 from lit_metarl.nn.hypernetwork import Hypernetwork, dynamic_mlp, mlp_layers
 from lit_metarl.nn.layers import Linear, fused_tanh
+from lit_metarl.nn.mlp import check_layer
 from lit_metarl.types import Sizes, require
 
 
@@ -152,6 +153,7 @@ def glorot_mlp(sizes: Sequence[int], activation: Activation = "tanh", bias: bool
     require(activation in ACTIVATIONS, "activation", activation, f"choose one of {', '.join(ACTIVATIONS)}")
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
+        check_layer(fan_in, fan_out)
         linear = Linear(fan_in, fan_out, bias=bias)
         nn.init.xavier_uniform_(linear.weight)
         if bias:

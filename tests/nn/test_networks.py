@@ -10,7 +10,20 @@ import torch
 from torch import nn
 
 from lit_metarl.losses.critics import critic_loss
-from lit_metarl.nn import EnsembleCriticMLP, TanhGaussianMLP
+from lit_metarl.nn import (
+    D2RLCritic,
+    DeterministicMLP,
+    EnsembleCriticMLP,
+    GaussianMLP,
+    HyperActor,
+    HyperCritic,
+    HyperFanIn,
+    ProductOfGaussians,
+    Released,
+    ResNetCritic,
+    ResNetFeatures,
+    TanhGaussianMLP,
+)
 from lit_metarl.nn.actors import LOG_STD_MAX, LOG_STD_MIN
 from lit_metarl.nn.mlp import EnsembleLinear, ensemble_mlp, mlp
 from lit_metarl.types import ConfigError, Sizes
@@ -51,6 +64,46 @@ def test_initialisations_by_their_bounds(build: Callable[[Any], nn.Module]) -> N
         assert float(layer.bias.detach().abs().max()) == pytest.approx(bias, rel=0.1)
     with pytest.raises(ConfigError, match="initialisation = 'xavier' cannot be used: choose from orthogonal, torch,"):
         build("xavier")
+
+
+LAYER = "inputs, outputs of a layer = .* cannot be used: every layer of a network needs 1 or more"
+MEMBERS = "members = 0 cannot be used: an ensemble has 1 or more"
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (EnsembleCriticMLP(hidden=[0]), LAYER),
+        (EnsembleCriticMLP(hidden=[8, -1]), LAYER),
+        (EnsembleCriticMLP(members=0), MEMBERS),
+        (HyperCritic(widths=[8], members=0), MEMBERS),  # would be critics of as many members as the minibatch is large
+        (HyperCritic(widths=[8], hidden=[0]), LAYER),
+        (D2RLCritic(hidden=[]), LAYER),  # its output layer alone sees nothing
+        (D2RLCritic(members=0), MEMBERS),
+        (ResNetCritic(width=0), "widths = .*0.* cannot be used"),
+        (ResNetCritic(blocks=-1), "blocks = -1 cannot be used"),
+        (ResNetFeatures(widths=[]), "widths = .* cannot be used"),
+        (ResNetFeatures(widths=[8], features=0), LAYER),
+        (TanhGaussianMLP(hidden=[0]), LAYER),
+        (DeterministicMLP(hidden=[0]), LAYER),
+        (HyperActor(widths=[8], hidden=[0]), LAYER),
+        (GaussianMLP(hidden=[0]), LAYER),
+        (ProductOfGaussians(hidden=[0]), LAYER),
+        (HyperCritic(widths=[8], initialisation=HyperFanIn(samples=0)), "initialisation.samples = 0 cannot be used"),
+        (HyperCritic(widths=[8], initialisation=Released(-1.0)), "initialisation.primary_gain = -1.0 cannot be used"),
+        (HyperCritic(widths=[8], initialisation=Released(hidden_bound=-1.0)), "head's weights = -1.0 cannot be used"),
+    ],
+)
+def test_networks_that_could_not_learn_are_refused(factory: Any, message: str) -> None:
+    context = 2 if isinstance(factory, HyperActor) else 0
+    with pytest.raises(ConfigError, match=message):
+        factory.build(Sizes(3, 2, context=context))
+
+
+@pytest.mark.parametrize(("meta", "base"), [(["action"], ["obs", "context"]), (["obs", "context"], ["action"])])
+def test_a_value_network_made_of_the_action_is_refused(meta: Any, base: Any) -> None:
+    with pytest.raises(ConfigError, match=r"critic..* = \['action'\] cannot be used: a value network has no action"):
+        HyperCritic(meta, base, widths=[8]).build(Sizes(3, 0, context=2))
 
 
 def test_a_critic_sees_only_its_own_gradient() -> None:
