@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -52,7 +53,9 @@ class GradientProtocol:
         for key in ("states", "repeats", "spread"):
             require(getattr(self, key) >= 1, f"critic gradient: {key}", getattr(self, key), "it must be at least 1")
         require(self.actions >= 3, "critic gradient: actions", self.actions, "a fit needs at least 3")
-        require(self.noise > 0, "critic gradient: noise", self.noise, "it must be positive")
+        finite = 0 < self.noise < math.inf
+        require(finite, "critic gradient: noise", self.noise, "it must be positive and finite")
+        require(self.seed >= 0, "critic gradient: seed", self.seed, "seeds are non-negative integers")
         enough = self.horizon >= self.repeats
         require(enough, "critic gradient: horizon", self.horizon, f"an action is taken for {self.repeats} steps")
         known = ", ".join(SOURCES)

@@ -60,6 +60,7 @@ class Resampling:
             require(value is None or value >= 1, f"resampling.{key}", value, "it must be at least 1")
         for key in ("resamples", "reference"):
             require(getattr(self, key) >= 2, f"resampling.{key}", getattr(self, key), "a variance needs at least 2")
+        require(self.seed >= 0, "resampling.seed", self.seed, "seeds are non-negative integers")
 
     def resampler(self, datamodule: TaskDataModule, stream: int) -> Resampler:
         """Draws of this measurement's tasks; each ``stream`` has data of its own."""

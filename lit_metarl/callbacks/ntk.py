@@ -36,6 +36,7 @@ class NTKMonitor(Monitor):
     def __init__(self, samples: int = 128, every_n_epochs: int = 1, spacing: int = 7, seed: int = 0) -> None:
         require(samples >= 2, "NTKMonitor.samples", samples, "a kernel needs at least 2")
         require(spacing >= 1, "NTKMonitor.spacing", spacing, "it must be at least 1")
+        require(seed >= 0, "NTKMonitor.seed", seed, "seeds are non-negative integers")
         super().__init__(every_n_epochs)
         self.samples = samples
         self.spacing = spacing

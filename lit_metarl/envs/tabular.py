@@ -193,6 +193,7 @@ class TabularTasks(TaskFamily):
 
     def __post_init__(self) -> None:
         require(self.horizon >= 1, "horizon", self.horizon, "an episode has at least one step")
+        require(self.mdp_seed >= 0, "mdp_seed", self.mdp_seed, "seeds are non-negative integers")
         self.mdp()  # refuses the other settings
 
     def mdp(self) -> TabularMDP:

@@ -151,6 +151,8 @@ def test_the_bonus_of_sac_is_the_entropys() -> None:
         ({"states": 0}, "states = 0 cannot be used: it must be at least 1"),
         ({"actions": 2}, "actions = 2 cannot be used: a fit needs at least 3"),
         ({"noise": 0.0}, "noise = 0.0 cannot be used: it must be positive"),
+        ({"noise": float("inf")}, "noise = inf cannot be used: it must be positive and finite"),
+        ({"seed": -1}, "seed = -1 cannot be used: seeds are non-negative integers"),
         ({"horizon": 2}, "horizon = 2 cannot be used: an action is taken for 3 steps"),
         ({"source": "a"}, "source = 'a' cannot be used: choose from policy, exploration, random, replay"),
     ],

@@ -190,3 +190,5 @@ def test_what_has_no_meta_gradient_is_refused(tmp_path: Path) -> None:
         Resampling(reference=1)
     with pytest.raises(ConfigError, match=r"resampling\.outer_trajectories = 0"):
         Resampling(outer_trajectories=0)
+    with pytest.raises(ConfigError, match=r"resampling\.seed = -1"):
+        Resampling(seed=-1)

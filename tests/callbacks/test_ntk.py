@@ -104,7 +104,7 @@ def test_a_module_without_a_critic_is_refused(tmp_path: Path) -> None:
         fit(MAML(2, 2), datamodule, NTKMonitor(), tmp_path)
 
 
-@pytest.mark.parametrize(("key", "least"), [("samples", 2), ("every_n_epochs", 1), ("spacing", 1)])
+@pytest.mark.parametrize(("key", "least"), [("samples", 2), ("every_n_epochs", 1), ("spacing", 1), ("seed", 0)])
 def test_the_least_of_each_setting(key: str, least: int) -> None:
     with pytest.raises(ConfigError, match=rf"NTKMonitor\.{key} = {least - 1}"):
         NTKMonitor(**{key: least - 1})

@@ -124,7 +124,13 @@ def test_errors_say_what_is_wrong():
         TabularMDP(np.ones((2, 1, 2)), np.ones((2, 1)), np.array([1.0, 0.0]))
     with pytest.raises(EnvError, match="terminal"):
         TabularMDP(np.full((2, 1, 2), 0.5), np.ones((2, 1)), np.array([1.0, 0.0]), np.array([True, False]))
-    for settings in ({"horizon": 0}, {"concentration": 0.0}, {"num_terminal": 10}, {"num_terminal": -1}):
+    for settings in (
+        {"horizon": 0},
+        {"concentration": 0.0},
+        {"num_terminal": 10},
+        {"num_terminal": -1},
+        {"mdp_seed": -1},
+    ):
         with pytest.raises(ConfigError, match=next(iter(settings))):
             TabularTasks(**settings)
     assert TabularTasks(horizon=1, concentration=1e-3, num_terminal=9).mdp().ends.sum() == 9
