@@ -95,8 +95,12 @@ def make_cells(
             empty.
 
     Raises:
-        ConfigError: two cells would be the same run, their runs would not be recorded, or there is no such arm.
+        ConfigError: two cells would be the same run, their runs would not be recorded, there is no such arm, or
+            they would have other seeds, or go on from a checkpoint.
     """
+    for word in more:
+        remedy = "seeds are those of the recipe, or of --seeds"
+        require(word.partition("=")[0] != "--seed_everything", "--seed_everything", word, remedy)
     chosen = [(arm, point) for arm in recipe.arms for point in recipe.points() if _named(label(arm, point), only)]
     for pattern in only:
         found = any(_named(name, [pattern]) for name in recipe.labels())
@@ -185,6 +189,8 @@ def _cell(recipe: Recipe, arm: Arm, point: Settings, seed: int, config: Config) 
     logger = trainer["logger"]
     recorded = isinstance(logger, dict) and logger["class_path"].endswith("MLflowLogger")
     require(recorded, "trainer.logger", logger, "a sweep reads in the store what is done; use MLflowLogger")
+    remedy = "a run of a sweep begins anew, or goes on from its own checkpoint"
+    require(config.get("ckpt_path") is None, "ckpt_path", config.get("ckpt_path"), remedy)
     name = label(arm, point)
     logger["init_args"] |= {
         "experiment_name": recipe.name,
