@@ -13,9 +13,10 @@ from rich.table import Table
 
 from lit_metarl.algorithms import PEARL
 from lit_metarl.callbacks.posterior import draw_posterior, infer
+from lit_metarl.data.meta_evaluation import TaskDataModule
 from lit_metarl.envs.rendering import write_video
 from lit_metarl.tracking.logger import mlflow_logger
-from lit_metarl.types import MetaEpisodes, State
+from lit_metarl.types import MetaEpisodes, State, require
 
 
 class AdaptationResults(Callback):
@@ -28,6 +29,12 @@ class AdaptationResults(Callback):
 
     def __init__(self) -> None:
         self._last: MetaEpisodes | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse data of a single task, which would fail when all is trained."""
+        remedy = "it shows how a meta-learner adapts; take TestTable and EpisodeVideo"
+        datamodule: Any = trainer.datamodule
+        require(isinstance(datamodule, TaskDataModule), "AdaptationResults", type(datamodule).__name__, remedy)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: MetaEpisodes, *_: int

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lit_metarl.algorithms import PEARL
 from lit_metarl.algorithms.base import Algorithm
 from lit_metarl.callbacks.monitor import Monitor
 from lit_metarl.data.stepping import Stepper
@@ -47,7 +48,10 @@ class NTKMonitor(Monitor):
         """Make the batch; refuse a module without a critic."""
         if stage != "fit":
             return
-        require(hasattr(pl_module, "critic"), "NTKMonitor", type(pl_module).__name__, "it has no critic to look at")
+        name = type(pl_module).__name__
+        require(hasattr(pl_module, "critic"), "NTKMonitor", name, "it has no critic to look at")
+        remedy = "its critic is told a task besides, of which there is none to choose"
+        require(not isinstance(pl_module, PEARL), "NTKMonitor", name, remedy)
         datamodule: Any = trainer.datamodule
         self._batch = random_inputs(datamodule.env_factory, self.samples, self.spacing, self.seed)
 

@@ -11,15 +11,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from lit_metarl.data.meta_evaluation import TaskDataModule
 from lit_metarl.envs.rendering import write_video
 from lit_metarl.tracking.logger import mlflow_logger
-from lit_metarl.types import Episodes
+from lit_metarl.types import Episodes, require
 
 
 class TestTable(Callback):
     """Prints the results of ``test``; stores every episode of process 0 as the artifact ``test/episodes.csv``."""
 
     __test__ = False  # not a test case, whatever its name
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse data of many tasks for ``test``."""
+        if stage == "test":
+            refuse_tasks(self, trainer)
 
     def on_test_batch_end(
         self,
@@ -50,8 +56,21 @@ class TestTable(Callback):
         Console().print(table)
 
 
+def refuse_tasks(callback: Callback, trainer: Trainer) -> None:
+    """Raise :class:`~lit_metarl.types.ConfigError` if ``callback`` would meet the evaluations of a meta-learner."""
+    datamodule: Any = trainer.datamodule
+    remedy = "it shows episodes of a single task; take AdaptationResults"
+    single = not isinstance(datamodule, TaskDataModule)
+    require(single, type(callback).__name__, type(datamodule).__name__, remedy)
+
+
 class EpisodeVideo(Callback):
     """Writes the episode of ``predict`` as ``<run>/episode.mp4`` and stores it as an artifact."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse data of many tasks for ``predict``."""
+        if stage == "predict":
+            refuse_tasks(self, trainer)
 
     def on_predict_batch_end(
         self,

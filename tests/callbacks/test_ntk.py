@@ -9,10 +9,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from lit_metarl.algorithms import MAML, SAC, TD3, ActorCritic
+from lit_metarl.algorithms import MAML, PEARL, SAC, TD3, ActorCritic
 from lit_metarl.callbacks import NTKMonitor
 from lit_metarl.callbacks.ntk import random_inputs
-from lit_metarl.data import ReplayDataModule, TrajectoryDataModule
+from lit_metarl.data import ReplayDataModule, TaskReplayDataModule, TrajectoryDataModule
 from lit_metarl.diagnostics.kernels import exact_kernel
 from lit_metarl.diagnostics.ntk import ntk_ratio
 from lit_metarl.envs.gym import Gymnasium
@@ -102,6 +102,9 @@ def test_a_module_without_a_critic_is_refused(tmp_path: Path) -> None:
     datamodule = TrajectoryDataModule(Navigation2D(max_episode_steps=2), num_tasks=1, trajectories=1)
     with pytest.raises(ConfigError, match=r"NTKMonitor = 'MAML' .* no critic"):
         fit(MAML(2, 2), datamodule, NTKMonitor(), tmp_path)
+    tasks = TaskReplayDataModule(Navigation2D(max_episode_steps=2), train_tasks=2, num_tasks=1, meta_batch=1)
+    with pytest.raises(ConfigError, match=r"NTKMonitor = 'PEARL' cannot be used: its critic is told a task"):
+        fit(PEARL(2, 2), tasks, NTKMonitor(), tmp_path)
 
 
 @pytest.mark.parametrize(("key", "least"), [("samples", 2), ("every_n_epochs", 1), ("spacing", 1), ("seed", 0)])

@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from meta_cases import quiet_trainer
 from torch import Tensor
 
+from lit_metarl.algorithms import MAML, SAC
 from lit_metarl.callbacks.adaptation import AdaptationResults
 from lit_metarl.callbacks.results import EpisodeVideo, TestTable
-from lit_metarl.types import Episodes, MetaEpisodes
+from lit_metarl.data import ReplayDataModule, TrajectoryDataModule
+from lit_metarl.envs.gym import Gymnasium
+from lit_metarl.envs.navigation import Navigation2D
+from lit_metarl.types import ConfigError, Episodes, MetaEpisodes
 
 FILM = torch.arange(4 * 48 * 64 * 3).reshape(4, 48, 64, 3).to(torch.uint8)
 
@@ -54,6 +59,19 @@ WRITERS: dict[str, tuple[Callable[[Any, Any], None], set[str], str]] = {
     "curve of a fit": (draw_the_fit, {"eval.png"}, ""),
     "table": (lambda trainer, module: TestTable().on_test_end(trainer, module), set(), "test/return"),
 }
+
+
+@pytest.mark.parametrize(
+    ("callback", "stage"), [(AdaptationResults(), "fit"), (TestTable(), "test"), (EpisodeVideo(), "predict")]
+)
+def test_results_of_another_kind_of_data_are_refused_at_the_start(callback: Any, stage: str, tmp_path: Path) -> None:
+    replay = ReplayDataModule(Gymnasium("Pendulum-v1"), batch_size=4, capacity=100, warmup_steps=5, epoch_steps=4)
+    tasks = TrajectoryDataModule(Navigation2D(max_episode_steps=2), num_tasks=1, trajectories=1)
+    module, datamodule = (SAC(3, 1), replay) if isinstance(callback, AdaptationResults) else (MAML(2, 2), tasks)
+    trainer = quiet_trainer(max_epochs=1, default_root_dir=tmp_path, callbacks=[callback])
+    message = f"{type(callback).__name__} = '{type(datamodule).__name__}' cannot be used: it shows"
+    with pytest.raises(ConfigError, match=message):
+        getattr(trainer, stage)(module, datamodule=datamodule)
 
 
 @pytest.mark.parametrize("name", WRITERS)
