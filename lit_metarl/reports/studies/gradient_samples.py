@@ -72,7 +72,10 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("--seed", type=seed, default=0, help="of tasks, simulators and actions")
     add("--figure", metavar="FILE", type=writable_file, default=FIGURE, help="(%(default)s)")
     add("--json", metavar="FILE", type=writable_file, help="all numbers, with their intervals")
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    if args.truth % REFERENCE:
+        parser.error(f"argument --truth: it has to be a multiple of {REFERENCE}, which are drawn at once")
+    return args
 
 
 def run(args: argparse.Namespace) -> Section:

@@ -62,6 +62,11 @@ def test_all_have_the_parameters_of_the_checkpoint_and_advantages_as_they_are(ch
     assert LINEAR.held_out
 
 
+def test_the_truth_is_of_whole_meta_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of(["study", "gradient_samples", "gone.ckpt", "--truth", "3500"]) == 2
+    assert "argument --truth: it has to be a multiple of 1000" in capsys.readouterr().err
+
+
 def test_ranking_in_words() -> None:
     assert ranking({"a": 2.0, "b": 1.0, "c": 2.01, "d": 9.0}) == "b < a = c < d"
 
