@@ -134,6 +134,8 @@ class PEARL(OffPolicy):
         for key, weight in {"kl_weight": kl_weight, "policy_penalty": policy_penalty}.items():
             require(0.0 <= weight < math.inf, f"model.{key}", weight, "a weight is not negative")
         require(kl_reduction in ("sum", "mean"), "model.kl_reduction", kl_reduction, "choose sum or mean")
+        remedy = "with a value network the temperature is no target's but model.initial_temperature: leave it null"
+        require(target_entropy is None or value is None, "model.target_entropy", target_entropy, remedy)
         some = evidence_limit is None or evidence_limit >= 1
         require(some, "model.evidence_limit", evidence_limit, "1 or more transitions, or null for all")
         remedy = "the task is told, so there is nothing to infer: set it null, or data.oracle_context false"

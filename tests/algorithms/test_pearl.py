@@ -438,6 +438,7 @@ def test_it_trains(data: dict[str, Any], model: dict[str, Any], precision: str) 
         ({"reward_scale": 0.0}, r"model\.reward_scale = 0\.0"),
         ({"kl_weight": -1.0}, r"model\.kl_weight = -1\.0"),
         ({"kl_reduction": "max"}, r"model\.kl_reduction = 'max' .* choose sum or mean"),
+        ({"target_entropy": -1.0}, r"model\.target_entropy = -1\.0 .* with a value network"),
         ({"evidence_limit": 0}, r"model\.evidence_limit = 0"),
         ({"actor": DeterministicMLP([8])}, r"model\.actor = DeterministicMLP.* take TanhGaussianMLP"),
         ({"context_dim": 2, "encoder": ProductOfGaussians()}, r"model\.encoder = .* the task is told"),
