@@ -28,6 +28,13 @@ _AT_THE_END = ("TestTable", "EpisodeVideo")
 _SAVING = ("KeepCheckpoints",)
 _LONGEST = 150  # of an arm in a file's name, which has 255 bytes at most
 _TRAINER = "lightning.pytorch.Trainer"
+_OF_THE_SWEEP = {
+    "--seed_everything": "seeds are those of the recipe, or of --seeds",
+    **dict.fromkeys(
+        (f"--trainer.logger.{name}" for name in ("experiment_name", "run_name", "run_id", "tags", "artifacts")),
+        "a run is recorded under the names of recipe, arm and seed; copy the recipe to have other ones",
+    ),
+}
 _OF_A_START = ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "profiler")
 
 Config = dict[str, Any]
@@ -99,8 +106,8 @@ def make_cells(
             they would have other seeds, or go on from a checkpoint.
     """
     for word in more:
-        remedy = "seeds are those of the recipe, or of --seeds"
-        require(word.partition("=")[0] != "--seed_everything", "--seed_everything", word, remedy)
+        flag = word.partition("=")[0].replace(".init_args", "")
+        require(flag not in _OF_THE_SWEEP, flag, word, _OF_THE_SWEEP.get(flag, ""))
     chosen = [(arm, point) for arm in recipe.arms for point in recipe.points() if _named(label(arm, point), only)]
     for pattern in only:
         found = any(_named(name, [pattern]) for name in recipe.labels())

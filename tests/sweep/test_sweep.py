@@ -204,6 +204,10 @@ def test_the_first_signal_lets_runs_save_and_a_second_ctrl_c_does_not() -> None:
         (["swing.yaml", "--seeds=0"], "--seeds = 0 cannot be used: write how many there are, or a list of different"),
         (["swing.yaml", "--seeds=[0"], "--seeds = '[0' cannot be used: write how many there are, or a list"),
         (["swing.yaml", "--seed_everything=7"], "--seed_everything=7' cannot be used: seeds are those of the recipe"),
+        (
+            ["swing.yaml", "--trainer.logger.run_name=x"],
+            "cannot be used: a run is recorded under the names of recipe, arm",
+        ),
         (["swing.yaml", "--ckpt_path", "last.ckpt"], "ckpt_path = 'last.ckpt' cannot be used: a run of a sweep begins"),
         (["swing.yaml", "--arm=sacc"], "--arm = 'sacc' cannot be used: the arms of swing.yaml are sac."),
         (["swing.yaml", "--config=gone.yaml"], "config file gone.yaml cannot be read: No such file or directory."),
