@@ -13,7 +13,7 @@ from lit_metarl.config import load_config, merge
 from lit_metarl.settings import Seed
 from lit_metarl.types import ConfigError, require
 
-KEYS = ("title", "note", "experiments", "grid", "seeds", "overrides", "published")
+KEYS = ("title", "note", "experiments", "grid", "seeds", "overrides", "metrics", "published")
 ARM_KEYS = ("config", "overrides")
 PUBLISHED_KEYS = ("value", "source")
 TASK = "data.env."
@@ -55,6 +55,7 @@ class Recipe:
         grid: for each dotted setting the values that every arm is trained with.
         seeds: every arm is trained with each.
         overrides: settings of all arms.
+        metrics: what is recorded of its runs besides returns, such as ``critic_gradient/cosine`` of a callback.
         published: published returns, by an arm's :meth:`label`.
     """
 
@@ -65,6 +66,7 @@ class Recipe:
     grid: Mapping[str, list[Any]]
     seeds: tuple[int, ...]
     overrides: Settings
+    metrics: tuple[str, ...]
     published: Mapping[str, Published]
 
     @property
@@ -107,6 +109,9 @@ def load_recipe(path: Path) -> Recipe:
         _check_setting(f"grid of {path}", key)
         usable = isinstance(values, list) and len(values) > 0
         require(usable, f"grid.{key} of {path}", values, "write a list of at least one value")
+    metrics = content.get("metrics") or []
+    named = isinstance(metrics, list) and all(isinstance(metric, str) for metric in metrics)
+    require(named, f"metrics of {path}", metrics, "write a list of names, such as [critic_gradient/cosine]")
     recipe = Recipe(
         path,
         str(title),
@@ -115,6 +120,7 @@ def load_recipe(path: Path) -> Recipe:
         grid,
         read_seeds(content.get("seeds"), f"seeds of {path}"),
         _settings(f"overrides of {path}", content.get("overrides")),
+        tuple(metrics),
         {},
     )
     return replace(recipe, published=_published(recipe, content.get("published")))

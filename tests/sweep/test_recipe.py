@@ -72,6 +72,7 @@ def test_files_of_an_arm_are_merged_in_order_and_relative_to_the_recipe(tmp_path
         ({"seeds": True}, "seeds of swing.yaml = True cannot be used"),
         ({"seeds": [1, 1]}, "seeds of swing.yaml = [1, 1] cannot be used"),
         ({"seeds": [True]}, "seeds of swing.yaml = [True] cannot be used"),
+        ({"metrics": "ntk/ratio"}, "metrics of swing.yaml = 'ntk/ratio' cannot be used: write a list of names"),
         ({"published": [1]}, "published of swing.yaml = [1] cannot be used: write a mapping of arms to {value: number"),
         (
             {"published": {"sca": {"value": 1, "source": "x"}}},

@@ -11,7 +11,7 @@ from sweep_cases import CONFIGS, resolver
 
 from lit_metarl.__main__ import main
 from lit_metarl.config import load_config
-from lit_metarl.reports.tables.record import read_record
+from lit_metarl.reports.tables.record import metrics_of, read_record
 from lit_metarl.sweep.cells import make_cells
 from lit_metarl.sweep.recipe import load_recipe
 
@@ -46,7 +46,8 @@ def test_arms_of_a_recipe_run_two_iterations_and_are_reported(name: str, overlay
     assert main(["report", str(path)]) == 0
     rows = read_record(path.with_suffix(".csv"))
     assert {(row.arm, row.key) for row in rows} == {(cell.arm, cell.key) for cell in first.values()}
-    assert len({row.step for row in rows if row.arm == rows[0].arm}) == 2
+    assert len({row.step for row in rows if (row.arm, row.metric) == (rows[0].arm, "eval/return")}) == 2
+    assert set(recipe.metrics) <= set(metrics_of(rows))
     page = path.with_suffix(".md").read_text()
     assert page.startswith(f"# {recipe.title}\n")
     assert all(f"`{arm}`" in page for arm in first)

@@ -1,6 +1,6 @@
 """``lit-metarl report RECIPE``: the results of a recipe, written beside it and all made of its record.
 
-``<name>.csv`` is the record, ``<name>.md`` the page for people, ``.figures/<name>.png`` the learning curves on it.
+``<name>.csv`` is the record, ``<name>.md`` the page for people, ``.figures/<name>*.png`` the curves on it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from lit_metarl.reports.tables.arms import (
 from lit_metarl.reports.tables.curves import BEFORE, PUBLISHED_WINDOW, RETURN, WINDOW, draw_on, published_scores
 from lit_metarl.reports.tables.record import (
     Evaluation,
+    is_return,
     merge,
+    metrics_of,
     read_record,
     read_store,
     record_of,
@@ -70,7 +72,7 @@ def run_recipe(args: argparse.Namespace, path: Path) -> Section:
     record = record_of(recipe.path)
     recorded, stored = read_record(record), []
     try:
-        stored = read_store(args.root, recipe.name)
+        stored = read_store(args.root, recipe.name, recipe.metrics)
     except ReportError as error:
         if not recorded:
             raise ReportError(f"{error} Nor is there a record, {record}. Train: {_command('sweep', recipe)}") from error
@@ -114,9 +116,10 @@ def section_of(recipe: Recipe, rows: Sequence[Evaluation], remarks: Sequence[str
     table = table_of(recipe, arms)
     parts = [f"**{headline(arms)}**", *filter(None, [recipe.note]), table]
     notes = [_note(recipe, arms, table), *remarks_on(recipe, arms, rows)]
-    figure = recipe.path.parent / FIGURES / f"{recipe.name}.png"
+    shown = [RETURN, *(metric for metric in recipe.metrics if metric in metrics_of(rows))]
+    figures = {_picture(recipe, metric): metric for metric in shown}
     lines = "Lines: mean over seeds. Bands: from the lowest to the highest seed."
-    page = [f"# {recipe.title}", *parts, *notes, f"![learning curves]({FIGURES}/{figure.name})", lines]
+    page = [f"# {recipe.title}", *parts, *notes, *(_embedded(path, metric) for path, metric in figures.items()), lines]
     if matrix := improvements(arms):
         parts.append(matrix)
         page += ["## Probability of improvement", matrix, _IMPROVEMENT_NOTE]
@@ -132,7 +135,7 @@ def section_of(recipe: Recipe, rows: Sequence[Evaluation], remarks: Sequence[str
     return Section(
         "\n\n".join(parts),
         [*notes, *remarks],
-        {figure: _draw(groups_of(rows, names))},
+        {path: _draw(groups_of(rows, names, metric), metric) for path, metric in figures.items()},
         {"rows": [_numbers(arm) for arm in arms], "remarks": [*notes, *remarks]},
         files={recipe.path.with_suffix(".md"): "\n\n".join(page) + "\n"},
     )
@@ -175,14 +178,14 @@ def _cells(recipe: Recipe, arm: Arm, metrics: Sequence[str]) -> dict[str, str]:
         _column(metric): f"{interquartile_mean(arm.more[metric]):.4g}" if metric in arm.more else "–"
         for metric in metrics
     }
-    out = [name for name in others if name.startswith("out of distribution")]
+    after = [name for name in others if name.startswith(("out of distribution", "`"))]
     known = recipe.published.get(arm.runs[0].arm)
     return {
         "arm": f"`{arm.name}`",
         "environment": arm.environment,
-        **{name: cell for name, cell in others.items() if name not in out},
+        **{name: cell for name, cell in others.items() if name not in after},
         "return": with_interval([arm.scores]),
-        **{name: others[name] for name in out},
+        **{name: others[name] for name in after},
         "published": "–" if known is None else f"{known.value:.4g}",
         **_published_sac(arm),
         "seeds": str(len(arm.runs)),
@@ -195,6 +198,8 @@ def _cells(recipe: Recipe, arm: Arm, metrics: Sequence[str]) -> dict[str, str]:
 
 def _column(metric: str) -> str:
     """The column of a metric that stands beside the return."""
+    if not is_return(metric):
+        return f"`{metric}`"
     name = metric.rpartition("/")[2].removeprefix("return").strip("_")  # after_2_steps
     steps = name.split("_")[1] if name else ""
     when = {"": "", "0": "before adaptation", "1": "after 1 step"}.get(steps, f"after {steps} steps")
@@ -242,7 +247,7 @@ def _mixed(arms: Sequence[Arm]) -> str:
 
 
 def _missing(recipe: Recipe, rows: Sequence[Evaluation]) -> list[str]:
-    """A sentence about the seeds of the recipe that are not in the record, and one about arms it does not have."""
+    """Sentences about what the recipe has and the record has not, seeds and metrics, and the other way round."""
     recorded = {(row.arm, row.seed) for row in rows}
     absent = {arm: [str(seed) for seed in recipe.seeds if (arm, str(seed)) not in recorded] for arm in recipe.labels()}
     lacking = "; ".join(
@@ -251,18 +256,32 @@ def _missing(recipe: Recipe, rows: Sequence[Evaluation]) -> list[str]:
         if seeds
     )
     others = ", ".join(sorted({row.arm for row in rows} - absent.keys()))
-    sentences = [f"Not finished, so not counted: {lacking}.", f"Not in the recipe any more: {others}."]
-    return [sentence for sentence, names in zip(sentences, (lacking, others), strict=True) if names]
+    unknown = ", ".join(f"`{metric}`" for metric in recipe.metrics if metric not in metrics_of(rows))
+    sentences = {
+        f"Not finished, so not counted: {lacking}.": lacking,
+        f"Not in the recipe any more: {others}.": others,
+        f"Logged by no run: {unknown}.": unknown,
+    }
+    return [sentence for sentence, names in sentences.items() if names]
 
 
-def _draw(groups: Groups) -> Any:
-    """The learning curves, a panel for each environment; an arm has the same colour in all."""
+def _picture(recipe: Recipe, metric: str) -> Path:
+    name = "" if metric == RETURN else "_" + metric.replace("/", "_")
+    return recipe.path.parent / FIGURES / f"{recipe.name}{name}.png"
+
+
+def _embedded(path: Path, metric: str) -> str:
+    return f"![{'learning curves' if metric == RETURN else metric}]({FIGURES}/{path.name})"
+
+
+def _draw(groups: Groups, metric: str) -> Any:
+    """The curves of a metric, a panel for each environment; an arm has the same colour in all."""
     names = list(dict.fromkeys(name for here in groups.values() for name in here))
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
     figure = blank_figure(6.4 if columns == 1 else 4.4 * columns, 4.0 if columns == 1 else 3.4 * rows)
     for index, (environment, here) in enumerate(groups.items(), 1):
-        draw_on(figure.add_subplot(rows, columns, index), environment, list(here.items()), names, RETURN)
+        draw_on(figure.add_subplot(rows, columns, index), environment, list(here.items()), names, metric)
     return figure
 
 

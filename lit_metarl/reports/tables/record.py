@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,11 @@ from lit_metarl.reports.tables.curves import BEFORE, RETURN, Run, before_at, rea
 _RECORDED = re.compile(r"eval/(\w+/)?return(_after_\d+_steps)?")
 
 
+def is_return(metric: str) -> bool:
+    """Whether ``metric`` is a return, of any split, after any number of adaptation steps."""
+    return bool(_RECORDED.fullmatch(metric))
+
+
 class Evaluation(NamedTuple):
     """A line of a record: one metric of one evaluation of one run.
 
@@ -29,7 +34,8 @@ class Evaluation(NamedTuple):
         arm: as the sweep names it, with its place in the grid.
         seed: of the run.
         metric: ``eval/return``, of a meta-learner also ``eval/return_after_k_steps`` for each k below the last, whose
-            return is ``eval/return``, and both of other splits, ``eval/out_of_distribution/return``.
+            return is ``eval/return``, and both of other splits, ``eval/out_of_distribution/return``; and what the
+            recipe names.
         step: environment steps.
         value: six significant digits of it.
         minutes: from the start of the run.
@@ -121,14 +127,19 @@ def record_text(rows: Iterable[Evaluation]) -> str:
     return text.getvalue()
 
 
-def read_store(root: Path | str, recipe: str) -> list[Evaluation]:
+def read_store(root: Path | str, recipe: str, metrics: Collection[str] = ()) -> list[Evaluation]:
     """The evaluations of the finished cells of ``recipe`` in the store; of one arm and seed the newest run's.
+
+    Args:
+        root: folder of the store.
+        recipe: by name.
+        metrics: besides returns.
 
     Raises:
         ReportError: there is no store, or no finished run of the recipe in it.
         TrackingError: the store cannot be opened.
     """
-    found = read_metrics(root, recipe, lambda name: bool(_RECORDED.fullmatch(name)))
+    found = read_metrics(root, recipe, lambda name: name in metrics or is_return(name))
     newest = {(run.arm, run.seed): run.run_id for run in found[RETURN] if run.key}  # the oldest come first
     rows = []
     for metric, runs in found.items():

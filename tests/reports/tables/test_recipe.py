@@ -39,6 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     more |= {
         "eval/out_of_distribution/return_after_0_steps": 0.25,
         "eval/out_of_distribution/return_after_1_steps": 0.5,
+        "gradient/cosine": 0.01,
     }
     for seed in range(4):
         add_run(root, "meta", seed, 3.0 + seed, arm="maml", environment="points/a", before=1.0, more=more)
@@ -153,6 +154,21 @@ def test_a_meta_learner_before_and_after_adaptation(root: Path, capsys: pytest.C
     printed, again = report(root, recipe, capsys)
     assert f"Replaced: run {'9' * 32} of maml seed 0 by " in printed
     assert again == page
+
+
+def test_what_a_recipe_names_besides_returns_is_recorded_and_drawn(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiments = {"maml": EXPERIMENT}
+    recipe = write_recipe("meta.yaml", experiments=experiments, metrics=["gradient/cosine", "gradient/sine"])
+    _, page = report(root, recipe, capsys)
+    assert tables(page)[0][0]["`gradient/cosine`"] == "0.975"
+    assert "![gradient/cosine](.figures/meta_gradient_cosine.png)" in page
+    assert Path(".figures/meta_gradient_cosine.png").stat().st_size > 10_000
+    assert "Logged by no run: `gradient/sine`." in page
+    assert not Path(".figures/meta_gradient_sine.png").exists()
+    assert report(Path("gone"), recipe, capsys)[1] == page
+    assert "gradient/cosine" not in report(root, write_recipe("meta.yaml", experiments=experiments), capsys)[1]
 
 
 def test_an_arm_for_each_task(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
