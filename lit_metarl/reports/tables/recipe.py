@@ -147,7 +147,8 @@ def _command(command: str, recipe: Recipe) -> str:
 
 def table_of(recipe: Recipe, arms: Sequence[Arm]) -> str:
     """A line for every arm on every environment, then for every arm on all of them, where that makes sense."""
-    metrics = sorted({metric for arm in arms for metric in arm.more}, key=lambda name: (name.endswith("/return"), name))
+    found = {metric for arm in arms for metric in arm.more}
+    metrics = sorted(found, key=lambda name: (not is_return(name), name.endswith("/return"), name))
     rows = [_cells(recipe, arm, metrics) for arm in arms]
     for name, scores in relative(arms).items():
         line = {"arm": f"`{name}`", "environment": "all, relative to the first arm", "return": with_interval(scores)}

@@ -10,6 +10,7 @@ import csv
 import io
 import re
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from lit_metarl.reports.section import ReportError
 from lit_metarl.reports.tables.curves import BEFORE, RETURN, Run, before_at, read_metrics
+from lit_metarl.reports.tables.statistics import Array
 
 # Returns, of all splits; their spread and what random actions earn are not results.
 _RECORDED = re.compile(r"eval/(\w+/)?return(_after_\d+_steps)?")
@@ -133,7 +135,8 @@ def read_store(root: Path | str, recipe: str, metrics: Collection[str] = ()) -> 
     Args:
         root: folder of the store.
         recipe: by name.
-        metrics: besides returns.
+        metrics: besides returns; of one that is logged more often than evaluations are made, as what training logs is,
+            the last point up to each.
 
     Raises:
         ReportError: there is no store, or no finished run of the recipe in it.
@@ -141,12 +144,23 @@ def read_store(root: Path | str, recipe: str, metrics: Collection[str] = ()) -> 
     """
     found = read_metrics(root, recipe, lambda name: name in metrics or is_return(name))
     newest = {(run.arm, run.seed): run.run_id for run in found[RETURN] if run.key}  # the oldest come first
+    evaluated = {run.run_id: run.steps for run in found[RETURN]}
     rows = []
     for metric, runs in found.items():
-        rows += [row for run in runs if newest.get((run.arm, run.seed)) == run.run_id for row in _rows(run, metric)]
+        kept = [_thinned(run, evaluated[run.run_id]) for run in runs if newest.get((run.arm, run.seed)) == run.run_id]
+        rows += [row for run in kept for row in _rows(run, metric)]
     if not rows:
         raise ReportError(f"No finished run in {root} is of the recipe {recipe}.")
     return _without_last_step(rows)
+
+
+def _thinned(run: Run, evaluated: Array) -> Run:
+    """The run with its last point up to each of the steps ``evaluated``, if it has more points than these."""
+    if len(run.steps) <= len(evaluated) + 1:  # a monitor measures before training, too
+        return run
+    last = np.unique(np.searchsorted(run.steps, evaluated, side="right") - 1)
+    last = last[last >= 0]
+    return replace(run, steps=run.steps[last], returns=run.returns[last], times=run.times[last], before=None)
 
 
 def _rows(run: Run, metric: str) -> list[Evaluation]:

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow.entities import Metric
 from report_cases import WALKER, add_run
 
 from lit_metarl.reports.section import ReportError
-from lit_metarl.reports.tables.curves import BEFORE, Run, read_runs
+from lit_metarl.reports.tables.curves import BEFORE, RETURN, Run, read_runs
 from lit_metarl.reports.tables.record import (
     COLUMNS,
     Evaluation,
+    is_return,
     merge,
     metrics_of,
     read_record,
@@ -21,6 +23,7 @@ from lit_metarl.reports.tables.record import (
     record_text,
     runs_of,
 )
+from lit_metarl.tracking import connect
 
 OOD = "eval/out_of_distribution/return"
 META = {  # slopes: of K = 2 adaptation steps, and of what is not recorded
@@ -92,6 +95,19 @@ def test_runs_come_back_from_the_file_as_from_the_store(root: Path) -> None:
         assert all(same(run, stored[run.run_id]) for run in found)
     assert runs_of(rows, "eval/return_after_3_steps") == []
     assert record_text(reversed(rows)) == path.read_text()
+
+
+def test_what_training_logs_is_recorded_at_evaluations(tmp_path: Path) -> None:
+    root = tmp_path / "often"
+    steps = range(10, 41, 10)
+    run_id = add_run(root, "swing", 0, 1.0, arm="sac", steps=steps, more={"ntk/ratio": 2.0})
+    client = connect(root)
+    client.log_metric(run_id, "ntk/ratio", 7.0, step=0)
+    client.log_batch(run_id, metrics=[Metric("train/entropy", step, step, step) for step in range(12, 40, 3)])
+    assert not [row for row in read_store(root, "swing") if not is_return(row.metric)]
+    rows = read_store(root, "swing", ["ntk/ratio", "train/entropy", "train/none"])
+    found = {name: [row.step for row in rows if row.metric == name] for name in metrics_of(rows)}
+    assert found == {RETURN: list(steps), "ntk/ratio": [0, *steps], "train/entropy": [18, 30, 39]}
 
 
 def test_a_return_before_adaptation_that_was_deleted_is_missing_alone(root: Path) -> None:
