@@ -236,12 +236,14 @@ def test_arms_of_preconditioning_have_equal_data() -> None:
 
 
 @pytest.mark.parametrize("name", ["hyper_critics", "hyper_critics_more", "hyper_walker2d", "hyper_learning_rates"])
-def test_arms_of_critics_differ_in_the_critic_alone(name: str) -> None:
+def test_arms_of_critics_differ_in_the_critic_and_its_step_size_alone(name: str) -> None:
     recipe, rest = load_recipe(CONFIGS / "sweep" / f"{name}.yaml"), {}
     cells = make_cells(recipe, resolver(), seeds=[0])
     for cell in cells:
         config = deepcopy(cell.config)
         critic = config["model"]["init_args"].pop("critic")
+        rate = config["model"]["init_args"].pop("critic_lr")
+        assert name == "hyper_learning_rates" or rate == (1e-3 if cell.arm.startswith(("mlp", "q_d2rl")) else 3e-4)
         assert (critic["class_path"] == "lit_metarl.nn.HyperCritic") is ("hyper" in cell.arm)
         rest[cell.arm.split()[0], str(cell.arm.split()[1:])] = key_of(config)
     for point in {point for _, point in rest}:
