@@ -61,11 +61,9 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("checkpoint", metavar="CHECKPOINT", type=Path, help="file of a run of the MAML family, partially trained")
     add("--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS))
     add("--sizes", type=positive, nargs="+", default=[5, 10, 20, 50, 100, 200, 500, 1000], help="N of every round")
-    three, batches = (
-        at_least(3, "a spread without one of them needs three"),
-        at_least(3 * REFERENCE, "three meta-batches"),
-    )
-    add("--repeats", type=three, default=50, help="R meta-batches at every N")
+    repeats = at_least(3, "a spread without one of them needs three")
+    batches = at_least(3 * REFERENCE, "its spread needs three meta-batches")
+    add("--repeats", type=repeats, default=50, help="R meta-batches at every N")
     add("--truth", type=batches, default=100_000, help=f"trajectories of a task behind the truth, {REFERENCE} at once")
     add("--tasks", type=positive, default=4, help="B, the same throughout")
     add("--practice", type=positive, default=200, help="meta-batches that a learned baseline is trained on")
