@@ -350,10 +350,12 @@ def test_a_picture_is_of_the_size_asked_for(name: str) -> None:
         pytest.skip(reason)
     env = ADAPTERS[name].make()
     env.reset()
+    resumes = env.resumes_exactly
     for picture, shape in ((env.render(), (240, 320, 3)), (env.render(1, 64, 48), (48, 64, 3))):
         assert picture.shape == shape
         assert picture.dtype == np.uint8
         assert picture.std() > 5  # a picture, not one colour
+    assert env.resumes_exactly is resumes  # a renderer is no part of the state
     env.close()
 
 
