@@ -10,7 +10,7 @@ import numpy as np
 
 from lit_metarl.reports.section import ReportError, markdown_table
 from lit_metarl.reports.tables.curves import RETURN, WINDOW, Run, common_curve
-from lit_metarl.reports.tables.record import Evaluation, metrics_of, runs_of
+from lit_metarl.reports.tables.record import Evaluation, is_return, metrics_of, runs_of
 from lit_metarl.reports.tables.statistics import (
     Array,
     bootstrap_interval,
@@ -82,7 +82,7 @@ def arms_of(rows: Sequence[Evaluation], names: Mapping[str, str]) -> list[Arm]:
         ReportError: the runs on an environment have no steps in common.
     """
     groups = groups_of(rows, names)
-    scores = {metric: _scores(groups_of(rows, names, metric)) for metric in metrics_of(rows)}
+    scores = {metric: _scores(groups_of(rows, names, metric), is_return(metric)) for metric in metrics_of(rows)}
     arms = []
     for environment, here in groups.items():
         step = int(min(run.steps[-1] for runs in here.values() for run in runs))
@@ -94,11 +94,16 @@ def arms_of(rows: Sequence[Evaluation], names: Mapping[str, str]) -> list[Arm]:
     return arms
 
 
-def _scores(groups: Groups) -> dict[tuple[str, str], Array]:
-    """(environment, arm) → scores ``[S]``: means over the last WINDOW of the steps that all have."""
+def _scores(groups: Groups, required: bool = True) -> dict[tuple[str, str], Array]:
+    """(environment, arm) → scores ``[S]``: means over the last WINDOW of the steps that all have.
+
+    Where they have none, that is an error if ``required``, and no score otherwise.
+    """
     scores: dict[tuple[str, str], Array] = {}
     for environment, here in groups.items():
         steps, curves = common_curve([run for runs in here.values() for run in runs])
+        if not len(steps) and not required:
+            continue
         if not len(steps):
             raise ReportError(f"The runs on {environment} have no steps in common: delete the shortest from the csv.")
         final = curves[:, steps > steps[-1] * (1 - WINDOW)].mean(axis=1)

@@ -171,6 +171,17 @@ def test_what_a_recipe_names_besides_returns_is_recorded_and_drawn(
     assert "gradient/cosine" not in report(root, write_recipe("meta.yaml", experiments=experiments), capsys)[1]
 
 
+def test_a_metric_without_steps_in_common_costs_no_page(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe("apart.yaml", experiments={"a": EXPERIMENT, "b": EXPERIMENT}, metrics=["ntk/ratio"])
+    measured = [(arm, "eval/return", step) for arm in "ab" for step in (10, 20)] + [("a", "ntk/ratio", 10)]
+    rows = [
+        Evaluation(arm, "0", metric, step, 1.0, 1.0, arm, "k", "c", "f", "SAC", "gym/x")
+        for arm, metric, step in [*measured, ("b", "ntk/ratio", 20)]
+    ]
+    record_of(recipe).write_text(record_text(rows))
+    assert "`ntk/ratio`" not in report(Path("gone"), recipe, capsys)[1].partition("![")[0]
+
+
 def test_an_arm_for_each_task(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"{arm} data.env.task={task}" for arm, task in (("control", "cheetah/run"), ("fast", "walker/walk"))]
     rows = [
