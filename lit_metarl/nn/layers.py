@@ -158,9 +158,14 @@ class _Affine(torch.autograd.Function):
         return tangent
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor | None) -> tuple[Tensor, int]:
-        """The mapped layers beside each other."""
-        folded = [_fold(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims, strict=True)]
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, int]:
+        """The mapped layers beside each other; of one layer for all, the mapped rows below each other."""
+        if in_dims[0] is not None and in_dims[1] is in_dims[2] is None:
+            rows = x.movedim(in_dims[0], 1)
+            return _Affine.apply(rows.flatten(1, 2), weight, bias).unflatten(1, rows.shape[1:3]), 1
+        folded = [_fold(t, dim, info.batch_size) for t, dim in zip((x, weight, bias), in_dims, strict=True)]
         return _unfold(_Affine.apply(*folded), info.batch_size), 0
 
 

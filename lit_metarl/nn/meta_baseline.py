@@ -55,23 +55,29 @@ class MetaLearned(BaselineFactory):
         return MetaBaseline(self, sizes)
 
 
-class Half(NamedTuple):
-    """Every other trajectory of one task, n of them."""
+class Halves(NamedTuple):
+    """Trajectories 0, 2, 4 … of every task, then 1, 3, 5 … of every task: H = 2 B halves of n trajectories each.
 
-    x: Tensor  # [n, T, O + 1]
-    returns: Tensor  # [n, T]
-    mask: Tensor  # [n, T]
+    Where a task has an odd number of trajectories, the last of its second half has a mask of 0.
+    """
 
-    def error(self, value: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        """Mean squared error of ``value [n, T]`` as a prediction of (returns − mean)/scale (Eq. 12)."""
-        target = (self.returns - mean) / scale
-        return (self.mask * (value - target).square()).sum() / self.mask.sum().clamp(min=1.0)
+    x: Tensor  # [H, n, T, O + 1]; observations clipped to ±10, and the time from 0 to 1
+    returns: Tensor  # [H, n, T]
+    mask: Tensor  # [H, n, T]
+
+    @classmethod
+    def of(cls, trajectories: Trajectories, returns: Tensor) -> Halves:
+        """The halves of ``trajectories [B, N, T, ...]``, and their ``returns [B, N, T]``."""
+        time = torch.linspace(0.0, 1.0, returns.shape[-1], dtype=returns.dtype, device=returns.device)
+        obs = trajectories.obs.to(returns.dtype).clamp(-OBS_LIMIT, OBS_LIMIT)
+        x = torch.cat([obs, time.expand(returns.shape).unsqueeze(-1)], dim=-1)
+        return cls(*(_in_halves(value) for value in (x, returns, trajectories.mask)))
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean of the returns, and their standard deviation or 1 where they are equal."""
-        count = self.mask.sum().clamp(min=1.0)
-        mean = (self.mask * self.returns).sum() / count
-        std = ((self.mask * (self.returns - mean).square()).sum() / count).sqrt()
+        """Mean of the returns of every half, and their standard deviation or 1 where they are equal, ``[H, 1, 1]``."""
+        count = self.mask.sum((-2, -1), keepdim=True).clamp(min=1.0)
+        mean = (self.mask * self.returns).sum((-2, -1), keepdim=True) / count
+        std = ((self.mask * (self.returns - mean).square()).sum((-2, -1), keepdim=True) / count).sqrt()
         rounding = 8 * torch.finfo(mean.dtype).eps * mean.abs()
         return mean, torch.where(std > rounding, std, 1.0)
 
@@ -93,32 +99,16 @@ class MetaBaseline(Baseline):
     @torch.no_grad()
     def predict(self, trajectories: Trajectories, returns: Tensor) -> Tensor:
         """b(s_t) ``[B, N, T]`` by the φ that the other half adapted, in the units of ``returns``."""
-
-        def one_task(params: Params, x: Tensor, returns: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-            values = []
-            for seen, other in _both_ways(x, returns, mask):
-                mean, scale = seen.moments()
-                values.append(other.mask * (mean + scale * self._value(self._adapted(params, seen), other.x)))
-            return values[1], values[0]
-
-        inputs = _inputs(trajectories, returns)
-        value = torch.zeros_like(returns)
-        each = vmap(one_task, (None, 0, 0, 0))(self._params(), inputs, returns, trajectories.mask)
-        value[:, ::2], value[:, 1::2] = each
-        return value
+        halves = Halves.of(trajectories, returns)
+        value, mean, scale = self._by_other_half(halves)
+        even, odd = (halves.mask * (mean + scale * value)).chunk(2)
+        return torch.stack([even, odd], dim=2).flatten(1, 2)[:, : returns.shape[1]]
 
     def loss(self, trajectories: Trajectories, returns: Tensor) -> Tensor:
         """Mean over tasks of L(φ_A; B) + L(φ_B; A), through the adaptation steps; scalar."""
-
-        def one_task(params: Params, x: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-            losses = [
-                other.error(self._value(self._adapted(params, seen), other.x), *seen.moments())
-                for seen, other in _both_ways(x, returns, mask)
-            ]
-            return torch.stack(losses).sum()
-
-        inputs = _inputs(trajectories, returns)
-        return vmap(one_task, (None, 0, 0, 0))(self._params(), inputs, returns, trajectories.mask).mean()
+        halves = Halves.of(trajectories, returns)
+        value, mean, scale = self._by_other_half(halves)
+        return 2.0 * _error(value, (halves.returns - mean) / scale, halves.mask).mean()
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam with step size β'."""
@@ -131,25 +121,38 @@ class MetaBaseline(Baseline):
         value: Tensor = functional_call(self.net, params, (x,)).squeeze(-1)
         return value.to(x.dtype)
 
-    def _adapted(self, params: Params, half: Half) -> Params:
-        """φ after the steps on one half."""
-        mean, scale = half.moments()
+    def _by_other_half(self, halves: Halves) -> tuple[Tensor, Tensor, Tensor]:
+        """What a task's other half makes of each: values ``[H, n, T]``, and the mean and deviation of its returns."""
+        mean, scale = halves.moments()
+        adapted = vmap(self._adapted, (None, 0, 0, 0))(
+            self._params(), halves.x, (halves.returns - mean) / scale, halves.mask
+        )
+        value = vmap(self._value)({name: _swapped(p) for name, p in adapted.items()}, halves.x)
+        return value, _swapped(mean), _swapped(scale)
+
+    def _adapted(self, params: Params, x: Tensor, target: Tensor, mask: Tensor) -> Params:
+        """φ after the steps on one half, ``[n, T, ...]``."""
         for _ in range(self.settings.inner_steps):
-            gradient = grad(lambda params: half.error(self._value(params, half.x), mean, scale))(params)
+            gradient = grad(lambda params: _error(self._value(params, x), target, mask))(params)
             if self.settings.first_order:
                 gradient = {name: g.detach() for name, g in gradient.items()}
             params = {name: value - self.settings.inner_lr * gradient[name] for name, value in params.items()}
         return params
 
 
-def _both_ways(x: Tensor, returns: Tensor, mask: Tensor) -> tuple[tuple[Half, Half], tuple[Half, Half]]:
-    """Trajectories 0, 2, 4 … of one task and 1, 3, 5 …, then the other way round: the half to adapt on comes first."""
-    even, odd = (Half(x[first::2], returns[first::2], mask[first::2]) for first in range(2))
-    return (even, odd), (odd, even)
+def _in_halves(value: Tensor) -> Tensor:
+    """``[B, N, ...]`` → ``[2 B, ⌈N/2⌉, ...]``: every other trajectory of all tasks, then those between them."""
+    even, odd = value[:, ::2], value[:, 1::2]
+    if odd.shape[1] < even.shape[1]:
+        odd = torch.cat([odd, torch.zeros_like(even[:, :1])], dim=1)
+    return torch.cat([even, odd])
 
 
-def _inputs(trajectories: Trajectories, returns: Tensor) -> Tensor:
-    """Observations clipped to ±10, and the time from 0 to 1, ``[B, N, T, O + 1]``."""
-    time = torch.linspace(0.0, 1.0, returns.shape[-1], dtype=returns.dtype, device=returns.device)
-    obs = trajectories.obs.to(returns.dtype).clamp(-OBS_LIMIT, OBS_LIMIT)
-    return torch.cat([obs, time.expand(returns.shape).unsqueeze(-1)], dim=-1)
+def _swapped(value: Tensor) -> Tensor:
+    """``[2 B, ...]`` with the value of a task's other half in place of each."""
+    return value.roll(len(value) // 2, 0)
+
+
+def _error(value: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of ``value [..., n, T]`` (Eq. 12), of every half ``[...]``."""
+    return (mask * (value - target).square()).sum((-2, -1)) / mask.sum((-2, -1)).clamp(min=1.0)
