@@ -7,6 +7,7 @@ Axes, always in this order and with these letters: ``B`` tasks, ``N`` trajectori
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -50,6 +51,12 @@ def require(condition: bool, key: str, value: object, remedy: str) -> None:
     """Raise :class:`ConfigError` naming ``key``, ``value`` and ``remedy`` unless ``condition`` holds."""
     if not condition:
         raise ConfigError(f"{key} = {value!r} cannot be used: {remedy}.")
+
+
+def require_positive(owner: str, **values: float) -> None:
+    """Raise :class:`ConfigError` naming ``<owner>.<name>`` unless all ``values`` are positive and finite."""
+    for name, value in values.items():
+        require(value > 0 and math.isfinite(value), f"{owner}.{name}", value, "it must be a positive number")
 
 
 class Sizes(NamedTuple):

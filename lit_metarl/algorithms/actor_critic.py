@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lit_metarl.algorithms.base import policy_state_of
-from lit_metarl.algorithms.off_policy import OffPolicy, require_positive
+from lit_metarl.algorithms.off_policy import OffPolicy
 from lit_metarl.losses.critics import critic_loss
 from lit_metarl.nn import ActorFactory, CriticFactory
 from lit_metarl.nn.recipe import recipe_of
-from lit_metarl.types import ConfigError, Episodes, Sizes, State, Transition, require
+from lit_metarl.types import ConfigError, Episodes, Sizes, State, Transition, require, require_positive
 
 
 class ActorCritic(OffPolicy, ABC):
@@ -64,7 +64,7 @@ class ActorCritic(OffPolicy, ABC):
         compiled: bool = False,
     ) -> None:
         super().__init__(gamma, polyak, target_update_every)
-        require_positive(actor_lr=actor_lr, critic_lr=critic_lr)
+        require_positive("model", actor_lr=actor_lr, critic_lr=critic_lr)
         self.sizes = Sizes(obs_dim, action_dim)
         self.recipe = recipe_of(actor)
         self.actor = actor.build(self.sizes)

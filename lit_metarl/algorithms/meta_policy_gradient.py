@@ -46,6 +46,7 @@ from lit_metarl.types import (
     State,
     Trajectories,
     require,
+    require_positive,
 )
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class MetaPolicyGradient(Algorithm):
         action_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        require(inner_lr > 0 and math.isfinite(inner_lr), "model.inner_lr", inner_lr, "it must be a positive number")
+        require_positive("model", inner_lr=inner_lr)
         for key, value in {"gamma": gamma, "gae_lambda": gae_lambda}.items():
             require(0.0 <= value <= 1.0, f"model.{key}", value, "it lies in [0, 1]")
         self.sizes, self.action_scale = Sizes(obs_dim, action_dim, num_actions, context_dim), action_scale

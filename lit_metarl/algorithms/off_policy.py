@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -71,9 +70,3 @@ class OffPolicy(Algorithm, ABC):
         """Inverse of :meth:`counters`."""
         super().load_counters(state)
         self.updates = state["updates"]
-
-
-def require_positive(**values: float) -> None:
-    """Raise :class:`ConfigError` naming ``model.<name>`` unless all ``values`` are positive and finite."""
-    for name, value in values.items():
-        require(value > 0 and math.isfinite(value), f"model.{name}", value, "it must be a positive number")

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from lit_metarl.algorithms.base import policy_state_of
 from lit_metarl.algorithms.metrics import adaptation_metrics
-from lit_metarl.algorithms.off_policy import OffPolicy, require_positive
+from lit_metarl.algorithms.off_policy import OffPolicy
 from lit_metarl.losses import pearl as losses
 from lit_metarl.losses.critics import bellman_target, critic_loss
 from lit_metarl.losses.sac import actor_loss, soft_target, temperature_loss
@@ -39,6 +39,7 @@ from lit_metarl.types import (
     Trajectories,
     Transition,
     require,
+    require_positive,
 )
 
 
@@ -128,9 +129,9 @@ class PEARL(OffPolicy):
     ) -> None:
         super().__init__(**off_policy)
         require(num_actions is None, "data.env", f"{num_actions} discrete actions", "PEARL acts in a continuous box")
-        require_positive(actor_lr=actor_lr, critic_lr=critic_lr, value_lr=value_lr, encoder_lr=encoder_lr)
-        require_positive(temperature_lr=temperature_lr, initial_temperature=initial_temperature)
-        require_positive(reward_scale=reward_scale)
+        require_positive("model", actor_lr=actor_lr, critic_lr=critic_lr, value_lr=value_lr, encoder_lr=encoder_lr)
+        require_positive("model", temperature_lr=temperature_lr, initial_temperature=initial_temperature)
+        require_positive("model", reward_scale=reward_scale)
         for key, weight in {"kl_weight": kl_weight, "policy_penalty": policy_penalty}.items():
             require(0.0 <= weight < math.inf, f"model.{key}", weight, "a weight is not negative")
         require(kl_reduction in ("sum", "mean"), "model.kl_reduction", kl_reduction, "choose sum or mean")

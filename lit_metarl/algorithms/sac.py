@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_metarl.algorithms.actor_critic import ActorCritic
-from lit_metarl.algorithms.off_policy import require_positive
 from lit_metarl.losses.sac import actor_loss, soft_target, temperature_loss
 from lit_metarl.nn import ActorFactory, CriticFactory, EnsembleCriticMLP, TanhGaussianMLP
-from lit_metarl.types import Transition, require
+from lit_metarl.types import Transition, require, require_positive
 
 
 class SAC(ActorCritic):
@@ -49,7 +48,7 @@ class SAC(ActorCritic):
         super().__init__(obs_dim, action_dim, actor, critic or EnsembleCriticMLP(), **actor_critic)
         samples = hasattr(self.actor(torch.zeros(1, obs_dim)), "sample")
         require(samples, "model.actor", actor, "SAC samples actions: take TanhGaussianMLP, or train TD3")
-        require_positive(temperature_lr=temperature_lr, initial_temperature=initial_temperature)
+        require_positive("model", temperature_lr=temperature_lr, initial_temperature=initial_temperature)
         self.temperature_lr = temperature_lr
         self.log_temperature = nn.Parameter(torch.tensor(math.log(initial_temperature)))
         self.target_entropy = float(-action_dim) if target_entropy is None else target_entropy

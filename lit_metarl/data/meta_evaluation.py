@@ -12,7 +12,7 @@ from lit_metarl.data.streams import Stream
 from lit_metarl.data.trajectories import TaskSimulator, horizon_of
 from lit_metarl.envs.base import Tasks
 from lit_metarl.envs.tasks import TaskFamily
-from lit_metarl.types import Adaptation, MetaEpisodes, MetaPolicy, Trajectories, require
+from lit_metarl.types import Adaptation, MetaEpisodes, MetaPolicy, Trajectories, require, require_positive
 
 
 class TaskDataModule(ExperienceDataModule):
@@ -58,7 +58,7 @@ class TaskDataModule(ExperienceDataModule):
     ) -> None:
         require(trajectories >= 1, "data.trajectories", trajectories, "it must be at least 1")
         require(adaptation_steps >= 0, "data.adaptation_steps", adaptation_steps, "0 or more steps")
-        require(action_scale > 0, "data.action_scale", action_scale, "it must be positive")
+        require_positive("data", action_scale=action_scale)
         require(
             eval_adaptation_steps is None or eval_adaptation_steps >= 0,
             "data.eval_adaptation_steps",

@@ -19,7 +19,7 @@ from torch.func import functional_call, grad, vmap
 
 from lit_metarl.nn.baselines import OBS_LIMIT, Baseline, BaselineFactory
 from lit_metarl.nn.policies import Activation, glorot_mlp
-from lit_metarl.types import Params, Sizes, Trajectories, require
+from lit_metarl.types import Params, Sizes, Trajectories, require, require_positive
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class MetaLearned(BaselineFactory):
     first_order: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("inner_lr", "lr"):
-            require(getattr(self, key) > 0, f"baseline.{key}", getattr(self, key), "it must be positive")
+        require_positive("baseline", inner_lr=self.inner_lr, lr=self.lr)
         for key in ("inner_steps", "updates"):
             require(getattr(self, key) >= 1, f"baseline.{key}", getattr(self, key), "it must be at least 1")
 

@@ -15,7 +15,7 @@ from lit_metarl.optim.fisher import AdaptedPolicies
 from lit_metarl.optim.inner_loop import Unrolled, detached
 from lit_metarl.optim.iteration import Iteration
 from lit_metarl.optim.trust_region import trust_region_step
-from lit_metarl.types import Signals, State, require
+from lit_metarl.types import Signals, State, require, require_positive
 
 
 class OuterUpdate(ABC):
@@ -74,7 +74,7 @@ class VPG(OuterUpdate):
     optimizer_args: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "outer.lr", self.lr, "it must be positive")
+        require_positive("outer", lr=self.lr)
         known = isinstance(getattr(torch.optim, self.optimizer_class, None), type)
         require(known, "outer.optimizer_class", self.optimizer_class, "it must be the name of a class in torch.optim")
 
@@ -117,11 +117,10 @@ class PPO(OuterUpdate):
     penalties: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "outer.lr", self.lr, "it must be positive")
+        require_positive("outer", lr=self.lr, kl_target=self.kl_target)
         require(self.clip > 0, "outer.clip", self.clip, "it must be positive")
         require(self.epochs >= 1, "outer.epochs", self.epochs, "it must be at least 1")
         require(self.kl_penalty >= 0, "outer.kl_penalty", self.kl_penalty, "it must not be negative")
-        require(self.kl_target > 0, "outer.kl_target", self.kl_target, "it must be positive")
 
     def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """Adam, whose state is kept over iterations."""
@@ -196,7 +195,7 @@ class TRPO(OuterUpdate):
     backtrack_steps: int = 15
 
     def __post_init__(self) -> None:
-        require(self.max_kl > 0, "outer.max_kl", self.max_kl, "it must be positive")
+        require_positive("outer", max_kl=self.max_kl)
         require(self.cg_iterations >= 1, "outer.cg_iterations", self.cg_iterations, "it must be at least 1")
         require(self.damping >= 0, "outer.damping", self.damping, "it must not be negative")
         require(0 < self.backtrack_ratio < 1, "outer.backtrack_ratio", self.backtrack_ratio, "it must be in (0, 1)")

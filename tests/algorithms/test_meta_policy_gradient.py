@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -444,14 +445,14 @@ def test_discounts_may_be_zero_or_one(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("outer", "key", "refused", "allowed"),
     [
-        (VPG, "lr", (0.0,), (1e-9,)),
+        (VPG, "lr", (0.0, math.inf), (1e-9,)),
         (VPG, "optimizer_class", ("Adamant", "lr_scheduler"), ("SGD",)),
-        (PPO, "lr", (0.0,), (1e-9,)),
-        (PPO, "clip", (0.0,), (1e-9,)),
+        (PPO, "lr", (0.0, math.inf), (1e-9,)),
+        (PPO, "clip", (0.0,), (1e-9, math.inf)),
         (PPO, "epochs", (0,), (1,)),
         (PPO, "kl_penalty", (-1e-9,), (0.0,)),
         (PPO, "kl_target", (0.0,), (1e-9,)),
-        (TRPO, "max_kl", (0.0,), (1e-9,)),
+        (TRPO, "max_kl", (0.0, math.inf), (1e-9,)),
         (TRPO, "cg_iterations", (0,), (1,)),
         (TRPO, "damping", (-1e-9,), (0.0,)),
         (TRPO, "backtrack_ratio", (0.0, 1.0), (1e-9, 0.999)),

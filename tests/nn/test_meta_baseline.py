@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -158,7 +160,9 @@ def test_the_printed_order_leaks_and_ours_does_not() -> None:
     assert (printed - truth).norm() / truth.norm() > 0.1
 
 
-@pytest.mark.parametrize("wrong", [{"inner_lr": 0.0}, {"lr": -1.0}, {"inner_steps": 0}, {"updates": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"inner_lr": 0.0}, {"inner_lr": math.inf}, {"lr": -1.0}, {"inner_steps": 0}, {"updates": 0}]
+)
 def test_bad_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"baseline.{next(iter(wrong))}"):
         MetaLearned(**wrong)

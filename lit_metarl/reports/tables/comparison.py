@@ -106,6 +106,8 @@ def recorded(path: Path, arms: Sequence[str], metric: str) -> list[dict[str, lis
     groups = groups_of(rows, names, metric)
     found = [{name: here[arm] for name, here in groups.items() if arm in here} for arm in arms]
     for arm, environments in zip(arms, found, strict=True):
+        if not environments:
+            raise ReportError(f"{record_of(path)} has no {metric} of {arm!r}.")
         for environment, runs in environments.items():
             _check_settings(arm, environment, [run.config for run in runs])
     return found

@@ -151,7 +151,7 @@ def recipe() -> Path:
         for arm, seeds, value in (("a", 2, 1.0), ("b", 3, 2.0), ("mixed", 2, 1.0))
         for task in "xy"
         for seed in range(seeds)
-        for metric in ("eval/return", "eval/return_after_0_steps")
+        for metric in ("eval/return", "eval/return_after_0_steps")[: 1 if arm == "mixed" else 2]
         for step in (5, 95, 105)
     ]  # fmt: skip
     record_of(path).write_text(record_text(rows))
@@ -177,6 +177,7 @@ def test_arms_of_a_record_are_compared_without_a_store(recipe: Path, capsys: pyt
         (["swing.yaml", "a", "c"], "swing.csv has no arm 'c'; it has 'a', 'b', 'mixed'."),
         (["swing.yaml", "a", "mixed"], "mixed has runs of several configurations on suite/x (0, 1)"),
         (["swing.yaml", "a", "b", "--metric", "eval/x"], "swing.csv has no eval/x; it has eval/return, eval/return_a"),
+        (["swing.yaml", "a", "mixed", "--metric", "eval/return_after_0_steps"], "_after_0_steps of 'mixed'."),
         (["bare.yaml", "a", "b"], "There is no record, bare.csv: make it with `lit-metarl report bare.yaml`."),
         (["gone.yaml", "a", "b"], "config file gone.yaml cannot be read"),
         (["swing.yaml"], "name two experiments, or a recipe and two of its arms"),
