@@ -263,8 +263,10 @@ class HyperEnsembleCritic(nn.Module):
 
     def value(self, weights: dict[str, Tensor], obs: Tensor, action: Tensor, context: Tensor | None = None) -> Tensor:
         """Action values ``[E, ..., M]`` with the given weights."""
-        x = named_inputs(self.base, obs, action, context).unsqueeze(0)
-        value = dynamic_mlp(weights, x, list(self.hypernetwork.layers)).squeeze(-1)
+        # A context alone has the axes of tasks only, weights made of transitions have theirs besides.
+        alone = self.base == ("context",)
+        x = with_context(obs[..., :0], context) if alone else named_inputs(self.base, obs, action, context)
+        value = dynamic_mlp(weights, x.unsqueeze(0), list(self.hypernetwork.layers)).squeeze(-1)
         return value.to(torch.promote_types(value.dtype, torch.float32))
 
     def forward(self, obs: Tensor, action: Tensor, context: Tensor | None = None) -> Tensor:

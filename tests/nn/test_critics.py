@@ -118,11 +118,12 @@ def test_layers_of_d2rl_by_hand() -> None:
     torch.testing.assert_close(critic(obs, action)[1], expected)
 
 
-def with_task(factory: HyperCritic) -> tuple[Tensor, Tensor]:
+def with_task(factory: HyperCritic, transitions: int) -> tuple[Tensor, Tensor]:
     """Values of two tasks at once, and of each alone."""
     torch.manual_seed(0)
     critic = factory.build(Sizes(3, 2, context=4)).double()
-    obs, action, context = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 5, 3), (2, 5, 2), (2, 4)))
+    shapes = (2, transitions, 3), (2, transitions, 2), (2, 4)
+    obs, action, context = (torch.randn(*shape, dtype=torch.float64) for shape in shapes)
     each = [critic(obs[task], action[task], context[task]) for task in range(2)]
     assert not torch.allclose(each[0], critic(obs[0], action[0], context[1]), rtol=1e-3)
     return critic(obs, action, context), torch.stack(each, 1)
@@ -134,13 +135,14 @@ def with_task(factory: HyperCritic) -> tuple[Tensor, Tensor]:
         (("obs",), ("action", "context")),  # PEARL's Q
         (("obs", "context"), ("action",)),
         (("context",), ("obs", "action")),  # weights once per task
+        (("obs", "action"), ("context",)),  # the base is the same for all transitions of a task
     ],
     ids=str,
 )
 def test_a_context_may_be_either_input(meta: tuple[str, ...], base: tuple[str, ...]) -> None:
     factory = HyperCritic(**SMALL | {"meta": meta, "base": base})
-    together, each = with_task(factory)
-    torch.testing.assert_close(together, each)
+    for transitions in (5, 2):  # as many as tasks: either axis could be taken for the other
+        torch.testing.assert_close(*with_task(factory, transitions))
     if meta == ("context",):
         critic = factory.build(Sizes(3, 2, context=4))
         weights = critic.weights(torch.randn(2, 5, 3), torch.randn(2, 5, 2), torch.randn(2, 4))
