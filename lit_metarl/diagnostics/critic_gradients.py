@@ -35,8 +35,8 @@ def fitted_gradient(action: Tensor, value: Tensor) -> FittedGradient:
         action: ``[S, K, A]``.
         value: returns, ``[S, K]``.
     """
-    a = (action - action.mean(1, keepdim=True)).double()
-    r = (value - value.mean(1, keepdim=True)).double()
+    action, value = action.double(), value.double()  # deviations rounded to float32 add up to a direction of their own
+    a, r = action - action.mean(1, keepdim=True), value - value.mean(1, keepdim=True)
     gradient = torch.linalg.lstsq(a, r.unsqueeze(-1), driver="gelsd").solution.squeeze(-1)
     rest = r - torch.einsum("ska,sa->sk", a, gradient)
     r_squared = 1.0 - rest.square().sum(-1) / r.square().sum(-1)

@@ -38,6 +38,15 @@ def test_a_plane_is_found_exactly_and_symmetric_curvature_is_not_seen() -> None:
     assert fitted_gradient(around, torch.zeros(1, 3)).r_squared.isnan().all()
 
 
+def test_fewer_actions_than_directions_have_the_smallest_solution() -> None:
+    torch.manual_seed(0)
+    action, value = 0.3 * torch.randn(4, 15, 17), 50.0 * torch.randn(4, 15).double()  # a humanoid's
+    fit = fitted_gradient(action, value)
+    a, r = (x.double() - x.double().mean(1, keepdim=True) for x in (action, value))
+    smallest = (torch.linalg.pinv(a, rtol=1e-10) @ r.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(fit.gradient, smallest, rtol=1e-8, atol=1e-8)
+
+
 def test_agreement_by_hand() -> None:
     gradient = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [1.0, 0.0]])
     other = torch.tensor([[5.0, 0.0], [1.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])  # cosines 1, 0.71, 0, −1
