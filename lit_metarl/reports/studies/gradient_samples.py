@@ -28,6 +28,7 @@ from lit_metarl.estimators import (
     reward_to_go,
 )
 from lit_metarl.nn import ActionDependentLinear, BaselineFactory, LinearFeature, MetaLearned
+from lit_metarl.optim.corrections import NoCorrection
 from lit_metarl.reports.arguments import at_least, positive, seed, writable_file
 from lit_metarl.reports.section import Section, blank_figure, markdown_table
 from lit_metarl.reports.studies.gradient_quality import StoredRun, load_run
@@ -133,8 +134,9 @@ def _resampler(args: argparse.Namespace, stored: StoredRun, size: int, stream: i
 def _prepared(args: argparse.Namespace, surrogate: InnerSurrogate, baseline: BaselineFactory) -> StoredRun:
     """The run with another estimator, and with advantages in the units of J; a baseline that learns has learned."""
     # An optimizer of another kind or a correction would be something else than the inner estimator.
-    settings = {"normalise_advantages": False, "discounted": True, "correction": None, "inner": None, "baseline": None}
-    stored = load_run(args.checkpoint, settings)
+    nothing = {"class_path": f"{NoCorrection.__module__}.{NoCorrection.__qualname__}"}  # None is the class's own
+    settings = {"normalise_advantages": False, "discounted": True, "inner": None, "baseline": None}
+    stored = load_run(args.checkpoint, settings | {"correction": nothing})
     module = stored.module.with_surrogate(surrogate)
     torch.manual_seed(args.seed)
     module.baseline = baseline.build(module.sizes)

@@ -12,9 +12,10 @@ from report_cases import code_of
 from test_cli import CONFIGS
 
 from lit_metarl.__main__ import main
+from lit_metarl.algorithms import SGMRL
 from lit_metarl.nn import MetaLearned
 from lit_metarl.reports.studies.gradient_quality import load_run
-from lit_metarl.reports.studies.gradient_samples import ESTIMATORS, LINEAR, measure, practise, ranking
+from lit_metarl.reports.studies.gradient_samples import ESTIMATORS, LINEAR, Qualities, measure, practise, ranking
 
 WORDS = ["--sizes", "4", "40", "--repeats", "8", "--truth", "3000", "--tasks", "2", "--practice", "3"]
 
@@ -82,15 +83,19 @@ def test_a_baseline_that_learns_has_practised_on_other_tasks(checkpoint: Path) -
     assert all(torch.equal(value, policy[name]) for name, value in stored.module.policy.named_parameters())
 
 
+def errors(checkpoint: Path, *names: str) -> Qualities:
+    """Of a small measurement."""
+    sizes = {"sizes": [4], "repeats": 3, "truth": 3000, "tasks": 1, "practice": 1, "seed": 0}
+    return measure(argparse.Namespace(checkpoint=checkpoint, estimators=list(names), **sizes))
+
+
 def test_estimators_asked_for_alone_are_what_they_are_among_others(checkpoint: Path) -> None:
-    settings = {
-        "checkpoint": checkpoint,
-        "sizes": [4],
-        "repeats": 3,
-        "truth": 3000,
-        "tasks": 1,
-        "practice": 1,
-        "seed": 0,
-    }
-    alone, among = (measure(argparse.Namespace(**settings, estimators=names)) for names in (["LVC"], ["DiCE", "LVC"]))
-    assert alone["LVC"] == among["LVC"]
+    assert errors(checkpoint, "LVC")["LVC"] == errors(checkpoint, "DiCE", "LVC")["LVC"]
+
+
+def test_the_score_term_of_a_run_is_no_part_of_its_inner_estimator(checkpoint: Path, tmp_path: Path) -> None:
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["run"]["config"] = saved["run"]["config"].replace("algorithms.TMAML", "algorithms.SGMRL")
+    torch.save(saved, tmp_path / "sgmrl.ckpt")
+    assert type(load_run(tmp_path / "sgmrl.ckpt").module) is SGMRL
+    assert errors(tmp_path / "sgmrl.ckpt", "LVC") == errors(checkpoint, "LVC")
