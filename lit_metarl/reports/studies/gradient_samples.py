@@ -135,8 +135,8 @@ def _prepared(args: argparse.Namespace, surrogate: InnerSurrogate, baseline: Bas
     """The run with another estimator, and with advantages in the units of J; a baseline that learns has learned."""
     # An optimizer of another kind or a correction would be something else than the inner estimator.
     nothing = {"class_path": f"{NoCorrection.__module__}.{NoCorrection.__qualname__}"}  # None is the class's own
-    settings = {"normalise_advantages": False, "discounted": True, "inner": None, "baseline": None}
-    stored = load_run(args.checkpoint, settings | {"correction": nothing})
+    advantages = {"normalise_advantages": False, "discounted": True, "gae_lambda": 1.0}
+    stored = load_run(args.checkpoint, advantages | {"correction": nothing, "inner": None, "baseline": None})
     module = stored.module.with_surrogate(surrogate)
     torch.manual_seed(args.seed)
     module.baseline = baseline.build(module.sizes)

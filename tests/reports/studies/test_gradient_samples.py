@@ -93,9 +93,11 @@ def test_estimators_asked_for_alone_are_what_they_are_among_others(checkpoint: P
     assert errors(checkpoint, "LVC")["LVC"] == errors(checkpoint, "DiCE", "LVC")["LVC"]
 
 
-def test_the_score_term_of_a_run_is_no_part_of_its_inner_estimator(checkpoint: Path, tmp_path: Path) -> None:
-    saved = torch.load(checkpoint, weights_only=True)
-    saved["run"]["config"] = saved["run"]["config"].replace("algorithms.TMAML", "algorithms.SGMRL")
-    torch.save(saved, tmp_path / "sgmrl.ckpt")
-    assert type(load_run(tmp_path / "sgmrl.ckpt").module) is SGMRL
-    assert errors(tmp_path / "sgmrl.ckpt", "LVC") == errors(checkpoint, "LVC")
+def test_the_score_term_and_the_advantages_of_a_run_are_no_part_of_it(checkpoint: Path, tmp_path: Path) -> None:
+    saved, other = torch.load(checkpoint, weights_only=True), tmp_path / "sgmrl.ckpt"
+    config = saved["run"]["config"].replace("algorithms.TMAML", "algorithms.SGMRL")
+    saved["run"]["config"] = config.replace("gae_lambda: 1.0", "gae_lambda: 0.5")
+    torch.save(saved, other)
+    assert type(load_run(other).module) is SGMRL
+    assert load_run(other).module.gae_lambda == 0.5
+    assert errors(other, "LVC") == errors(checkpoint, "LVC")
