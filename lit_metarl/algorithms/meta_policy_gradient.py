@@ -136,17 +136,16 @@ class MetaPolicyGradient(Algorithm):
         first_order = self.default_first_order if first_order is None else first_order
         surrogate = inner or self.default_inner
         self.inner = InnerLoop(self.policy, surrogate, gamma, discounted, time_average, first_order)
-        names = [name for name, _ in self.policy.named_parameters()]
+        parameters = dict(self.policy.named_parameters())
         try:
-            self.adapted_parameters = [name for name in names if re.search(adapted_parameters, name)]
+            self.adapted_parameters = [name for name in parameters if re.search(adapted_parameters, name)]
         except re.error as error:
             raise ConfigError(f"model.adapted_parameters = {adapted_parameters!r} cannot be used: {error}.") from error
-        remedy = f"it finds none of the parameters {', '.join(names)}"
+        remedy = f"it finds none of the parameters {', '.join(parameters)}"
         require(bool(self.adapted_parameters), "model.adapted_parameters", adapted_parameters, remedy)
         self.inner_lr = inner_lr
         self._outer_steps = self._baseline_learns = False  # whether they have an optimizer
         learned = self.adapted_parameters if learn_inner_lr else []
-        parameters = dict(self.policy.named_parameters())
         self.learned_step_sizes = nn.ParameterDict(
             {_key(name): nn.Parameter(torch.full_like(parameters[name], inner_lr)) for name in learned}
         )
