@@ -343,9 +343,9 @@ class MetaPolicyGradient(Algorithm):
         return {name: value.mean(0) for name, value in products.items()}
 
     def with_surrogate(self, surrogate: InnerSurrogate) -> MetaPolicyGradient:
-        """The module with another inner surrogate and the very same parameters, to compare estimators of one policy."""
+        """The very same parameters with the exact gradient through another inner surrogate, to compare estimators."""
         other = copy.copy(self)
-        other.inner = replace(self.inner, surrogate=surrogate)
+        other.inner = replace(self.inner, surrogate=surrogate, first_order=False)
         other._trainer = self._trainer  # which a copy of a LightningModule drops, and with it the precision
         return other
 

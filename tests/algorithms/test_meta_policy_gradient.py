@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -740,6 +741,16 @@ def test_a_surrogate_without_use_for_dimensions_is_what_it_is() -> None:
         tamed.adapt(initial_params(module), sizes, before, signals)["log_std"],
         tamed.adapt(initial_params(module), sizes, before, signals._replace(dimensions=()))["log_std"],
     )
+
+
+def test_another_surrogate_of_a_first_order_run_is_differentiated_exactly() -> None:
+    run = make(FOMAML)
+    rounds = random_rounds(run)
+    exact = copy.deepcopy(run)
+    exact.inner = replace(run.inner, first_order=False)
+    found = run.with_surrogate(LogLikelihood()).meta_gradient(rounds)
+    assert all(torch.equal(found[name], value) for name, value in exact.meta_gradient(rounds).items())
+    assert not all(torch.equal(found[name], value) for name, value in run.meta_gradient(rounds).items())
 
 
 @pytest.mark.parametrize("outer", OUTER, ids=lambda outer: type(outer).__name__)

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> Section:
     lines, data = [], {}
     for path in args.checkpoints:
         own, datamodule, epoch = load_run(path)
-        rows = {name: _with_baseline(path, **settings) for name, settings in ROWS.items()}
+        rows = {name: with_baseline(path, **settings) for name, settings in ROWS.items()}
         for size in args.trajectories or [datamodule.trajectories]:
             resampling = Resampling(args.tasks, args.resamples, trajectories=size, seed=args.seed)
             resampler = resampling.resampler(datamodule, 0)
@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> Section:
     head = ["checkpoint", "N", "linear baseline", "scale", "bias", "of direction", "variance"]
     note = f"""\
 {args.tasks} fixed tasks, {args.resamples} meta-batches that are the same for all rows, seed {args.seed}, with 95 % \
-intervals over them. Adaptation is the run's in every row; they differ in how the last round's advantages are made. \
+intervals over them. Adaptation is the run's in every row; they differ in how the last round's advantages are made, \
+all of whole returns (λ = 1). \
 Scale: of the mean meta-gradient along the true one, "{UNBIASED}"'s mean, which is unbiased. Bias: norm of the mean \
 error over the norm of the truth; of direction: the sine of the angle between the two. Variance: total, over the \
 squared norm of the row's own mean, so that scale does not count."""
@@ -106,10 +107,19 @@ def sample(
     return {name: torch.stack(each) for name, each in found.items()}
 
 
-def _with_baseline(path: Path, held_out: bool, normalised: bool) -> MetaPolicyGradient:
+def with_baseline(path: Path, held_out: bool, normalised: bool) -> MetaPolicyGradient:
+    """The run's module with a linear baseline, and advantages of whole returns.
+
+    Args:
+        path: of the checkpoint.
+        held_out: whether the baseline is fitted to the other trajectories of a task.
+        normalised: whether advantages have mean 0 and deviation 1 per task.
+    """
     name = f"{LinearFeature.__module__}.{LinearFeature.__qualname__}"
     baseline = {"class_path": name, "init_args": {"held_out": held_out}}
-    return load_run(path, {"baseline": baseline, "normalise_advantages": normalised}).module
+    # With λ < 1 a baseline that is unbiased for the advantages of whole returns biases those of parts of them.
+    advantages = {"normalise_advantages": normalised, "gae_lambda": 1.0}
+    return load_run(path, {"baseline": baseline} | advantages).module
 
 
 def _percent(square: Interval) -> str:

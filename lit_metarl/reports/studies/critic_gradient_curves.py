@@ -24,4 +24,4 @@ def run(args: argparse.Namespace) -> Section:
     Raises:
         ReportError, TrackingError: there is nothing to show.
     """
-    return over_training(args, "critic_gradient", "at states of the policy")
+    return over_training(args, "critic_gradient", "at the monitor's states")

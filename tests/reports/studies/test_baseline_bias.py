@@ -11,7 +11,7 @@ from report_cases import trained
 
 from lit_metarl.__main__ import main
 from lit_metarl.callbacks.gradients import Resampling
-from lit_metarl.reports.studies.baseline_bias import ROWS, UNBIASED, sample
+from lit_metarl.reports.studies.baseline_bias import ROWS, UNBIASED, sample, with_baseline
 from lit_metarl.reports.studies.gradient_quality import load_run
 
 
@@ -42,3 +42,7 @@ def test_rows_differ_in_the_last_round_alone(tmp_path: Path, capsys: pytest.Capt
         assert torch.equal(estimate, expected)
     resampler.close()
     again.close()
+
+    # The run's λ is none of the rows': the truth among them would be biased.
+    assert own.gae_lambda == 0.997
+    assert {with_baseline(path, **settings).gae_lambda for settings in ROWS.values()} == {1.0}

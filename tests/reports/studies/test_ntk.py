@@ -58,7 +58,7 @@ def test_gradients_of_critics_are_shown_alike(root: Path, tmp_path: Path, capsys
     assert main(["study", "critic_gradient_curves", *words]) == 0
     printed = capsys.readouterr().out
     assert f"| control, SAC | {CHEETAH} | 2 | 4.5 (4 to 5) | 14.5 (14 to 15) |" in printed
-    assert "`critic_gradient/above_quarter` at states of the policy by environment steps" in printed
+    assert "`critic_gradient/above_quarter` at the monitor's states by environment steps" in printed
     assert [path.name for path in figures.iterdir()] == ["dm_control_cheetah_run_critic_gradient_above_quarter.png"]
 
 
