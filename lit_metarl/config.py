@@ -8,14 +8,20 @@ without a ``class_path`` are for whatever class a later file names.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lit_metarl.types import ConfigError
+
+_TRAINER = "lightning.pytorch.Trainer"
 
 
 def load_config(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -95,3 +101,52 @@ def compose_arguments(arguments: Sequence[str]) -> list[str]:
     content = yaml.safe_dump(merged, sort_keys=False)
     position = 1 if rest and not rest[0].startswith("-") else 0
     return [*rest[:position], "--config", content, *rest[position:]]
+
+
+def chosen(config: dict[str, Any]) -> dict[str, Any]:
+    """A complete ``config`` of ``fit`` without the arguments that are at the default of their class.
+
+    It is the same of two runs with the same settings, whichever versions trained them: an option that a later one adds
+    does not make runs of all that were trained without it differ. (Nor does a default that it changes; a run names its
+    commit.)
+    """
+    trainer = {name: {"class_path": _TRAINER, "init_args": config[name]} for name in config.keys() & {"trainer"}}
+    kept: dict[str, Any] = _chosen(config | trainer)
+    return kept
+
+
+def _chosen(tree: Any) -> Any:
+    """``tree`` without the arguments that are at the default of their class."""
+    if isinstance(tree, list):
+        return [_chosen(each) for each in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "class_path" in tree:
+        defaults, chosen = _defaults(tree["class_path"]), {}
+        for name, value in (tree.get("init_args") or {}).items():
+            default = defaults.get(name, dataclasses.MISSING)
+            if dataclasses.is_dataclass(default) and isinstance(value, dict):  # which is written without its class
+                value = {key: each for key, each in value.items() if each != getattr(default, key, dataclasses.MISSING)}
+            if value != default:
+                chosen[name] = value
+        return {"class_path": tree["class_path"], "init_args": _chosen(chosen)}
+    return {name: _chosen(value) for name, value in tree.items()}
+
+
+@cache
+def _defaults(class_path: str) -> dict[str, Any]:
+    """The defaults of a class's arguments as a config has them; none of a class that there is not."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        owner = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return {}
+    found: dict[str, Any] = {}
+    for base in reversed(inspect.getmro(owner)):  # later ones take the place of those they override
+        if "__init__" in vars(base) and base is not object:
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            found |= {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
+    for field in dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ():
+        if field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}

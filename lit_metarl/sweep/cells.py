@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from fnmatch import fnmatchcase
-from functools import cache, reduce
-from importlib import import_module
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_metarl.config import merge
+from lit_metarl.config import chosen, merge
 from lit_metarl.sweep.recipe import Arm, Recipe, Settings, flags, label
 from lit_metarl.types import ConfigError, require
 
@@ -27,7 +24,6 @@ _DISPLAY = ("ProgressBar", "TQDMProgressBar", "RichProgressBar", "ModelSummary",
 _AT_THE_END = ("TestTable", "EpisodeVideo")
 _SAVING = ("KeepCheckpoints",)
 _LONGEST = 150  # of an arm in a file's name, which has 255 bytes at most
-_TRAINER = "lightning.pytorch.Trainer"
 _OF_THE_SWEEP = {
     "--seed_everything": "seeds are those of the recipe, or of --seeds",
     **dict.fromkeys(
@@ -136,9 +132,8 @@ def _named(name: str, patterns: Sequence[str]) -> bool:
 def key_of(config: Mapping[str, Any]) -> str:
     """Sixteen digits of the hash of a complete ``config``, without what does not change the result of a run.
 
-    That is where and how it is recorded and shown, and how often it is saved. Nor do settings at their default count:
-    an option that a later version adds does not make other runs of all that were trained without it. (Nor does a
-    default that a later version changes; a record names the commit of each run.)
+    That is where and how it is recorded and shown, and how often it is saved. Nor do settings at their default count
+    (:func:`~lit_metarl.config.chosen`).
     """
     kept: Config = deepcopy({name: config[name] for name in ("seed_everything", "trainer", "model", "data")})
     trainer = kept["trainer"]
@@ -148,46 +143,8 @@ def key_of(config: Mapping[str, Any]) -> str:
     for callback in trainer["callbacks"]:
         if _class_of(callback) == "RunCheckpoint":
             callback.get("init_args", {}).pop("every_n_batches", None)
-    kept["trainer"] = {"class_path": _TRAINER, "init_args": trainer}
-    text = json.dumps(_chosen(kept), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(chosen(kept), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _chosen(tree: Any) -> Any:
-    """A config without the arguments that are at the default of their class."""
-    if isinstance(tree, list):
-        return [_chosen(each) for each in tree]
-    if not isinstance(tree, dict):
-        return tree
-    if "class_path" in tree:
-        defaults, chosen = _defaults(tree["class_path"]), {}
-        for name, value in (tree.get("init_args") or {}).items():
-            default = defaults.get(name, dataclasses.MISSING)
-            if dataclasses.is_dataclass(default) and isinstance(value, dict):  # which is written without its class
-                value = {key: each for key, each in value.items() if each != getattr(default, key, dataclasses.MISSING)}
-            if value != default:
-                chosen[name] = value
-        return {"class_path": tree["class_path"], "init_args": _chosen(chosen)}
-    return {name: _chosen(value) for name, value in tree.items()}
-
-
-@cache
-def _defaults(class_path: str) -> Config:
-    """The defaults of a class's arguments as a config has them; none of a class that there is not."""
-    module, _, name = class_path.rpartition(".")
-    try:
-        owner = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return {}
-    found: Config = {}
-    for base in reversed(inspect.getmro(owner)):  # later ones take the place of those they override
-        if "__init__" in vars(base) and base is not object:
-            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-            found |= {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
-    for field in dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ():
-        if field.default_factory is not dataclasses.MISSING:
-            found[field.name] = field.default_factory()
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def _cell(recipe: Recipe, arm: Arm, point: Settings, seed: int, config: Config) -> Cell:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lit_metarl.config import chosen
 from lit_metarl.reports.section import ReportError, blank_figure
 from lit_metarl.reports.tables.statistics import Array
 from lit_metarl.sweep.cells import KEY_TAG
@@ -236,8 +237,8 @@ def _read_settings(client: Any, run_id: str) -> dict[str, Any]:
     return dict(_settings(config))
 
 
-def _hash(settings: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+def _hash(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(chosen(settings), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _settings(tree: Any) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from report_cases import CHEETAH, WALKER, add_run, code_of
 
 from lit_metarl.reports.command import main
@@ -91,6 +92,21 @@ def test_equal_settings_share_a_hash(root: Path, capsys: pytest.CaptureFixture[s
     assert by_name["equal"]["config"] == by_name["small"]["config"] != by_name["wide¦er"]["config"]
     assert len(by_name["small"]["config"]) == 8
     assert by_name["equal"]["95 % interval"] == "–"  # one seed
+
+
+def test_an_option_of_a_later_version_leaves_the_hash_as_it_is(tmp_path: Path) -> None:
+    older = {"class_path": "lit_metarl.algorithms.SAC", "init_args": {"gamma": 0.9}}
+    newer = {"class_path": "lit_metarl.algorithms.SAC", "init_args": {"gamma": 0.9, "compiled": False}}
+    other = {"class_path": "lit_metarl.algorithms.SAC", "init_args": {"gamma": 0.9, "compiled": True}}
+    for seed, model in enumerate([older, newer, other]):
+        config = {
+            "seed_everything": seed,
+            "trainer": {"max_epochs": 3} | ({"benchmark": None} if seed else {}),
+            "model": model,
+        }
+        connect(tmp_path).log_text(add_run(tmp_path, "e", seed, 1.0), yaml.safe_dump(config), "config/fit.yaml")
+    hashes = {run.seed: run.config for run in read_runs(str(tmp_path))[0]}
+    assert hashes["0"] == hashes["1"] != hashes["2"]
 
 
 def test_at_given_steps(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
