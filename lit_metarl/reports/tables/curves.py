@@ -33,6 +33,7 @@ RETURN = "eval/return"
 BEFORE = "eval/return_after_0_steps"
 PUBLISHED_WINDOW = 100_000  # environment steps that each published score is a mean over
 WINDOW = 0.1  # share of the steps so far over which evaluations are averaged
+_FLAT = 100.0  # ratio of the heights of a figure up to which its axis is linear
 _TAGS = ("algorithm", "environment", "seed")
 # neither the seed nor where a run is stored or went on from is a setting of the experiment
 NOT_SETTINGS = ("seed", "seed_everything", "ckpt_path", "weights_only", "logger", "default_root_dir")
@@ -288,6 +289,8 @@ def common_curve(runs: Sequence[Run]) -> tuple[Array, Array]:
 def draw_curves(groups: Sequence[tuple[str, Sequence[Run]]], folder: Path, metric: str = RETURN) -> dict[Path, Any]:
     """One figure per environment: mean over seeds, band from the lowest to the highest seed, published scores.
 
+    Of a metric that is positive and spans more than two decades, as variances do, the axis is logarithmic.
+
     Args:
         groups: label and runs of one environment, one a seed; an experiment has the same colour in all pictures.
         folder: of the files.
@@ -324,6 +327,7 @@ def draw_on(
 ) -> None:
     """Draw the curves of one environment on ``axes``, with the colours of ``experiments``; see :func:`draw_curves`."""
     styles: dict[str, int] = {}
+    heights = np.empty(0)
     for label, runs in groups:
         experiment = runs[0].experiment
         repeat = styles[experiment] = styles.get(experiment, -1) + 1  # other settings under the same name
@@ -331,8 +335,11 @@ def draw_on(
         steps, returns = common_curve(runs)
         axes.plot(steps, returns.mean(axis=0), color=colour, linestyle=style, label=f"{label} (n={len(runs)})")
         axes.fill_between(steps, returns.min(axis=0), returns.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+        heights = np.append(heights, returns)
     if metric == RETURN:
         _add_published(axes, environment, max(run.steps[-1] for _, runs in groups for run in runs))
+    elif heights.size and 0 < _FLAT * heights.min() < heights.max():
+        axes.set_yscale("log")
     label = "evaluation return" if metric == RETURN else metric
     axes.set(title=environment, xlabel="environment steps", ylabel=label, xlim=(0, None))
     axes.legend(fontsize="small")

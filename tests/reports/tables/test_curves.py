@@ -80,3 +80,18 @@ def test_one_picture_per_environment(environments: list[str], tmp_path: Path) ->
         image = imread(path)
         assert image.shape[:2] == (600, 960)
         assert image[..., :3].std() > 0.01  # not blank
+
+
+@pytest.mark.parametrize(
+    ("metric", "heights", "scale"),
+    [
+        ("gradient/variance", [0.01, 2.0], "log"),
+        ("gradient/variance", [0.03, 2.0], "linear"),
+        ("gradient/cosine", [-0.5, 2.0], "linear"),
+        ("gradient/cosine", [0.0, 2.0], "linear"),
+        ("eval/return", [0.01, 2.0], "linear"),
+    ],
+)
+def test_metrics_over_decades_have_a_logarithmic_axis(metric: str, heights: list[float], scale: str) -> None:
+    groups = [("low, SAC", [run([1, 2], [heights[0], 1.0])]), ("high, SAC", [run([1, 2], [1.0, heights[1]])])]
+    assert figure_of("suite/x", groups, ["e"], metric).axes[0].get_yscale() == scale
