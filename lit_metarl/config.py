@@ -122,14 +122,14 @@ def _chosen(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     if "class_path" in tree:
-        defaults, chosen = _defaults(tree["class_path"]), {}
+        defaults, kept = _defaults(tree["class_path"]), {}
         for name, value in (tree.get("init_args") or {}).items():
             default = defaults.get(name, dataclasses.MISSING)
             if dataclasses.is_dataclass(default) and isinstance(value, dict):  # which is written without its class
                 value = {key: each for key, each in value.items() if each != getattr(default, key, dataclasses.MISSING)}
             if value != default:
-                chosen[name] = value
-        return {"class_path": tree["class_path"], "init_args": _chosen(chosen)}
+                kept[name] = value
+        return {"class_path": tree["class_path"], "init_args": _chosen(kept)}
     return {name: _chosen(value) for name, value in tree.items()}
 
 

@@ -110,7 +110,7 @@ def test_every_training_command_runs(checkout: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(str(checkout))
     main_job = SET_UP[0].rpartition(".venv/bin/")[2]
     lines = [main_job, *(line for line in BASH if is_training(line))]
-    assert len(lines) == 17
+    assert len(lines) == 18
     for line in lines:
         command = words(line)[1:]
         if command[0] == "predict" and rendering_available():

@@ -343,7 +343,7 @@ class MetaPolicyGradient(Algorithm):
         return {name: value.mean(0) for name, value in products.items()}
 
     def with_surrogate(self, surrogate: InnerSurrogate) -> MetaPolicyGradient:
-        """The very same parameters with the exact gradient through another inner surrogate, to compare estimators."""
+        """The module with the exact gradient through another inner surrogate, at the very same parameters."""
         other = copy.copy(self)
         other.inner = replace(self.inner, surrogate=surrogate, first_order=False)
         other._trainer = self._trainer  # which a copy of a LightningModule drops, and with it the precision

@@ -121,7 +121,10 @@ class MetaBaseline(Baseline):
         return value.to(x.dtype)
 
     def _by_other_half(self, halves: Halves) -> tuple[Tensor, Tensor, Tensor]:
-        """What a task's other half makes of each: values ``[H, n, T]``, and the mean and deviation of its returns."""
+        """Predictions for every half by the φ that the task's other half adapted, and that other half's moments.
+
+        Predictions ``[H, n, T]`` are in deviations from the mean; mean and deviation are ``[H, 1, 1]``.
+        """
         mean, scale = halves.moments()
         adapted = vmap(self._adapted, (None, 0, 0, 0))(
             self._params(), halves.x, (halves.returns - mean) / scale, halves.mask

@@ -114,6 +114,9 @@ def with_baseline(path: Path, held_out: bool, normalised: bool) -> MetaPolicyGra
         path: of the checkpoint.
         held_out: whether the baseline is fitted to the other trajectories of a task.
         normalised: whether advantages have mean 0 and deviation 1 per task.
+
+    Raises:
+        CheckpointError, ReportError: the file is no checkpoint of a run of the family.
     """
     name = f"{LinearFeature.__module__}.{LinearFeature.__qualname__}"
     baseline = {"class_path": name, "init_args": {"held_out": held_out}}
