@@ -122,6 +122,9 @@ def _sweep(args: argparse.Namespace, more: Sequence[str], resolve: Resolve, word
     require(args.cluster is not None or not options, "--cluster", args.cluster, "say which, slurm or local")
     here = args.cluster is None or args.threads is None
     require(here, "--threads", args.threads, "the jobs of a cluster have --cluster.cpus_per_task threads each")
+    # Of `sweep --trainer.max_epochs 20 swing.yaml` the first word that is no option of a sweep is 20.
+    remedy = "it is a yaml file, and comes first: lit-metarl sweep RECIPE, then options of fit"
+    require(args.recipe.suffix in (".yaml", ".yml"), "RECIPE", str(args.recipe), remedy)
     recipe = load_recipe(args.recipe)
     seeds = None if args.seeds is None else read_seeds(read_word(args.seeds), "--seeds")
     cells = make_cells(recipe, resolve, [load_config(path) for path in args.config], more, seeds, args.arm)

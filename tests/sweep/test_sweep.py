@@ -201,6 +201,7 @@ def test_the_first_signal_lets_runs_save_and_a_second_ctrl_c_does_not() -> None:
     ("flags", "message"),
     [
         (["gone.yaml"], "config file gone.yaml cannot be read: No such file or directory."),
+        (["--trainer.max_epochs", "20", "swing.yaml"], "RECIPE = '20' cannot be used: it is a yaml file, and comes"),
         (["swing.yaml", "--seeds=0"], "--seeds = 0 cannot be used: write how many there are, or a list of different"),
         (["swing.yaml", "--seeds=[0"], "--seeds = '[0' cannot be used: write how many there are, or a list"),
         (["swing.yaml", "--seed_everything=7"], "--seed_everything=7' cannot be used: seeds are those of the recipe"),
