@@ -69,7 +69,7 @@ class PEARL(OffPolicy):
         num_actions: number of discrete actions, which there must not be; likewise.
         context_dim: D, entries of the context that the policy is told; likewise.
         action_scale: factor between the policy's actions and the simulator's range; likewise.
-        actor: policy network; :class:`~lit_metarl.nn.TanhGaussianMLP` of 3 × 300 if None.
+        actor: policy network; the released :class:`~lit_metarl.nn.TanhGaussianMLP` of 3 × 300 if None.
         critic: action-value networks; :class:`~lit_metarl.nn.EnsembleCriticMLP` of 3 × 300 if None.
         value: state-value network of the released form, a critic of no action with ``members: 1``.
         encoder: of contexts; :class:`~lit_metarl.nn.ProductOfGaussians` with its defaults if None.
@@ -144,7 +144,7 @@ class PEARL(OffPolicy):
         inference = None if context_dim else encoder or ProductOfGaussians()
         self.context_dim, self.action_scale = context_dim, action_scale
         self.sizes = Sizes(obs_dim, action_dim, None, context_dim if inference is None else inference.latent)
-        actor = actor or TanhGaussianMLP((300, 300, 300))
+        actor = actor or TanhGaussianMLP((300, 300, 300), "torch", output_bound=1e-3, clamp_log_std=True)
         self.recipe = recipe_of(actor)
         self.actor = actor.build(self.sizes)
         remedy = "PEARL samples actions of a squashed Gaussian: take TanhGaussianMLP or HyperActor"

@@ -38,14 +38,25 @@ class ActorFactory(ABC):
 class TanhGaussianMLP(ActorFactory):
     """MLP policy of SAC (Haarnoja et al. 2018; sizes of pytorch_sac: 2 × 1024).
 
+    PEARL's is released with ``output_bound: 1.0e-3`` and ``clamp_log_std: true``: untrained, its actions are tanh of
+    N(0, 1) whatever the state. With the defaults they vary less, around a mean that depends on the state.
+
     Attributes:
         hidden: widths of the hidden layers.
+        initialisation: of every layer.
+        output_bound: instead, of the last layer: weights and biases U(±bound); None for none.
+        clamp_log_std: clamp log σ to [-20, 2] instead of mapping it onto [-5, 2].
     """
 
     hidden: Sequence[int] = (256, 256)
+    initialisation: Initialisation = "orthogonal"
+    output_bound: float | None = None
+    clamp_log_std: bool = False
 
     def build(self, sizes: Sizes) -> nn.Module:
-        return TanhGaussianActor(sizes, self.hidden)
+        bound = self.output_bound
+        require(bound is None or bound >= 0, "actor.output_bound", bound, "0 or more, or null")
+        return TanhGaussianActor(sizes, self)
 
 
 @dataclass(frozen=True)
@@ -103,15 +114,22 @@ class HyperActor(ActorFactory):
 class TanhGaussianActor(nn.Module):
     """Observations ``[..., O]`` → :class:`TanhGaussian` over actions ``[..., A]``.
 
-    The raw log-std passes a tanh and an affine map onto [-5, 2], so it never saturates at a clamp with zero gradient.
+    The raw log-std passes a tanh and an affine map onto [-5, 2], so it never saturates at a clamp with zero gradient,
+    but for a policy that is to be as released.
     """
 
-    def __init__(self, sizes: Sizes, hidden: Sequence[int]) -> None:
+    def __init__(self, sizes: Sizes, settings: TanhGaussianMLP) -> None:
         super().__init__()
-        self.trunk = mlp([sizes.obs + sizes.context, *hidden, 2 * sizes.action])
+        self.trunk = mlp([sizes.obs + sizes.context, *settings.hidden, 2 * sizes.action], settings.initialisation)
+        self.clamp_log_std = settings.clamp_log_std
+        if settings.output_bound is not None:
+            for values in self.trunk[-1].parameters():
+                nn.init.uniform_(values, -settings.output_bound, settings.output_bound)
 
     def forward(self, obs: Tensor, context: Tensor | None = None) -> TanhGaussian:
         mean, raw = at_least_float32(self.trunk(with_context(obs, context))).chunk(2, dim=-1)
+        if self.clamp_log_std:
+            return TanhGaussian(mean, raw.clamp(*RELEASED_LOG_STD))
         log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(raw) + 1.0)
         return TanhGaussian(mean, log_std)
 

@@ -25,7 +25,9 @@ WIDTH = 8
 def make(released: bool = True, **settings: Any) -> PEARL:
     torch.manual_seed(0)
     networks: dict[str, Any] = {
-        "actor": TanhGaussianMLP([WIDTH]),
+        "actor": TanhGaussianMLP([WIDTH], "torch", output_bound=0.5, clamp_log_std=True)
+        if released
+        else TanhGaussianMLP([WIDTH]),
         "critic": EnsembleCriticMLP([WIDTH], initialisation="torch"),
         "value": EnsembleCriticMLP([WIDTH], members=1, initialisation="torch") if released else None,
     }
@@ -79,7 +81,7 @@ class Plain:
 
     def policy(self, obs: Tensor, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mean, raw = self("actor", obs, z).chunk(2, dim=-1)
-        log_std = -5.0 + 3.5 * (torch.tanh(raw) + 1.0)
+        log_std = raw.clamp(-20.0, 2.0)
         u = mean + log_std.exp() * noise
         normal = torch.distributions.Normal(mean, log_std.exp())
         log_prob = (normal.log_prob(u) - torch.log(1.0 - torch.tanh(u) ** 2)).sum(-1, keepdim=True)

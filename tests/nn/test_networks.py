@@ -132,6 +132,23 @@ def test_log_std_stays_within_its_bounds(scale: float) -> None:
     assert distribution.log_std.max() <= LOG_STD_MAX
 
 
+def test_the_released_head_is_a_standard_normal_until_it_learns() -> None:
+    actor = TanhGaussianMLP([8], "torch", output_bound=1e-3, clamp_log_std=True).build(Sizes(3, 2))
+    first, _, last = actor.trunk
+    assert max(value.abs().max() for value in last.parameters()) <= 1e-3
+    assert first.weight.abs().max() > 0.1
+    obs = torch.randn(50, 3)
+    distribution = actor(obs)
+    torch.testing.assert_close(distribution.mean, torch.zeros(50, 2), atol=0.02, rtol=0.0)
+    torch.testing.assert_close(distribution.log_std, torch.zeros(50, 2), atol=0.02, rtol=0.0)
+    with torch.no_grad():
+        last.bias[2:] = torch.tensor([5.0, -50.0])
+    log_std = actor(obs).log_std
+    assert (log_std == torch.tensor([2.0, -20.0])).all()
+    with pytest.raises(ConfigError, match=r"actor.output_bound = -1.0 cannot be used: 0 or more, or null"):
+        TanhGaussianMLP(output_bound=-1.0).build(Sizes(3, 2))
+
+
 def test_a_critic_of_many_tasks_is_that_of_each_with_its_context() -> None:
     """As many tasks as members: neither may be taken for the other."""
     critic = EnsembleCriticMLP([8], members=2).build(Sizes(3, 2, context=4))

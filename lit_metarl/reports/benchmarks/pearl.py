@@ -95,7 +95,7 @@ def module_of(size: Size, name: str) -> Any:
     torch.manual_seed(0)
     told: dict[str, Any] = {"hidden": size.dynamic, "widths": size.widths, "blocks": size.blocks}
     networks: dict[str, Any] = {
-        "actor": TanhGaussianMLP(size.hidden),
+        "actor": TanhGaussianMLP(size.hidden, "torch", output_bound=1e-3, clamp_log_std=True),
         "critic": EnsembleCriticMLP(size.hidden, initialisation="torch"),
         "value": EnsembleCriticMLP(size.hidden, members=1, initialisation="torch"),
     }

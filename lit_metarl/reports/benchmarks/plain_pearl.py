@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from lit_metarl.nn.actors import LOG_STD_MAX, LOG_STD_MIN
+from lit_metarl.nn.actors import RELEASED_LOG_STD
 from lit_metarl.nn.context_encoder import SMALLEST_VARIANCE
 from lit_metarl.types import TaskMinibatch, Transition
 
@@ -64,7 +64,7 @@ class PlainPEARL:
     def act(self, obs: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Action ``[n, A]``, its log-density ``[n, 1]``, and mean and log-std before the squash."""
         mean, raw = self.actor(torch.cat([obs, z], dim=-1)).chunk(2, dim=-1)
-        log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(raw) + 1.0)
+        log_std = raw.clamp(*RELEASED_LOG_STD)
         u = mean + log_std.exp() * torch.randn_like(mean)
         log_prob = Normal(mean, log_std.exp()).log_prob(u) - torch.log(1.0 - torch.tanh(u).square())
         return torch.tanh(u), log_prob.sum(-1, keepdim=True), mean, log_std
