@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
+from math import comb, prod
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from lit_metarl.reports.tables.statistics import (
     probability_of_improvement,
 )
 
+_SIGNIFICANT = 0.05
 Groups = dict[str, dict[str, list[Run]]]
 """Environment → arm → runs by seed."""
 
@@ -210,4 +212,10 @@ def _winner(scores: Mapping[str, Sequence[Array]], on: Mapping[str, Mapping[str,
     if min(len(each) for pair in shared for each in pair) < 2:
         return f"{sentence}; one seed tells little."
     low, high = improvement_interval(*zip(*shared, strict=True))
-    return sentence + ("; these seeds do not tell the two apart." if low <= 0.5 <= high else ".")
+    if low <= 0.5 <= high:
+        return f"{sentence}; these seeds do not tell the two apart."
+    # Of so few seeds the bootstrap is certain where nothing is: all orders of equal arms' seeds are equally likely, and
+    # two of them (one per environment, at the same end) part the arms altogether.
+    chance = 2 / prod(comb(len(one) + len(other), len(one)) for one, other in shared)
+    few = f"; they are too few: seeds of equal arms come apart with a probability of {100 * chance:.0f} %."
+    return sentence + (few if chance > _SIGNIFICANT else ".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from report_cases import CHEETAH, WALKER, add_run, cells, code_of
 from sweep_cases import PENDULUM, write_recipe
 
 from lit_metarl.reports.command import main
+from lit_metarl.reports.tables.arms import arms_of, headline
 from lit_metarl.reports.tables.record import Evaluation, record_of, record_text
 
 EXPERIMENT = {"config": [PENDULUM]}
@@ -233,6 +235,28 @@ def test_arms_are_compared_where_the_shortest_ends(root: Path, capsys: pytest.Ca
     assert "Seeds of one arm differ in more than the seed, see their configs: `short` on gym/x." in page
     assert found[0]["config"] == "f, g"
     assert "Not finished, so not counted: `never`." in page
+
+
+@pytest.mark.parametrize(
+    ("seeds", "ending"),
+    [
+        (2, "1.00 (1.00 to 1.00); they are too few: seeds of equal arms come apart with a probability of 33 %."),
+        (3, "1.00 (1.00 to 1.00); they are too few: seeds of equal arms come apart with a probability of 10 %."),
+        (4, "1.00 (1.00 to 1.00)."),  # 2 of 70 orders
+    ],
+)
+def test_the_headline_is_sure_of_no_order_that_chance_makes(seeds: int, ending: str) -> None:
+    rows = [
+        Evaluation(arm, str(seed), "eval/return", s, value + seed, 1.0, f"{arm}{seed}", "k", "c", "f", "SAC", "gym/x")
+        for arm, value in (("good", 100), ("bad", 0))
+        for seed in range(seeds)
+        for s in (50, 100)
+    ]
+    sentence = headline(arms_of(rows, {"good": "good", "bad": "bad"}))
+    assert sentence.endswith(f"which it beats with a probability of {ending}")
+    ranks = [sorted(each) for each in combinations(range(2 * seeds), seeds)]  # of one arm, equally likely
+    apart = sum(each in (list(range(seeds)), list(range(seeds, 2 * seeds))) for each in ranks) / len(ranks)
+    assert (f"probability of {100 * apart:.0f} %." in ending) == (apart > 0.05)
 
 
 def test_settings_of_one_environment_stay_two_arms(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
