@@ -175,7 +175,7 @@ class MetaBatch(NamedTuple):
 
 
 class MetaEpisodes(NamedTuple):
-    """Meta-evaluation: returns on held-out tasks after 0 … K adaptation steps."""
+    """Meta-evaluation: returns on test tasks after 0 … K adaptation steps."""
 
     returns: dict[str, Tensor]  # split → [K + 1, B, N] undiscounted
     tasks: dict[str, dict[str, Tensor]]  # split → parameter → [B, ...]

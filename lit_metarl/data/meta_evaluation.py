@@ -18,7 +18,7 @@ from lit_metarl.types import Adaptation, MetaEpisodes, MetaPolicy, Trajectories,
 class TaskDataModule(ExperienceDataModule):
     """Experience of many tasks, for a :class:`~lit_metarl.types.MetaPolicy`; a subclass adds what it trains on.
 
-    Meta-evaluation runs on held-out tasks that are the same each time: their streams are not those of training, and
+    Meta-evaluation runs on test tasks that are the same each time: their streams are not those of training, and
     start anew with every evaluation, so curves of one run and of runs with one seed are comparable point by point.
 
     Args:
@@ -114,7 +114,7 @@ class TaskDataModule(ExperienceDataModule):
     # Evaluation ----------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> MetaEpisodes:
-        """Returns after 0 … K steps on the held-out tasks of every split."""
+        """Returns after 0 … K steps on the test tasks of every split."""
         return self._meta_evaluate("eval_tasks", Stream.EVAL_ENV, Stream.EVAL_TASKS, Stream.EVAL_COLLECT)
 
     def test(self) -> MetaEpisodes:
@@ -138,7 +138,7 @@ class TaskDataModule(ExperienceDataModule):
         return result
 
     def _random_returns(self, num_tasks: int, env: Stream, tasks: Stream, collect: Stream) -> dict[str, Tensor]:
-        """Returns of uniformly random actions on the held-out tasks, by split ``[B, N]``; equal in every evaluation."""
+        """Returns of uniformly random actions on the test tasks, by split ``[B, N]``; equal in every evaluation."""
         simulator, generator = self.simulator_of(num_tasks, env), cpu_generator(self.stream_seed(collect))
         choose = simulator.random_policy(generator)
         returns = {}

@@ -46,8 +46,9 @@ _MARKS_NOTE = " Circles: SAC as published, mean of the last 100,000 steps, with 
 _PARTIAL_NOTE = " An arm's line ends where one of its seeds ends; thin lines are the seeds."
 _PUBLISHED_NOTE = " Dotted: the published return of the arm in its colour, see below."
 _ADAPTATION_NOTE = """\
-Return of the stochastic policy after every adaptation step; the line is the mean over seeds, the band from the lowest \
-to the highest seed. Thin lines are single tasks where the runs stored them, else seeds. Dashed: random actions."""
+Return after every adaptation step, of sampled actions (PEARL: the most likely ones); the line is the mean over \
+seeds, the band from the lowest to the highest seed. Thin lines are single tasks where the runs stored them, else \
+seeds. Dashed: random actions."""
 _IMPROVEMENT_NOTE = """\
 <p class="note">The chance that a seed of the row's arm ends above one of the column's, mean over the environments of \
 both, with the 95 % interval of the same bootstrap.</p>"""

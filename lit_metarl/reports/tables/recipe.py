@@ -50,8 +50,10 @@ environment have, linear between a run's own evaluations; then the interquartile
 with the 95 % interval of the stratified bootstrap (10,000 resamples of the seeds of each environment; none for one \
 seed, and too narrow for few). Minutes: from the start of a run to its last evaluation up to that step, pauses \
 included, mean over seeds. Config: hash of the settings without the seed."""
-_ADAPTATION_NOTE = """\
- A meta-learner's return is the one after adaptation, of the stochastic policy, on tasks sampled for evaluation."""
+ADAPTATION_NOTE = """\
+ A meta-learner's return is the one after adaptation, on tasks sampled for evaluation; its actions are sampled, but \
+PEARL's are the most likely ones."""
+"""What the return of a meta-learner is."""
 _PUBLISHED_NOTE = f"""\
  Published SAC: mean (min–max; seeds) over the {PUBLISHED_WINDOW:,} steps before the named one, from `data/sac.csv` of \
 [pytorch_sac](https://github.com/denisyarats/pytorch_sac); beside it the mean over our seeds of the same steps."""
@@ -222,7 +224,7 @@ def _published_sac(arm: Arm) -> dict[str, str]:
 
 
 def _note(recipe: Recipe, arms: Sequence[Arm], table: str) -> str:
-    note = _NOTE + (_ADAPTATION_NOTE if any(BEFORE in arm.more for arm in arms) else "")
+    note = _NOTE + (ADAPTATION_NOTE if any(BEFORE in arm.more for arm in arms) else "")
     note += _PUBLISHED_NOTE if "published SAC" in table else ""
     return note + _sources({arm.runs[0].arm: recipe.published.get(arm.runs[0].arm) for arm in arms})
 

@@ -20,7 +20,7 @@ from lit_metarl.reports.tables.curves import (
     published_scores,
     read_runs,
 )
-from lit_metarl.reports.tables.recipe import best_of, run_recipe
+from lit_metarl.reports.tables.recipe import ADAPTATION_NOTE, best_of, run_recipe
 from lit_metarl.reports.tables.statistics import bootstrap_interval, interquartile_mean
 
 Group = tuple[str, str, str, str]  # experiment, environment, algorithm, config: `Run.group`
@@ -34,8 +34,6 @@ and checkpoint."""
 _PUBLISHED_NOTE = f"""\
  Published SAC: mean (min–max; seeds) over the last {PUBLISHED_WINDOW:,} steps, from `data/sac.csv` of \
 [pytorch_sac](https://github.com/denisyarats/pytorch_sac); beside it the mean over our seeds of the same window."""
-_ADAPTATION_NOTE = """\
- A meta-learner's return is the one after adaptation on held-out tasks, of the stochastic policy."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def section_of(rows: Sequence[Row], remarks: Sequence[str] = ()) -> Section:
     columns = [name for name in cells[0] if any(row[name] != "–" for row in cells)]
     table = markdown_table(columns, [[row[name] for name in columns] for row in cells])
     note = _NOTE + (_PUBLISHED_NOTE if "published SAC" in columns else "")
-    note += _ADAPTATION_NOTE if "before adaptation" in columns else ""
+    note += ADAPTATION_NOTE if "before adaptation" in columns else ""
     data = [asdict(row) | {"published": row.published and row.published._asdict()} for row in rows]
     return Section(table, [note, *remarks], data={"rows": data, "remarks": list(remarks)})
 

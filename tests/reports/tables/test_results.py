@@ -75,7 +75,7 @@ def test_a_meta_learner_has_its_return_before_adaptation_beside(tmp_path: Path, 
     (row,) = report(tmp_path, capsys, "--write", str(document), "--block", "meta")
     assert (row["return"], row["before adaptation"]) == ("195 (mean)", "97.5")  # 97.5 · 2, and 97.5 · (0.5 + 1.5)/2
     assert "published SAC" not in row  # a column that is empty throughout
-    assert "held-out tasks" in document.read_text()
+    assert "on tasks sampled for evaluation" in document.read_text()
 
 
 def test_epochs_of_unequal_length_have_a_last_common_step(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
