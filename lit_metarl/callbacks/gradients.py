@@ -155,8 +155,9 @@ class GradientMonitor(Monitor):
     ``gradient/variance_of/<parameter>``; of other estimators below ``<name>/``.
 
     The reference is the module with the Loaded DiCE surrogate, whose Hessian is unbiased up to what baseline and
-    normalisation do to the advantages. Surrogates with another inner gradient than that (DiCE, which has no baseline)
-    adapt to other policies, which their bias then shows.
+    normalisation do to the advantages. What another surrogate estimates that is not the same shows as bias: without
+    ``model.discounted`` and ``model.gae_lambda`` 1 surrogates of rewards (DiCE, TMAML) have weights γ^t and whole
+    returns, those of advantages have not; and DiCE, without a baseline, adapts to other policies.
 
     Args:
         every_n_epochs: epochs between two measurements.

@@ -91,8 +91,9 @@ def run(args: argparse.Namespace) -> Section:
 {args.tasks} fixed tasks, {args.resamples} meta-batches that are the same for all estimators, seed {args.seed}; bias² \
 and variance of the mean over tasks, over the squared norm of the truth, with half the width of their 95 % intervals \
 over meta-batches. Truth: Loaded DiCE's mean over {args.reference} other meta-batches, unbiased for the Hessian of the \
-advantages as the run has them. An estimator with another inner gradient (DiCE's has no baseline) adapts to other \
-policies, which counts as bias here. Hv: the inner Hessian times one fixed vector, the direction of a meta-gradient."""
+advantages as the run has them. Where another estimator has another expectation, the difference counts as \
+bias here: DiCE and TMAML have weights γ^t and whole returns also without model.discounted and gae_lambda 1, and DiCE \
+adapts without a baseline. Hv: the inner Hessian times one fixed vector, the direction of a meta-gradient."""
     return Section(markdown_table(head, lines), [note], data=found)
 
 
