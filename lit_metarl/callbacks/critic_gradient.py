@@ -63,7 +63,7 @@ class GradientProtocol:
 
 
 class Measured(NamedTuple):
-    """Gradients at the states, and the R² of the fits."""
+    """Gradients at the states, and the adjusted R² of the fits."""
 
     critic: Tensor  # [S, A] ∇_a Q of the first online critic at the policy's action
     fitted: Tensor  # [S, A]

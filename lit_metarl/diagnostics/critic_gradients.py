@@ -20,7 +20,7 @@ class FittedGradient(NamedTuple):
     """
 
     gradient: Tensor  # [S, A]
-    r_squared: Tensor  # [S] of the returns about their mean; NaN where all returns are the same
+    r_squared: Tensor  # [S], adjusted for the A directions; NaN where all returns are the same, or K ≤ A + 1
 
 
 def fitted_gradient(action: Tensor, value: Tensor) -> FittedGradient:
@@ -29,7 +29,8 @@ def fitted_gradient(action: Tensor, value: Tensor) -> FittedGradient:
     The regression of all pairwise differences without an intercept is that of the deviations from the mean, as
     Σ_{i<j} (x_i − x_j)² = K Σ_i (x_i − x̄)²: one least-squares problem with K rows, in float64. With fewer different
     actions than K = A + 1 the smallest solution. The curvature of the return enters where the actions are not
-    symmetric: R² says how far a plane is from it.
+    symmetric: R² says how far a plane is from it, 1 − (Σ e²/(K − 1 − A)) / (Σ (R − R̄)²/(K − 1)) with the residuals e.
+    Not adjusted for A it would be A/(K − 1) on average of returns that are nothing but noise.
 
     Args:
         action: ``[S, K, A]``.
@@ -39,8 +40,10 @@ def fitted_gradient(action: Tensor, value: Tensor) -> FittedGradient:
     a, r = action - action.mean(1, keepdim=True), value - value.mean(1, keepdim=True)
     gradient = torch.linalg.lstsq(a, r.unsqueeze(-1), driver="gelsd").solution.squeeze(-1)
     rest = r - torch.einsum("ska,sa->sk", a, gradient)
-    r_squared = 1.0 - rest.square().sum(-1) / r.square().sum(-1)
-    return FittedGradient(gradient, r_squared)
+    _, tried, directions = a.shape
+    free = tried - 1 - directions
+    left = rest.square().sum(-1) / free if free > 0 else torch.full_like(r[:, 0], torch.nan)
+    return FittedGradient(gradient, 1.0 - left * (tried - 1) / r.square().sum(-1))
 
 
 class Agreement(NamedTuple):

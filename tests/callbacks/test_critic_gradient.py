@@ -22,7 +22,7 @@ from lit_metarl.nn import DeterministicMLP, EnsembleCriticMLP, TanhGaussianMLP
 from lit_metarl.reports.studies.critic_gradient import GAIN, GAMMA, linear_world
 from lit_metarl.types import ConfigError
 
-TINY = GradientProtocol(states=2, actions=3, repeats=1, horizon=3, spread=4)
+TINY = GradientProtocol(states=2, actions=4, repeats=1, horizon=3, spread=4)
 
 
 @pytest.mark.parametrize("source", ["policy", "exploration", "random", "replay"])

@@ -21,7 +21,8 @@ def test_the_fit_is_the_regression_of_all_pairs() -> None:
         y = np.array([float(value[state, i] - value[state, j]) for i, j in pairs])
         expected, residual, *_ = np.linalg.lstsq(x, y, rcond=None)
         np.testing.assert_allclose(fit.gradient[state], expected, rtol=1e-10)
-        assert float(fit.r_squared[state]) == pytest.approx(1.0 - float(residual[0]) / float(y @ y))
+        plain = 1.0 - float(residual[0]) / float(y @ y)
+        assert float(fit.r_squared[state]) == pytest.approx(1.0 - (1.0 - plain) * 6 / 3)
 
 
 def test_a_plane_is_found_exactly_and_symmetric_curvature_is_not_seen() -> None:
@@ -33,9 +34,16 @@ def test_a_plane_is_found_exactly_and_symmetric_curvature_is_not_seen() -> None:
     around = torch.tensor([[[0.0], [1.0], [-1.0]]]).double()
     fit = fitted_gradient(around, 2.0 * around[..., 0] + 5.0 * around[..., 0] ** 2)
     torch.testing.assert_close(fit.gradient, torch.tensor([[2.0]]).double())
-    # deviations (0, 7, 3) − 10/3: 74/3 in all, of which 2 · 2² = 8 are explained
-    assert float(fit.r_squared) == pytest.approx(8 / (74 / 3))
+    # deviations of (0, 7, 3) from 10/3: 74/3 in all, 50/3 of them left, with one of two degrees of freedom
+    assert float(fit.r_squared) == pytest.approx(1.0 - (50 / 3) / (74 / 3) * 2)
     assert fitted_gradient(around, torch.zeros(1, 3)).r_squared.isnan().all()
+
+
+def test_noise_explains_nothing() -> None:
+    torch.manual_seed(0)
+    fit = fitted_gradient(torch.randn(4000, 15, 6), torch.randn(4000, 15))
+    assert float(fit.r_squared.mean()) == pytest.approx(0.0, abs=0.02)  # 6/14 if it were not adjusted
+    assert fitted_gradient(torch.randn(4, 7, 6), torch.randn(4, 7)).r_squared.isnan().all()  # a plane through all
 
 
 def test_fewer_actions_than_directions_have_the_smallest_solution() -> None:

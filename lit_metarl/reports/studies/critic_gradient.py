@@ -135,8 +135,8 @@ def run(args: argparse.Namespace) -> Section:
         f"Cosine of ∇_a Q (first critic, the policy's action) with the gradient fitted to returns, at {args.states} "
         f"states of source `{args.source}`: mean, and shares above two thresholds. {args.actions} actions at each, "
         f"noise {args.noise:g}, each taken for {args.repeats} steps; at most {args.horizon:,} steps, then the target "
-        "critics. R²: median of the fits. What the exact critic lacks to 1 is the error of the study: the fit's, and "
-        "where an action is taken for more than one step, that this is not what its gradient is of."
+        "critics. R²: adjusted, median of the fits. What the exact critic lacks to 1 is the error of the study: the "
+        "fit's, and where an action is taken for more than one step, that this is not what its gradient is of."
     )
     note += " Its states are those of exploration: no run in its world has a replay." * (args.source == "replay")
     return Section(table_of(lines), [note])
