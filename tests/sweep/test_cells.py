@@ -290,7 +290,7 @@ def test_arms_of_inference_differ_in_networks_and_in_what_is_told(name: str) -> 
         encoder, told = model.pop("encoder"), data.pop("oracle_context")
         networks = {model.pop(key)["class_path"].rpartition(".")[2].startswith("Hyper") for key in ("actor", "critic")}
         assert (encoder is None) is told is ("oracle" in cell.arm)
-        assert networks == {not re.search(r"(?<!hyper_)pearl", cell.arm)}
+        assert networks == {not re.search(r"mlp|(?<!hyper_)pearl", cell.arm)}
         rest[str(data["env"])].add(key_of(config))
     assert {len(keys) for keys in rest.values()} == {1}
     assert len(rest) == 2

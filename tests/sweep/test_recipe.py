@@ -149,5 +149,5 @@ def test_shipped_recipes_say_what_the_papers_ask_for() -> None:
     assert len(set(names["tmaml_families_released"]) & set(names["tmaml_families"])) == 6
     few = {name for name, recipe in recipes.items() if len(recipe.seeds) < 3}
     of_two = {"half_cheetah_velocity_steps", "hyper_learning_rates", "tmaml_families", "tmaml_families_released"}
-    assert few == {*of_two, "tmaml_ppo"}
+    assert few == {*of_two, "tmaml_ppo", "inference_learning_rates"}
     assert recipes["half_cheetah_velocity_steps"].published.keys() == set(names["half_cheetah_velocity_steps"])
