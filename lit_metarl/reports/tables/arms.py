@@ -217,5 +217,5 @@ def _winner(scores: Mapping[str, Sequence[Array]], on: Mapping[str, Mapping[str,
     # Of so few seeds the bootstrap is certain where nothing is: all orders of equal arms' seeds are equally likely, and
     # two of them (one per environment, at the same end) part the arms altogether.
     chance = 2 / prod(comb(len(one) + len(other), len(one)) for one, other in shared)
-    few = f"; they are too few: seeds of equal arms come apart with a probability of {100 * chance:.0f} %."
+    few = f"; these seeds are too few: those of equal arms come apart with a probability of {100 * chance:.0f} %."
     return sentence + (few if chance > _SIGNIFICANT else ".")

@@ -240,8 +240,8 @@ def test_arms_are_compared_where_the_shortest_ends(root: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("seeds", "ending"),
     [
-        (2, "1.00 (1.00 to 1.00); they are too few: seeds of equal arms come apart with a probability of 33 %."),
-        (3, "1.00 (1.00 to 1.00); they are too few: seeds of equal arms come apart with a probability of 10 %."),
+        (2, "1.00 (1.00 to 1.00); these seeds are too few: those of equal arms come apart with a probability of 33 %."),
+        (3, "1.00 (1.00 to 1.00); these seeds are too few: those of equal arms come apart with a probability of 10 %."),
         (4, "1.00 (1.00 to 1.00)."),  # 2 of 70 orders
     ],
 )
