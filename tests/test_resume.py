@@ -48,7 +48,7 @@ from lit_metarl.nn import (
     ProductOfGaussians,
     TanhGaussianMLP,
 )
-from lit_metarl.optim import PPO, LeaveOneOut
+from lit_metarl.optim import PPO, TRPO, VPG, LeaveOneOut, OuterUpdate
 from lit_metarl.tracking import MLflowLogger, connect
 from lit_metarl.types import ConfigError, Interrupted
 
@@ -333,3 +333,39 @@ def test_another_number_of_evaluation_episodes_starts_them_afresh(root: Path) ->
     second = make_trainer(root, 2, first.logger.run_id)
     second.fit(module, datamodule=datamodule, ckpt_path=first.logger.run_dir / "last.ckpt")
     assert len(metrics_of(root, first.logger.run_id)["eval/return"]) == 2
+
+
+ADAM, SGD = VPG(), VPG(optimizer_class="SGD", optimizer_args={"momentum": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "was", "states"),  # keys of each optimizer's state of a parameter, the baseline's last
+    [
+        (ADAM, TRPO(), "VPG with Adam: TRPO", [{"step", "exp_avg", "exp_avg_sq"}]),
+        (ADAM, SGD, "VPG with Adam: VPG with SGD", [{"momentum_buffer"}, {"step", "exp_avg", "exp_avg_sq"}]),
+        (SGD, PPO(epochs=1), "VPG with SGD: PPO", [{"step", "exp_avg", "exp_avg_sq"}] * 2),
+        (ADAM, PPO(epochs=1), "VPG with Adam: PPO", [{"step", "exp_avg", "exp_avg_sq"}] * 2),
+        (TRPO(), ADAM, "TRPO: VPG with Adam", [{"step", "exp_avg", "exp_avg_sq"}] * 2),
+    ],
+    ids=lambda value: "" if isinstance(value, list) else None,
+)
+def test_another_outer_update_starts_afresh_and_the_baseline_goes_on(
+    before: OuterUpdate, after: OuterUpdate, was: str, states: list[set[str]], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def train(epochs: int, outer: OuterUpdate, **resume: Any) -> dict[str, Any]:
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=epochs, logger=False, callbacks=[RunCheckpoint()], default_root_dir=tmp_path,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, inference_mode=False,
+        )  # fmt: skip
+        baseline = MetaLearned((4,), updates=2)
+        trainer.fit(*make_meta(MAML, NAVIGATION, {"epoch_iterations": 1}, outer=outer, baseline=baseline), **resume)
+        return load(tmp_path / "checkpoints" / "last.ckpt")
+
+    train(2, before)
+    resumed = train(3, after, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    assert f"model.outer was {was} starts without its state" in caplog.text
+    found = resumed["optimizer_states"]
+    assert [set(each["state"][0]) for each in found] == states
+    steps = [float(each["state"][0].get("step", 1)) for each in found]  # of one epoch, and of three
+    assert steps == [*[1.0] * (len(found) - 1), 2.0 * 3]

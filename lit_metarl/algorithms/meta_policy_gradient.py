@@ -132,10 +132,9 @@ class MetaPolicyGradient(Algorithm):
         self.baseline = (baseline or LinearFeature()).build(self.sizes)
         self.correction = correction or self.default_correction
         self.outer = copy.deepcopy(outer or self.default_outer)  # it may have state of its own
-        self.gae_lambda, self.normalise_advantages = gae_lambda, normalise_advantages
+        self.inner_lr, self.gae_lambda, self.normalise_advantages = inner_lr, gae_lambda, normalise_advantages
         first_order = self.default_first_order if first_order is None else first_order
-        surrogate = inner or self.default_inner
-        self.inner = InnerLoop(self.policy, surrogate, gamma, discounted, time_average, first_order)
+        self.inner = InnerLoop(self.policy, inner or self.default_inner, gamma, discounted, time_average, first_order)
         parameters = dict(self.policy.named_parameters())
         try:
             self.adapted_parameters = [name for name in parameters if re.search(adapted_parameters, name)]
@@ -143,12 +142,9 @@ class MetaPolicyGradient(Algorithm):
             raise ConfigError(f"model.adapted_parameters = {adapted_parameters!r} cannot be used: {error}.") from error
         remedy = f"it finds none of the parameters {', '.join(parameters)}"
         require(bool(self.adapted_parameters), "model.adapted_parameters", adapted_parameters, remedy)
-        self.inner_lr = inner_lr
         self._outer_steps = self._baseline_learns = False  # whether they have an optimizer
-        learned = self.adapted_parameters if learn_inner_lr else []
-        self.learned_step_sizes = nn.ParameterDict(
-            {_key(name): nn.Parameter(torch.full_like(parameters[name], inner_lr)) for name in learned}
-        )
+        step_sizes = {_key(name): torch.full_like(parameters[name], inner_lr) for name in self.adapted_parameters}
+        self.learned_step_sizes = nn.ParameterDict(step_sizes if learn_inner_lr else {})
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers of the outer update and of the baseline, in this order, where they have one."""
@@ -258,7 +254,8 @@ class MetaPolicyGradient(Algorithm):
         iteration = self.iteration(batch.rounds, batch.adaptations)
         metrics = self.outer.update(iteration)
         self._check_finite(iteration.reduce(metrics["objective"]), "the meta-objective")  # all processes stop, or none
-        metrics |= {"return_before": first.returns.mean(), "entropy": -_mean(last.log_prob, last.mask)}
+        entropy = -(last.log_prob * last.mask).sum() / last.mask.sum()
+        metrics |= {"return_before": first.returns.mean(), "entropy": entropy}
         self.metrics.add(metrics | self.update_baseline(batch.rounds))
         self.finish_step(batch.env_steps, last.returns.flatten(), last.mask.sum(-1).flatten())
 
@@ -363,16 +360,23 @@ class MetaPolicyGradient(Algorithm):
 
     def counters(self) -> State:
         """The counters of every algorithm and the state of the outer update."""
-        return super().counters() | {"outer": [type(self.outer).__qualname__, self.outer.state()]}
+        return super().counters() | {"outer": [self.outer.kind, self.outer.state()]}
 
     def load_counters(self, state: State) -> None:
-        """Inverse of :meth:`counters`; another outer update than the checkpoint's starts afresh."""
+        """Inverse of :meth:`counters`; an outer update of another kind than the checkpoint's starts afresh."""
         super().load_counters(state)
-        name, outer = state["outer"]
-        if name == type(self.outer).__qualname__:
+        kind, outer = state["outer"]
+        if self.outer.continues(kind):
             self.outer.load_state(outer)
         else:
-            log.warning("model.outer was %s: %s starts without its state", name, type(self.outer).__qualname__)
+            log.warning("model.outer was %s: %s starts without its state", kind, self.outer.kind)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore as every algorithm does; where the outer update starts afresh, so does its optimizer."""
+        super().on_load_checkpoint(checkpoint)
+        if not self.outer.continues(checkpoint["algorithm"]["counters"]["outer"][0]):
+            fresh, saved = [each.state_dict() for each in self.configure_optimizers()], checkpoint["optimizer_states"]
+            checkpoint["optimizer_states"] = fresh[:-1] + saved[-1:] if self._baseline_learns else fresh
 
     def on_train_start(self) -> None:
         """Let the config's step sizes hold on resume, and the outer update's state be where the parameters are."""
@@ -394,7 +398,3 @@ def below(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
 def _key(name: str) -> str:
     """A parameter's name as a key of ``nn.ParameterDict``, which allows no dots."""
     return name.replace(".", "/")
-
-
-def _mean(x: Tensor, mask: Tensor) -> Tensor:
-    return (x * mask).sum() / mask.sum()

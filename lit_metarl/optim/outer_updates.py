@@ -25,6 +25,15 @@ class OuterUpdate(ABC):
         """Optimizer of the parameters; None if the update needs none."""
         return None
 
+    @property
+    def kind(self) -> str:
+        """The name of its class, and of its optimizer's if there is a choice: what decides whether states fit."""
+        return type(self).__qualname__
+
+    def continues(self, kind: str) -> bool:
+        """Whether the states of an update of this kind, and of its optimizer, are of use; if not, it starts afresh."""
+        return kind in (self.kind, type(self).__qualname__)  # which older checkpoints name alone
+
     @abstractmethod
     def update(self, iteration: Iteration) -> dict[str, Tensor]:
         """Move the parameters on this iteration's data; returns detached scalars to log, ``objective`` among them."""
@@ -81,6 +90,11 @@ class VPG(OuterUpdate):
     def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """The torch optimizer, with ``lr``."""
         return getattr(torch.optim, self.optimizer_class)(parameters, lr=self.lr, **(self.optimizer_args or {}))
+
+    @property
+    def kind(self) -> str:
+        """The name of the class, and of the optimizer."""
+        return f"{super().kind} with {self.optimizer_class}"
 
     def update(self, iteration: Iteration) -> dict[str, Tensor]:
         """Take one step of the optimizer along the likelihood surrogate's gradient."""

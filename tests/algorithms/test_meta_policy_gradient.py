@@ -515,8 +515,13 @@ def test_a_context_that_the_policy_was_not_built_for_is_refused() -> None:
 def test_another_outer_update_than_the_checkpoints_starts_afresh(caplog: pytest.LogCaptureFixture) -> None:
     module = make(ProMP, outer=PPO(adaptive_kl=True))
     module.load_counters(make(outer=VPG()).counters())
-    assert "model.outer was VPG: PPO starts without its state" in caplog.text
+    assert "model.outer was VPG with Adam: PPO starts without its state" in caplog.text
     assert module.outer.penalties == []
+
+
+def test_an_older_checkpoint_does_not_name_the_optimizer(caplog: pytest.LogCaptureFixture) -> None:
+    make(outer=VPG(optimizer_class="SGD")).load_counters({"env_steps": 0, "outer": ["VPG", {}]})
+    assert caplog.text == ""
 
 
 @dataclass(frozen=True)
