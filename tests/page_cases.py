@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,17 +43,18 @@ def runs(arms: int = 8, seeds: int = 5, environment: str = "points/navigation_2d
     ]
 
 
-def details(of: list[Run]) -> dict[str, Details]:
-    """One adaptation step from -12 to -8 - arm, tasks spread by one around it."""
+def details(of: list[Run], steps: Mapping[int, int] = {}) -> dict[str, Details]:
+    """One adaptation step from -12 to -8 - arm, tasks spread by one around it; further ones, by arm, add 4 each."""
     tasks = np.linspace(-1, 1, 20)
-    return {
-        run.run_id: Details({"test": np.stack([-12 + tasks, -8 - index // 5 + tasks])}, {"test": -20.0})
-        for index, run in enumerate(of)
-    }
+
+    def table(arm: int) -> np.ndarray:
+        return np.stack([-12 + 4 * k - arm * (k > 0) + tasks for k in range(steps.get(arm, 1) + 1)])
+
+    return {run.run_id: Details({"test": table(index // 5)}, {"test": -20.0}) for index, run in enumerate(of)}
 
 
-def page(path: Path, of: list[Run] | None = None) -> str:
-    """The page of 8 arms × 5 seeds × 200 points."""
+def page(path: Path, of: list[Run] | None = None, steps: Mapping[int, int] = {}) -> str:
+    """The page of 8 arms × 5 seeds × 200 points; ``steps`` of adaptation by arm, 1 if not given."""
     of = runs() if of is None else of
     metrics = {RETURN: of}
-    return make_page(f"Sweep {HOSTILE}", metrics, tables_of(metrics), details(of), path)
+    return make_page(f"Sweep {HOSTILE}", metrics, tables_of(metrics), details(of, steps), path)

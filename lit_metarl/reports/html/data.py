@@ -177,25 +177,25 @@ def adaptation_panels(
     """Return against adaptation steps, a panel per environment and split; empty if no run adapts.
 
     Every task of a run's last meta-evaluation where the run stored them, else the mean over tasks of the evaluations
-    in the last tenth of its steps. The line is the mean over seeds, the band from the lowest to the highest.
+    in the last tenth of its steps. The line is the mean over seeds, the band from the lowest to the highest; it ends
+    after the arm's own number of adaptation steps.
     """
     panels = []
     for split, metric in splits_of(metrics).items():
-        prefix = metric.removesuffix("return")
-        stages = sorted(
-            (int(found[2]), name) for name in metrics if (found := _AFTER.fullmatch(name)) and name.startswith(prefix)
-            and (found[1] or "test") == split
-        )  # fmt: skip
+        stages = {
+            int(found[2]): {run.run_id: run for run in metrics[name]}
+            for name in metrics
+            if (found := _AFTER.fullmatch(name)) and (found[1] or "test") == split
+        }
         tasks = f"{split.replace('_', ' ')} tasks"
-        series = [metrics[name] for _, name in stages] + [metrics[metric]]
         environments = sorted({run.environment for run in metrics[metric]})
         for environment in environments:
             curves = []
             for arm, runs in by_arm(run for run in metrics[metric] if run.environment == environment).items():
-                curve = _adaptation_of(runs, series, [details.get(run.run_id) for run in runs], split)
+                curve = _adaptation_of(runs, stages, [details.get(run.run_id) for run in runs], split)
                 if curve is not None:
                     curves.append({"arm": arms.index(arm)} | curve)
-            if curves:
+            if any(len(curve["centre"]) > 1 for curve in curves):
                 known = [details[run.run_id].random for run in metrics[metric] if run.run_id in details]
                 random = [each[split] for each in known if np.isfinite(each.get(split, np.nan))]
                 panels.append(
@@ -210,14 +210,12 @@ def adaptation_panels(
 
 
 def _adaptation_of(
-    runs: Sequence[Run], series: Sequence[Sequence[Run]], details: Sequence[Details | None], split: str
+    runs: Sequence[Run], stages: Mapping[int, Mapping[str, Run]], details: Sequence[Details | None], split: str
 ) -> dict[str, Any] | None:
     tables = [each.adaptation[split] for each in details if each is not None and split in each.adaptation]
     means: list[Array] = [table.mean(axis=1) for table in tables]
-    if not tables and len(series) > 1:
-        by_id = [{run.run_id: run for run in stage} for stage in series]
-        complete = [run for run in runs if all(run.run_id in stage for stage in by_id)]
-        means = [np.array([_last(stage[run.run_id]) for stage in by_id]) for run in complete]
+    if not tables:
+        means = [mean for run in runs if (mean := _by_adaptation_step(run, stages)) is not None]
     if not means:
         return None
     count = min(len(mean) for mean in means)
@@ -229,6 +227,22 @@ def _adaptation_of(
         "high": _short(seeds.max(axis=0)),
         "tasks": [_short(line) for line in (lines or seeds)],
     }
+
+
+def _by_adaptation_step(run: Run, stages: Mapping[int, Mapping[str, Run]]) -> Array | None:
+    """The run's return after 0 … K steps, K its own; None where one of them is missing.
+
+    Args:
+        run: its return, that after K steps.
+        stages: number of steps → run id → return after so many; that after K steps may be there once more.
+    """
+    own = sorted(number for number, found in stages.items() if run.run_id in found)
+    if own != list(range(len(own))):
+        return None
+    series = [stages[number][run.run_id] for number in own]
+    if not series or not np.array_equal(series[-1].returns, run.returns, equal_nan=True):
+        series.append(run)
+    return np.array([_last(each) for each in series])
 
 
 def _last(run: Run) -> float:

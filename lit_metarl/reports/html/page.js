@@ -368,7 +368,7 @@ function learning(panel) {
 
 function adaptation(panel) {
   const steps = panel.steps.map((_, k) => k);
-  const curves = panel.curves.map(curve => ({ arm: curve.arm, x: steps, centre: curve.centre, low: curve.low, high: curve.high, thin: state.tasks ? curve.tasks : [] }));
+  const curves = panel.curves.map(curve => ({ arm: curve.arm, x: steps.slice(0, curve.centre.length), centre: curve.centre, low: curve.low, high: curve.high, thin: state.tasks ? curve.tasks : [] }));
   if (panel.random !== null) curves.push({ arm: null, name: "random actions", x: steps, centre: steps.map(() => panel.random) });
   return { curves, options: {
     title: panel.title, log: false, xTicks: steps, xLabel: "adaptation steps",

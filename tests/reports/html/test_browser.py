@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_cases import HOSTILE, page, value
+from page_cases import HOSTILE, page, runs, value
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
@@ -159,6 +159,16 @@ def test_adaptation_has_a_chart_and_its_tasks(opened: Any) -> None:
     assert found == {HOSTILE: -8} | {f"arm {arm}": -8 - arm for arm in range(1, 8)}
     find(opened, "#tasks").click()
     assert hover(opened, 0.2, "#adaptation")[0] == "before adaptation"
+
+
+def test_the_line_of_an_arm_ends_after_its_own_adaptation_steps(browser: Any, tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(page(file, runs(arms=2), steps={1: 2}), encoding="utf-8")
+    browser.get(file.as_uri())
+    caption, found = hover(browser, 0.95, "#adaptation")
+    assert caption == "after 2 steps"
+    assert found == {"arm 1": -5, "random actions": -20}
+    assert browser.get_log("browser") == []
 
 
 def test_the_switch_turns_the_colours(opened: Any) -> None:

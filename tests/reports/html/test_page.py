@@ -154,6 +154,27 @@ def test_adaptation_is_of_every_task_where_it_is_stored() -> None:
     assert chart_data({RETURN: after}, {})["adaptation"] == []
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["record", "store"])  # whether return_after_K_steps is there, too
+def test_the_line_of_an_arm_ends_after_its_own_adaptation_steps(last: bool) -> None:
+    after = runs(arms=3, seeds=2)  # of 0, 1 and 3 steps
+    steps = {"config0": 0, "config1": 1, "config2": 3}
+    metrics = {RETURN: after} | {
+        f"eval/return_after_{k}_steps": [
+            replace(run, returns=run.returns - (steps[run.config] - k)) for run in after if k < steps[run.config] + last
+        ]
+        for k in range(3 + last)
+    }
+    (panel,) = chart_data(metrics, {})["adaptation"]
+    assert panel["steps"] == [0, 1, 2, 3]
+    final = [np.mean([run.mean_return(180_000, 200_000) for run in after[2 * arm : 2 * arm + 2]]) for arm in range(3)]
+    for curve, number, end in zip(panel["curves"], steps.values(), final, strict=True):
+        assert curve["centre"] == pytest.approx([end - number + k for k in range(number + 1)], rel=1e-4)
+    del metrics["eval/return_after_1_steps"]  # what is after two steps is not drawn after one
+    (panel,) = chart_data(metrics, {})["adaptation"]
+    assert [curve["arm"] for curve in panel["curves"]] == [0, 1]
+    assert chart_data({RETURN: after[:2], BEFORE: after[2:]}, {})["adaptation"] == []  # no run adapts
+
+
 def test_a_diverged_seed_is_shown_as_missing(tmp_path: Path) -> None:
     good, bad = runs(arms=1, seeds=2)
     bad = replace(bad, returns=np.where(STEPS > 100_000, np.nan, bad.returns))
