@@ -130,7 +130,7 @@ def record_text(rows: Iterable[Evaluation]) -> str:
 
 
 def read_store(root: Path | str, recipe: str, metrics: Collection[str] = ()) -> list[Evaluation]:
-    """The evaluations of the finished cells of ``recipe`` in the store; of one arm and seed the newest run's.
+    """The evaluations of all finished runs of cells of ``recipe`` in the store, of each metric the oldest run's first.
 
     Args:
         root: folder of the store.
@@ -143,12 +143,11 @@ def read_store(root: Path | str, recipe: str, metrics: Collection[str] = ()) -> 
         TrackingError: the store cannot be opened.
     """
     found = read_metrics(root, recipe, lambda name: name in metrics or is_return(name))
-    newest = {(run.arm, run.seed): run.run_id for run in found[RETURN] if run.key}  # the oldest come first
     evaluated = {run.run_id: run.steps for run in found[RETURN]}
     rows = []
     for metric, runs in found.items():
-        kept = [_thinned(run, evaluated[run.run_id]) for run in runs if newest.get((run.arm, run.seed)) == run.run_id]
-        rows += [row for run in kept for row in _rows(run, metric)]
+        cells = [_thinned(run, evaluated[run.run_id]) for run in runs if run.key]
+        rows += [row for run in cells for row in _rows(run, metric)]
     if not rows:
         raise ReportError(f"No finished run in {root} is of the recipe {recipe}.")
     return _without_last_step(rows)
@@ -197,36 +196,60 @@ def _step_of(metric: str) -> tuple[str, int | None]:
 
 
 def merge(recorded: Sequence[Evaluation], stored: Sequence[Evaluation]) -> tuple[list[Evaluation], list[str]]:
-    """Put what has finished into the record: a run of the store takes the place of that of the same arm and seed.
+    """Put what has finished into the record: of an arm and a seed the newest run of the store, if there is one.
 
-    A run of less than half the steps does not, as a quick look with other settings must not cost the record.
+    A run of less than half the steps takes no other's place, in the store or in the record: a quick look with other
+    settings must not cost the record.
+
+    Args:
+        recorded: of the record.
+        stored: of :func:`read_store`.
 
     Returns:
         The new record, and a sentence about each run that was replaced or left out.
     """
     old, new = _ends(recorded), _ends(stored)
-    remarks, replaced = [], set()
-    for arm, seed in new:
-        (run, step), (before, last) = new[arm, seed], old.get((arm, seed), ("", 0))
-        if 2 * step < last:
-            remarks.append(
-                f"Left out: run {run} of {arm} seed {seed}, as it has {step:,} steps and the recorded one {last:,}; "
-                "delete that one's lines to have this one."
-            )
+    taken: dict[tuple[str, str], str] = {}  # runs of the store in the record
+    remarks: list[str] = []
+    for (arm, seed), runs in new.items():
+        name, before = f"{arm} seed {seed}", old.get((arm, seed), {})
+        found, left_out = _newest(name, runs.items())
+        (run, _), refused = _newest(name, [*before.items(), found])
+        remarks += left_out + refused
+        if refused:
             continue
-        replaced.add((arm, seed))
-        if before not in ("", run):
-            remarks.append(f"Replaced: run {before} of {arm} seed {seed} by {run}.")
-    kept = [row for row in recorded if (row.arm, row.seed) not in replaced]
-    return kept + [row for row in stored if (row.arm, row.seed) in replaced], remarks
+        taken[arm, seed] = run
+        remarks += [f"Replaced: run {gone} of {name} by {run}." for gone in before if gone != run]
+    kept = [row for row in recorded if (row.arm, row.seed) not in taken]
+    return kept + [row for row in stored if taken.get((row.arm, row.seed)) == row.run], remarks
 
 
-def _ends(rows: Sequence[Evaluation]) -> dict[tuple[str, str], tuple[str, int]]:
-    """(arm, seed) → its run and the last step of it."""
-    ends: dict[tuple[str, str], tuple[str, int]] = {}
+def _ends(rows: Iterable[Evaluation]) -> dict[tuple[str, str], dict[str, int]]:
+    """(arm, seed) → run → the last step of it; runs in the order in which they come."""
+    ends: dict[tuple[str, str], dict[str, int]] = {}
     for row in rows:
-        ends[row.arm, row.seed] = row.run, max(row.step, ends.get((row.arm, row.seed), ("", 0))[1])
+        runs = ends.setdefault((row.arm, row.seed), {})
+        runs[row.run] = max(row.step, runs.get(row.run, 0))
     return ends
+
+
+def _newest(name: str, runs: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], list[str]]:
+    """The last of ``runs``, each with its last step, that has half the steps of the one before it, or more.
+
+    Returns:
+        The run, and a sentence about each later one, which has less.
+    """
+    (kept, last), *later = runs
+    left_out: list[str] = []
+    for run, step in later:
+        if 2 * step >= last:
+            (kept, last), left_out = (run, step), []
+            continue
+        left_out.append(
+            f"Left out: run {run} of {name}, as it has {step:,} steps and run {kept} {last:,}; "
+            "to have this one, delete the other from the record and the store."
+        )
+    return (kept, last), left_out
 
 
 def metrics_of(rows: Iterable[Evaluation]) -> list[str]:

@@ -65,7 +65,7 @@ def same(one: Run, other: Run) -> bool:
 def test_runs_come_back_from_the_file_as_from_the_store(root: Path) -> None:
     path = record_of("deep/swing.yaml")
     path.parent.mkdir()
-    path.write_text(record_text(read_store(root, "swing")))
+    path.write_text(record_text(merge([], read_store(root, "swing"))[0]))
     assert path == Path("deep/swing.csv")
     rows = read_record(path)
     assert path.read_text().splitlines()[0] == (
@@ -147,8 +147,27 @@ def test_a_quick_look_does_not_cost_the_record() -> None:
     long, short = rows_of("a", 0, "r0", 9), rows_of("a", 0, "r1", 4)
     rows, (remark,) = merge(long, short)
     assert rows == long
-    assert remark.startswith("Left out: run r1 of a seed 0, as it has 4 steps and the recorded one 9; delete")
+    assert remark == (
+        "Left out: run r1 of a seed 0, as it has 4 steps and run r0 9; "
+        "to have this one, delete the other from the record and the store."
+    )
     assert merge(long, rows_of("a", 0, "r1", 5))[0] != long
+
+
+def test_a_quick_look_does_not_cost_a_run_of_the_store(root: Path) -> None:
+    runs = [
+        add_run(root, "looks", 0, 1.0, arm="a", steps=range(10, end + 1, 10), width=width)
+        for width, end in enumerate((20, 1000, 10))
+    ]
+    stored = read_store(root, "looks")
+    old = rows_of("a", 0, "r0", 400)
+    for recorded in ([], old, stored[2:102]):  # nothing, less than the whole run, that run itself
+        rows, remarks = merge(recorded, stored)
+        assert {row.run for row in rows} == {runs[1]}
+        assert remarks[0].startswith(f"Left out: run {runs[2]} of a seed 0, as it has 10 steps and run {runs[1]} 1,000")
+        assert remarks[1:] == ([f"Replaced: run r0 of a seed 0 by {runs[1]}."] if recorded is old else [])
+    longer = rows_of("a", 0, "r0", 3000)  # than anything in the store
+    assert merge(longer, stored)[0] == longer
 
 
 @pytest.mark.parametrize(
