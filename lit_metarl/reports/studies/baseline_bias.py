@@ -8,6 +8,7 @@ Adam: what matters is the bias of direction.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -66,13 +67,13 @@ def run(args: argparse.Namespace) -> Section:
             label = f"{type(own).__name__} on {datamodule.spec.name}, epoch {epoch}"
             for name, estimates in found.items():
                 bias = paired_bias(estimates, found[UNBIASED])
-                relative = float(estimates.var(0).sum() / estimates.mean(0).square().sum())
+                relative = relative_variance(estimates)
                 data[f"{path}, N = {size}, {name}"] = bias._asdict() | {"relative_variance": relative}
                 cells = ["–"] * 3
                 if name != UNBIASED:
                     low_high = f"{bias.scale.low:.2f} to {bias.scale.high:.2f}"
                     cells = [f"{bias.scale.value:.2f} ({low_high})", *map(_percent, bias[1:])]
-                lines.append([label, str(size), name, *cells, f"{relative:.2g}"])
+                lines.append([label, str(size), name, *cells, "–" if math.isnan(relative) else f"{relative:.2g}"])
     head = ["checkpoint", "N", "linear baseline", "scale", "bias", "of direction", "variance"]
     note = f"""\
 {args.tasks} fixed tasks, {args.resamples} meta-batches that are the same for all rows, seed {args.seed}, with 95 % \
@@ -80,7 +81,7 @@ intervals over them. Adaptation is the run's in every row; they differ in how th
 all of whole returns (λ = 1). \
 Scale: of the mean meta-gradient along the true one, "{UNBIASED}"'s mean, which is unbiased. Bias: norm of the mean \
 error over the norm of the truth; of direction: the sine of the angle between the two. Variance: total, over the \
-squared norm of the row's own mean, so that scale does not count."""
+squared norm of the row's own expectation, so that scale does not count; – where that is not told from 0."""
     return Section(markdown_table(head, lines), [note], data=data)
 
 
@@ -105,6 +106,16 @@ def sample(
             gradient = module.meta_gradient(rounds, adaptations)
             found[name].append(torch.cat([value.flatten() for value in gradient.values()]).double())
     return {name: torch.stack(each) for name, each in found.items()}
+
+
+def relative_variance(estimates: Tensor) -> float:
+    """Σ_p Var g_p / ‖E g‖² of ``estimates [R, P]``, R ≥ 2; NaN where the second is not told from 0.
+
+    ‖E g‖² is the mean of ⟨g_i, g_j⟩ over i ≠ j, which is ‖ḡ‖² less Var g/R: the noise of ḡ is no part of it.
+    """
+    variance = estimates.var(0).sum()
+    square = estimates.mean(0).square().sum() - variance / len(estimates)
+    return float(variance / square) if square > 0 else math.nan
 
 
 def with_baseline(path: Path, held_out: bool, normalised: bool) -> MetaPolicyGradient:
