@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_metarl.estimators import clipped_ratio, likelihood_ratio, log_importance_ratio, log_likelihood
 from lit_metarl.optim.fisher import AdaptedPolicies
 from lit_metarl.optim.inner_loop import Unrolled, detached
 from lit_metarl.optim.iteration import Iteration
 from lit_metarl.optim.trust_region import trust_region_step
-from lit_metarl.types import Signals, State, require, require_positive
+from lit_metarl.types import ConfigError, Signals, State, require, require_positive
 
 
 class OuterUpdate(ABC):
@@ -74,7 +74,7 @@ class VPG(OuterUpdate):
 
     Attributes:
         lr: outer step size β.
-        optimizer_class: name in ``torch.optim``.
+        optimizer_class: name in ``torch.optim``, of one that needs no closure.
         optimizer_args: its other arguments.
     """
 
@@ -86,6 +86,24 @@ class VPG(OuterUpdate):
         require_positive("outer", lr=self.lr)
         known = isinstance(getattr(torch.optim, self.optimizer_class, None), type)
         require(known, "outer.optimizer_class", self.optimizer_class, "it must be the name of a class in torch.optim")
+        self._try_out()
+
+    def _try_out(self) -> None:
+        """Raise ``ConfigError`` for a class that takes no plain steps, and for arguments that it does not know."""
+        name = self.optimizer_class
+        weights: list[Tensor] = [nn.Parameter(torch.zeros(size)) for size in ((2,), (2, 2))]
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        try:  # without the arguments, which may be for another device
+            getattr(torch.optim, name)(weights, lr=self.lr).step()
+        except Exception as error:  # each class has its own
+            remedy = "take one that steps along any dense gradient and needs no closure, such as Adam or SGD"
+            raise ConfigError(f"outer.optimizer_class = {name!r} cannot be used: {error}; {remedy}.") from error
+        try:
+            self.optimizer(weights)
+        except Exception as error:
+            given, remedy = self.optimizer_args, f"they must be arguments of torch.optim.{name}, without lr"
+            raise ConfigError(f"outer.optimizer_args = {given} cannot be used: {error}; {remedy}.") from error
 
     def optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         """The torch optimizer, with ``lr``."""

@@ -443,11 +443,14 @@ def test_discounts_may_be_zero_or_one(settings: dict[str, Any]) -> None:
     assert settings == {"gamma": module.inner.gamma, "gae_lambda": module.gae_lambda}
 
 
+NO_PLAIN_STEPS = ("LBFGS", "Optimizer", "SparseAdam", "Muon")
+
+
 @pytest.mark.parametrize(
     ("outer", "key", "refused", "allowed"),
     [
         (VPG, "lr", (0.0, math.inf), (1e-9,)),
-        (VPG, "optimizer_class", ("Adamant", "lr_scheduler"), ("SGD",)),
+        (VPG, "optimizer_class", ("Adamant", "lr_scheduler", *NO_PLAIN_STEPS), ("SGD", "AdamW", "RMSprop")),
         (PPO, "lr", (0.0, math.inf), (1e-9,)),
         (PPO, "clip", (0.0,), (1e-9, math.inf)),
         (PPO, "epochs", (0,), (1,)),
@@ -466,6 +469,18 @@ def test_bounds_of_outer_settings(outer: Any, key: str, refused: tuple[Any, ...]
             outer(**{key: value})
     for value in allowed:
         assert getattr(outer(**{key: value}), key) == value
+
+
+def test_an_optimizer_that_cannot_step_is_refused_with_the_reason() -> None:
+    message = r"outer\.optimizer_class = 'LBFGS' cannot be used: .*'closure'; take one that .*, such as Adam or SGD"
+    with pytest.raises(ConfigError, match=message):
+        VPG(optimizer_class="LBFGS")
+    for given in ({"momentum": 0.9}, {"lr": 0.1}, {"betas": (0.9, 1.5)}):  # of Adam
+        with pytest.raises(
+            ConfigError, match=r"outer\.optimizer_args = .* cannot be used: .*torch\.optim\.Adam, without lr"
+        ):
+            VPG(optimizer_args=given)
+    assert VPG(optimizer_args={"betas": (0.5, 0.5), "capturable": True}).kind == "VPG with Adam"
 
 
 # Data and evaluation -----------------------------------------------------------------------------------------------
