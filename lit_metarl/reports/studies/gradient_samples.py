@@ -7,6 +7,7 @@ apart: the figure shows a correlation alone, which cannot say which of the two a
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -90,14 +91,14 @@ def run(args: argparse.Namespace) -> Section:
     head = ["estimator", *(f"N = {size}" for size in args.sizes)]
     tables = []
     for part, title in PARTS.items():
-        lines = [[name, *(_cell(each[size][part]) for size in args.sizes)] for name, each in found.items()]
+        lines = [[name, *(cell(each[size][part]) for size in args.sizes)] for name, each in found.items()]
         tables.append(f"{title[0].upper()}{title[1:]}:\n\n" + markdown_table(head, lines, numbers=True))
     note = f"""\
 bias² + variance over the squared norm of the truth (Pearson's correlation), {args.repeats} meta-batches of \
 {args.tasks} fixed tasks at every N, the same for all estimators; N trajectories of a task in each round. \
 Truth: Loaded DiCE on {args.truth:,} other trajectories of each task, {REFERENCE:,} at once. Advantages and rewards as \
 the gradient of J has them (not normalised, discounted); baselines do not see the trajectory they are applied to. \
-{_winners(found, args.sizes)}"""
+{winners(found, args.sizes)}"""
     data = {name: {str(n): _plain(parts) for n, parts in each.items()} for name, each in found.items()}
     return Section("\n\n".join(tables), [note], {args.figure: draw(found, args.sizes)}, data)
 
@@ -164,23 +165,28 @@ def practise(stored: StoredRun, batches: int, seed: int) -> None:
 
 
 def _error(quality: GradientQuality) -> float:
-    """The relative mean squared error; what noise leaves of bias² below 0 is none."""
+    """The relative mean squared error; what noise leaves of bias² below 0 is none. NaN as both of them are."""
     return max(quality.relative_bias2.value, 0.0) + quality.relative_variance.value
 
 
-def _cell(quality: GradientQuality) -> str:
+def cell(quality: GradientQuality) -> str:
+    """The errors in a table; ``–`` where the reference is nothing but noise."""
+    if math.isnan(_error(quality)):
+        return "–"
     return (
         f"{quality.relative_bias2.value:.2g} + {quality.relative_variance.value:.2g} ({quality.correlation.value:.2f})"
     )
 
 
-def _winners(found: Qualities, sizes: list[int]) -> str:
-    """Who has the least mean squared error at the smallest and at the largest N."""
+def winners(found: Qualities, sizes: list[int]) -> str:
+    """Who has the least mean squared error at the smallest and at the largest N, in a sentence."""
     said = []
     for part, title in PARTS.items():
         for size in sorted({min(sizes), max(sizes)}):
             errors = {name: _error(each[size][part]) for name, each in found.items()}
-            said.append(f"{title}, N = {size}: {ranking(errors)}")
+            unknown = any(map(math.isnan, errors.values()))  # of all: they have one reference
+            order = "none, as the reference is nothing but noise (more --truth)" if unknown else ranking(errors)
+            said.append(f"{title}, N = {size}: {order}")
     return f"By mean squared error: {'; '.join(said)}."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,20 @@ from test_cli import CONFIGS
 
 from lit_metarl.__main__ import main
 from lit_metarl.algorithms import SGMRL
+from lit_metarl.diagnostics.gradients import gradient_quality
 from lit_metarl.nn import MetaLearned
 from lit_metarl.reports.studies.gradient_quality import load_run
-from lit_metarl.reports.studies.gradient_samples import ESTIMATORS, LINEAR, Qualities, measure, practise, ranking
+from lit_metarl.reports.studies.gradient_samples import (
+    ESTIMATORS,
+    LINEAR,
+    Qualities,
+    cell,
+    draw,
+    measure,
+    practise,
+    ranking,
+    winners,
+)
 
 WORDS = ["--sizes", "4", "40", "--repeats", "8", "--truth", "3000", "--tasks", "2", "--practice", "3"]
 
@@ -70,6 +82,21 @@ def test_the_truth_is_of_whole_meta_batches(capsys: pytest.CaptureFixture[str]) 
 
 def test_ranking_in_words() -> None:
     assert ranking({"a": 2.0, "b": 1.0, "c": 2.01, "d": 9.0}) == "b < a = c < d"
+
+
+def test_errors_beside_a_reference_of_nothing_but_noise_are_not_ranked() -> None:
+    torch.manual_seed(0)
+    noise = torch.tensor([[1.0, 0.0], [-1.0, 0.2], [0.1, -0.2]])  # the mean is smaller than its error
+    known, unknown = (
+        {name: gradient_quality(torch.randn(9, 2), truth) for name in "ab"} for truth in (noise + 9, noise)
+    )
+    found = {name: {5: {"product": unknown[name], "gradient": known[name]}} for name in "ab"}
+    assert cell(unknown["a"]) == "–"
+    assert cell(known["a"]).count(" + ") == 1
+    product, gradient = winners(found, [5]).split("; ")
+    assert product.endswith("N = 5: none, as the reference is nothing but noise (more --truth)")
+    assert re.search(r"N = 5: [ab] [<=] [ab]\.$", gradient)
+    assert len(draw(found, [5]).axes) == 8
 
 
 def test_a_baseline_that_learns_has_practised_on_other_tasks(checkpoint: Path) -> None:
