@@ -134,7 +134,7 @@ class TaskReplayDataModule(TaskDataModule):
             return
         count = self.split_counts["eval_tasks"] // self.world_size
         stream = np.random.default_rng(self.stream_seed(Stream.EVAL_TASKS))
-        known = set(_as_rows(self.tasks))
+        known = set(_as_rows(self.pool))
         seen = sum(row in known for row in _as_rows(self.env_factory.sample(count, stream, "test")))
         if seen:
             name = self.spec.name
@@ -148,8 +148,13 @@ class TaskReplayDataModule(TaskDataModule):
             self.split_counts[key] // self.world_size for key in ("train_tasks", "num_tasks", "meta_batch")
         )
         # Every process draws all training tasks, and keeps its own.
-        pool = self.env_factory.sample(self.split_counts["train_tasks"], np.random.default_rng(self.seed))
-        self.tasks: Tasks = {name: np.asarray(rows)[self.rank :: self.world_size] for name, rows in pool.items()}
+        number = self.split_counts["train_tasks"]
+        self.pool = self.env_factory.sample(number, np.random.default_rng(self.seed))
+        remedy = (
+            "the tasks drawn are all the same, which leaves nothing to infer; take more, or another seed_everything"
+        )
+        require(len(set(_as_rows(self.pool))) > 1, "data.train_tasks", number, remedy)
+        self.tasks: Tasks = {name: np.asarray(rows)[self.rank :: self.world_size] for name, rows in self.pool.items()}
         self.simulator = self.simulator_of(chosen, Stream.TRAIN_ENV, trajectories=1)
         self.replay, self.encoder_buffer = (
             TaskReplay(own, self.capacity, self.obs_dim, self.action_dim) for _ in range(2)

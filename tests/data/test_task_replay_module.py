@@ -204,6 +204,29 @@ def test_test_tasks_that_are_training_tasks_are_said(caplog: pytest.LogCaptureFi
     assert "points/corners: 8 of 8 test tasks of the evaluation are training tasks" in caplog.text
 
 
+def test_training_tasks_of_another_process_are_training_tasks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(TaskReplayDataModule, "world_size", 2)
+    for rank in range(2):  # with one of the two directions each
+        monkeypatch.setattr(TaskReplayDataModule, "rank", rank)
+        env = Direction(max_episode_steps=HORIZON, threads=1)
+        datamodule, _ = make(env, train_tasks=2, num_tasks=2, eval_tasks=16, seed=1)
+        assert datamodule.tasks["direction"].tolist() == [(-1.0, 1.0)[rank]]
+    assert caplog.text.count("8 of 8 test tasks of the evaluation are training tasks") == 2
+
+
+def test_training_tasks_that_are_all_the_same_are_refused() -> None:
+    env = Direction(max_episode_steps=HORIZON, threads=1)
+    message = (
+        r"^data\.train_tasks = 2 cannot be used: the tasks drawn are all the same, which leaves nothing to infer; "
+        r"take more, or another seed_everything\.$"
+    )
+    with pytest.raises(ConfigError, match=message):  # forward, and forward
+        make(env, train_tasks=2, seed=0)
+    assert sorted(make(env, train_tasks=2, seed=1)[0].tasks["direction"]) == [-1.0, 1.0]
+
+
 def test_processes_share_the_training_tasks_out(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = []
     for rank in range(2):
