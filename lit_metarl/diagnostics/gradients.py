@@ -105,7 +105,8 @@ def paired_bias(samples: Tensor, unbiased: Tensor) -> PairedBias:
 
     ⟨E g, E u⟩ is the mean of ⟨g_i, u_j⟩ over i ≠ j, exactly unbiased (likewise ‖E g‖² and ‖E u‖²). What both estimators
     share of a draw's noise cancels, so that a small bias shows with far fewer draws than against other data. Intervals
-    as of :func:`gradient_quality` (Efron & Stein 1981, Eq. 1.6); squares can come out below 0.
+    as of :func:`gradient_quality` (Efron & Stein 1981, Eq. 1.6); squares can come out below 0, and what is
+    divided by one that does is NaN.
 
     Raises:
         ValueError: fewer than 3 draws, or shapes that differ.
@@ -126,7 +127,9 @@ def paired_bias(samples: Tensor, unbiased: Tensor) -> PairedBias:
 
 def _paired(products: Tensor) -> Tensor:
     own, shared, truth = products
-    return torch.stack([shared / truth, (own - 2 * shared + truth) / truth, 1 - shared.square() / (own * truth)])
+    truth = torch.where(truth > 0, truth, torch.nan)
+    sine2 = torch.where(own > 0, 1 - shared.square() / (own * truth), torch.nan)
+    return torch.stack([shared / truth, (own - 2 * shared + truth) / truth, sine2])
 
 
 def variance_by_name(samples: Mapping[str, Tensor]) -> dict[str, float]:

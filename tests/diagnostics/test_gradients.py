@@ -87,6 +87,11 @@ def test_paired_by_hand() -> None:
     assert turned.scale.value == pytest.approx(0.0)
     assert turned.relative_bias2.value == pytest.approx(2.0)
     assert turned.direction2.value == pytest.approx(1.0)
+    nothing = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])  # ⟨u, u⟩ of different draws: −1/3
+    assert all(math.isnan(each.value) for each in paired_bias(draws, nothing))
+    backwards = paired_bias(nothing, draws)
+    assert math.isnan(backwards.direction2.value)
+    assert math.isfinite(backwards.relative_bias2.value)
 
 
 def test_intervals_of_pairs_hold_the_truth() -> None:

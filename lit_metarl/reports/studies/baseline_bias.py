@@ -71,8 +71,7 @@ def run(args: argparse.Namespace) -> Section:
                 data[f"{path}, N = {size}, {name}"] = bias._asdict() | {"relative_variance": relative}
                 cells = ["–"] * 3
                 if name != UNBIASED:
-                    low_high = f"{bias.scale.low:.2f} to {bias.scale.high:.2f}"
-                    cells = [f"{bias.scale.value:.2f} ({low_high})", *map(_percent, bias[1:])]
+                    cells = [_scale(bias.scale), *map(_percent, bias[1:])]
                 lines.append([label, str(size), name, *cells, "–" if math.isnan(relative) else f"{relative:.2g}"])
     head = ["checkpoint", "N", "linear baseline", "scale", "bias", "of direction", "variance"]
     note = f"""\
@@ -136,7 +135,14 @@ def with_baseline(path: Path, held_out: bool, normalised: bool) -> MetaPolicyGra
     return load_run(path, {"baseline": baseline} | advantages).module
 
 
+def _scale(scale: Interval) -> str:
+    """A factor with its interval; NaN is –."""
+    return "–" if math.isnan(scale.value) else f"{scale.value:.2f} ({scale.low:.2f} to {scale.high:.2f})"
+
+
 def _percent(square: Interval) -> str:
-    """The root of a square in per cent, with its interval; what is below 0 counts as 0."""
+    """The root of a square in per cent, with its interval; what is below 0 counts as 0, and NaN is –."""
+    if math.isnan(square.value):
+        return "–"
     value, low, high = (100 * max(each, 0.0) ** 0.5 for each in square)
     return f"{value:.2g} % ({low:.2g} to {high:.2g})"
