@@ -78,33 +78,28 @@ class CrossTask(SamplingCorrection):
         return _for_everyone(iteration, minus_other_tasks(iteration.adapted_return))
 
 
-class _Marginal(SamplingCorrection):
-    """Credits of what one trajectory of the last inner round changes; earlier rounds have :class:`CrossTask` credits.
-
-    Leaving out an earlier trajectory changes what later rounds would have sampled.
-    """
-
-    def credits(self, iteration: Iteration) -> list[Tensor]:
-        """One credit for every inner trajectory, ``[B, N]`` a round."""
-        earlier = CrossTask().credits(iteration)[:-1] if len(iteration.signals) > 2 else []
-        params, sizes = iteration.start
-        for trajectories, signals in zip(iteration.trajectories[:-2], iteration.signals[:-2], strict=True):
-            params = iteration.inner.adapt(params, sizes, trajectories, signals)
-        return [*earlier, self.last_credit(iteration, params)]
-
-    @abstractmethod
-    def last_credit(self, iteration: Iteration, params: Params) -> Tensor:
-        """Credits of the last inner round, ``[B, N]``; ``params`` is θ_{K−1} ``[B, ...]``."""
+def _path(iteration: Iteration, steps: int) -> list[Params]:
+    """θ_0 … θ_steps of every task, ``[B, ...]``."""
+    params, sizes = iteration.start
+    path = [params]
+    for trajectories, signals in zip(iteration.trajectories[:steps], iteration.signals[:steps], strict=True):
+        path.append(iteration.inner.adapt(path[-1], sizes, trajectories, signals))
+    return path
 
 
 @dataclass(frozen=True)
-class LeaveOneOut(_Marginal):
+class LeaveOneOut(SamplingCorrection):
     """J̃(θ_K) − J̃(θ_K without τ_j), ``[B, N]``: SG-MRL (Fallah et al. 2021, Eq. 13) without the return's noise.
 
     The second policy, θ_K − (α/N) g_j, is evaluated on the same last-round trajectories by per-decision importance
     weights without clipping, so the noise that the two estimates share cancels. Unbiased if every g_i depends on τ_i
     alone; a baseline fitted across a task's trajectories (``held_out`` or not) and advantages normalised across them
     couple them, at a bias of the size of their influence. N extra evaluations of the last round.
+
+    With several adaptation steps earlier rounds have :class:`CrossTask` credits, as leaving out an earlier trajectory
+    changes what later rounds would have sampled. Where tasks differ in their returns these are nothing but noise: on
+    half-cheetah at a velocity, three steps, the meta-gradient had 1e7 times the variance of MAML's. Take
+    :class:`LinearisedLeaveOneOut` there.
 
     Attributes:
         doubly_robust: evaluate left-out policies with the last round's baseline as control variate, rather than by
@@ -115,9 +110,11 @@ class LeaveOneOut(_Marginal):
 
     doubly_robust: bool = True
 
-    def last_credit(self, iteration: Iteration, params: Params) -> Tensor:
-        """J̃(θ_K) − J̃(θ_K − (α/N) g_j) for every j, ``[B, N]``."""
+    def credits(self, iteration: Iteration) -> list[Tensor]:
+        """J̃(θ_K) − J̃(θ_K − (α/N) g_j) for every j of the last inner round, ``[B, N]``; :class:`CrossTask` before."""
         inner, last, sizes = iteration.inner, iteration.signals[-1], iteration.start[1]
+        earlier = CrossTask().credits(iteration)[:-1] if len(iteration.signals) > 2 else []
+        params = _path(iteration, len(iteration.signals) - 2)[-1]
         gradients = inner.trajectory_gradients(params, iteration.trajectories[-2], iteration.signals[-2])
         number, value = iteration.signals[-2].reward.shape[-2], iteration.adapted_return
         adapted = {name: p + sizes[name] * gradients[name].mean(1) for name, p in params.items()}
@@ -132,33 +129,44 @@ class LeaveOneOut(_Marginal):
             else:
                 left_out = step_wise_is(log_ratio, last.reward, last.mask, inner.gamma)
             credits.append(value - left_out.mean(-1))
-        return torch.stack(credits, dim=-1)
+        return [*earlier, torch.stack(credits, dim=-1)]
 
 
 @dataclass(frozen=True)
-class LinearisedLeaveOneOut(_Marginal):
-    """(α/N) g_jᵀ ∇J(θ_K): :class:`LeaveOneOut` to first order in α/N, ``[B, N]`` (Fallah et al. 2021, Eq. 13).
+class LinearisedLeaveOneOut(SamplingCorrection):
+    """(α/N) g_jᵀ ∇V(θ_{k+1}): :class:`LeaveOneOut` to first order in α/N, of every round, ``[B, N]``.
 
-    One Jacobian-vector product instead of N evaluations; bias O(α²/N²).
+    V(θ_{k+1}) is the return after the adaptation steps that are left, J(θ_K) for the last one. Its gradient is
+    estimated as the meta-gradient is, sampling correction included (Fallah et al. 2021, Eq. 13), backwards from round
+    to round: λ_K = ∇J(θ_K), then λ_k = λ_{k+1} + α ∇²[surrogate] λ_{k+1} + Σ_j credit_kj ∇log π(τ_j; θ_k). One
+    Jacobian-vector product for each round instead of N evaluations, and one gradient of it; bias O(α²/N²).
     """
 
-    def last_credit(self, iteration: Iteration, params: Params) -> Tensor:
-        """(α/N) g_jᵀ ∇J̃(θ_K) for every j, ``[B, N]``."""
+    def credits(self, iteration: Iteration) -> list[Tensor]:
+        """(α/N) g_jᵀ λ_{k+1} for every j of every round k, ``[B, N]``."""
         inner, sizes = iteration.inner, iteration.start[1]
-        (before, after), (seen, last) = iteration.trajectories[-2:], iteration.signals[-2:]
-        adapted = inner.adapt(params, sizes, before, seen)
 
-        def one_task(
-            params: Params, adapted: Params, before: Trajectories, after: Trajectories, seen: Signals, last: Signals
-        ) -> Tensor:
-            def value(params: Params) -> Tensor:
-                return log_likelihood(inner.log_prob(params, after), last.advantage, last.mask, inner.gamma).mean()
+        def value(params: Params, data: Trajectories, last: Signals) -> Tensor:
+            return log_likelihood(inner.log_prob(params, data), last.advantage, last.mask, inner.gamma).mean()
 
-            direction = {name: sizes[name] * g for name, g in grad(value)(adapted).items()}
-            return jvp(lambda p: inner.values(p, before, seen), (params,), (direction,))[1]
+        def left(params: Params, slope: Params, data: Trajectories, seen: Signals) -> tuple[Tensor, Tensor]:
+            """A scalar whose gradient is λ_k − λ_{k+1}; the credits."""
+            direction = {name: sizes[name] * each for name, each in slope.items()}
+            effects = jvp(lambda p: inner.values(p, data, seen), (params,), (direction,))[1]
+            credits = effects / len(effects)
+            score = (inner.log_prob(params, data) * seen.mask).sum(-1)
+            return credits.sum() + (credits.detach() * score).sum(), credits
 
-        credits = vmap(one_task)(params, adapted, before, after, seen, last)
-        return credits / credits.shape[-1]
+        *path, adapted = _path(iteration, len(iteration.signals) - 1)
+        slope = vmap(grad(value))(adapted, iteration.trajectories[-1], iteration.signals[-1])
+        first, *others = zip(path, iteration.trajectories, iteration.signals, strict=False)
+        found = []
+        for params, data, seen in reversed(others):
+            change, credits = vmap(grad(left, has_aux=True))(params, slope, data, seen)
+            slope = {name: each + change[name] for name, each in slope.items()}
+            found.append(credits)
+        (params, data, seen) = first
+        return [vmap(left)(params, slope, data, seen)[1], *reversed(found)]
 
 
 def minus_other_tasks(value: Tensor) -> Tensor:

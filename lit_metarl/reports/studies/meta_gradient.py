@@ -111,6 +111,7 @@ ESTIMATORS = (
     Estimator("two steps: SG-MRL, `Plain`", PLAIN, steps=2),
     Estimator("two steps: SG-MRL, `CrossTask`", ACROSS, steps=2),
     Estimator("two steps: SG-MRL, `LeaveOneOut`", LEFT_OUT, steps=2),
+    Estimator("two steps: SG-MRL, `LinearisedLeaveOneOut`", corrections.LinearisedLeaveOneOut(), steps=2),
     Estimator("two steps: SG-MRL, `CrossTask`, first round only", ACROSS, steps=2, first_round_only=True),
     Estimator("exact value: MAML", NOTHING, baseline=EXACT_VALUE, outer=2),
     Estimator("exact value: SG-MRL, `Plain`", PLAIN, baseline=EXACT_VALUE, outer=2),
@@ -179,7 +180,7 @@ class Enumeration:
             return self.everyone(centred / (self.probability @ centred.square()).sqrt() / self.chosen[0].shape[-1])
         if isinstance(correction, corrections.CrossTask):
             return self.everyone(centred)
-        if isinstance(correction, corrections.LeaveOneOut | corrections.LinearisedLeaveOneOut):
+        if isinstance(correction, corrections.LeaveOneOut):
             return [*self.everyone(centred)[:-1], own[-1]]
         return own
 
