@@ -53,7 +53,7 @@ included, mean over seeds. Config: hash of the settings without the seed."""
 ADAPTATION_NOTE = """\
  A meta-learner's return is the one after adaptation, on tasks sampled for evaluation; its actions are sampled, but \
 PEARL's are the most likely ones."""
-"""What the return of a meta-learner is."""
+"""A sentence on the return of meta-learners, for the note below a table."""
 _PUBLISHED_NOTE = f"""\
  Published SAC: mean (min–max; seeds) over the {PUBLISHED_WINDOW:,} steps before the named one, from `data/sac.csv` of \
 [pytorch_sac](https://github.com/denisyarats/pytorch_sac); beside it the mean over our seeds of the same steps."""
