@@ -158,15 +158,16 @@ class LinearisedLeaveOneOut(SamplingCorrection):
             return credits.sum() + (credits.detach() * score).sum(), credits
 
         *path, adapted = _path(iteration, len(iteration.signals) - 1)
-        slope = vmap(grad(value))(adapted, iteration.trajectories[-1], iteration.signals[-1])
+        some = tasks_at_once(iteration.signals[0].reward)
+        slope = vmap(grad(value), chunk_size=some)(adapted, iteration.trajectories[-1], iteration.signals[-1])
         first, *others = zip(path, iteration.trajectories, iteration.signals, strict=False)
         found = []
         for params, data, seen in reversed(others):
-            change, credits = vmap(grad(left, has_aux=True))(params, slope, data, seen)
+            change, credits = vmap(grad(left, has_aux=True), chunk_size=some)(params, slope, data, seen)
             slope = {name: each + change[name] for name, each in slope.items()}
             found.append(credits)
-        (params, data, seen) = first
-        return [vmap(left)(params, slope, data, seen)[1], *reversed(found)]
+        params, data, seen = first
+        return [vmap(left, chunk_size=some)(params, slope, data, seen)[1], *reversed(found)]
 
 
 def minus_other_tasks(value: Tensor) -> Tensor:
