@@ -45,8 +45,8 @@ class SGMRL(MetaPolicyGradient):
     """SG-MRL (Fallah et al. 2021, Alg. 1): the unbiased gradient of the return after a stochastic gradient step.
 
     Eq. 13 is right with the log-likelihood surrogate, the default: its score term already carries how the data depends
-    on θ. A surrogate with the policy Hessian of Eq. 8 (:class:`~lit_metarl.estimators.DiCE`) counts that twice. For more
-    than one adaptation step take :class:`~lit_metarl.optim.LinearisedLeaveOneOut` as ``correction``.
+    on θ. A surrogate with the policy Hessian of Eq. 8 (:class:`~lit_metarl.estimators.DiCE`) counts that twice. For
+    more than one adaptation step take :class:`~lit_metarl.optim.LinearisedLeaveOneOut` as ``correction``.
     """
 
     default_correction = LeaveOneOut()
