@@ -299,9 +299,8 @@ data: {{init_args: {{warmup_updates: {4 * (algorithm != "SAC")}}}}}
     weights = torch.load(path, weights_only=True)["state_dict"]
     assert weights["critic.trunk.0.weight"].shape == (3, 4, 6)
     policy = lit_metarl.load_policy(path)
-    assert repr(policy) == (
-        "TrainedPolicy(Calm(inner=TanhGaussianMLP(hidden=[5]), factor=0.25): 3 observations → 1 actions in [-1, 1])"
-    )
+    inner = lit_metarl.nn.TanhGaussianMLP(hidden=[5])
+    assert repr(policy) == f"TrainedPolicy(Calm(inner={inner}, factor=0.25): 3 observations → 1 actions in [-1, 1])"
     assert torch.equal(policy.actor.trunk[0].weight, weights["actor.trunk.0.weight"])
     assert policy(np.zeros(3)).shape == (1,)
 

@@ -47,16 +47,19 @@ def test_a_nested_factory_is_loaded_from_a_checkpoint(tmp_path: Path, monkeypatc
 
     factory = Wrapped(TanhGaussianMLP((8,)), (Scaled(3.0), Scaled(0.5)))
     recipe = recipe_of(factory)
+    head = {"initialisation": "orthogonal", "output_bound": None, "clamp_log_std": False}
     assert recipe == {
         "class_path": "nested_actor.Wrapped",
         "init_args": {
-            "inner": {"class_path": "lit_metarl.nn.actors.TanhGaussianMLP", "init_args": {"hidden": [8]}},
+            "inner": {"class_path": "lit_metarl.nn.actors.TanhGaussianMLP", "init_args": {"hidden": [8]} | head},
             "scales": [
                 {"class_path": "nested_actor.Scaled", "init_args": {"scale": 3.0}},
                 {"class_path": "nested_actor.Scaled", "init_args": {"scale": 0.5}},
             ],
         },
     }
+    assert from_recipe(recipe).inner == TanhGaussianMLP([8])
+    del recipe["init_args"]["inner"]["init_args"]["output_bound"]  # as of an earlier version
     assert from_recipe(recipe).inner == TanhGaussianMLP([8])
     module = SAC(3, 2, actor=factory)
     trainer = Trainer(accelerator="cpu", logger=False, barebones=True)
