@@ -98,8 +98,8 @@ def evaluate(
     """Evaluate a checkpoint: the same episodes, to the bit, as ``lit-metarl test`` has with the same seed.
 
     Nothing is written. The result depends on the seed alone, unless an environment draws from a stream of its own. A
-    policy of single tasks takes its most likely actions; a meta-learner adapts to test tasks, with sampled
-    actions; PEARL's are the most likely ones unless it is set otherwise.
+    policy of single tasks takes its most likely actions; a meta-learner adapts to test tasks, with sampled actions;
+    PEARL's are the most likely ones unless it is set otherwise.
 
         result = lit_metarl.evaluate("mlruns/runs/<run id>/best.ckpt", episodes=10)
         result.mean, result.returns, result.lengths

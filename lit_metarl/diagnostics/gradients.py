@@ -132,6 +132,15 @@ def _paired(products: Tensor) -> Tensor:
     return torch.stack([shared / truth, (own - 2 * shared + truth) / truth, sine2])
 
 
+def squared_norm(samples: Tensor) -> Tensor:
+    """‖E g‖² from ``samples [R, P]``, a scalar without bias: ‖ḡ‖² less Var g/R (Liu et al. 2019, section 5.3).
+
+    It is the mean of ⟨g_i, g_j⟩ over i ≠ j. NaN where that is not positive; one sample is taken as exact.
+    """
+    square = samples.mean(0).square().sum() - _noise_of_mean(samples)
+    return torch.where(square > 0, square, torch.nan)
+
+
 def variance_by_name(samples: Mapping[str, Tensor]) -> dict[str, float]:
     """Total variance of every named parameter's estimates ``[R, ...]``, R ≥ 2 (Liu et al. 2019, Fig. 2)."""
     return {name: float(values.double().var(0).sum()) for name, values in samples.items()}
@@ -139,32 +148,24 @@ def variance_by_name(samples: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _statistics(samples: Tensor, reference: Tensor) -> Tensor:
     """The numbers of :class:`GradientQuality`, ``[7]``."""
-    truth, noise = _mean(reference)
+    truth, noise = reference.mean(0), _noise_of_mean(reference)
     each = samples.var(0)
-    variance, size = each.sum(), _square(reference)
+    variance, size = each.sum(), squared_norm(reference)
     bias2 = (samples.mean(0) - truth).square().sum() - variance / len(samples) - noise
     centred = [rows - rows.mean(1, keepdim=True) for rows in (samples, reference)]
     agreement = [_cosine(samples, reference), _cosine(*centred)]
     return torch.stack([bias2, variance, each.sqrt().mean(), bias2 / size, variance / size, *agreement])
 
 
-def _mean(reference: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean ``[P]`` of ``[Q, P]``, and the sum of its entries' variances."""
-    noise = reference.var(0).sum() / len(reference) if len(reference) > 1 else reference.new_zeros(())
-    return reference.mean(0), noise
-
-
-def _square(reference: Tensor) -> Tensor:
-    """‖truth‖², unbiased; NaN where that is not positive."""
-    mean, noise = _mean(reference)
-    square = mean.square().sum() - noise
-    return torch.where(square > 0, square, torch.nan)
+def _noise_of_mean(samples: Tensor) -> Tensor:
+    """The total variance of the mean of ``samples [R, P]``; 0 of a single one, which is taken as exact."""
+    return samples.var(0).sum() / len(samples) if len(samples) > 1 else samples.new_zeros(())
 
 
 def _cosine(samples: Tensor, reference: Tensor) -> Tensor:
     """E cos(g, truth): ⟨g/‖g‖, r̄⟩ is unbiased, as r̄ is independent of g, so that its length alone needs correction."""
     directions = (samples / samples.norm(dim=1, keepdim=True)).nan_to_num()
-    return (directions @ reference.mean(0)).mean() / _square(reference).sqrt()
+    return (directions @ reference.mean(0)).mean() / squared_norm(reference).sqrt()
 
 
 def _without(rows: Tensor, row: int) -> Tensor:

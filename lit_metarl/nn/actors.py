@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ class TanhGaussianMLP(ActorFactory):
 
     def build(self, sizes: Sizes) -> nn.Module:
         bound = self.output_bound
-        require(bound is None or bound >= 0, "actor.output_bound", bound, "0 or more, or null")
+        require(bound is None or 0.0 <= bound < math.inf, "actor.output_bound", bound, "0 or more, or null")
         return TanhGaussianActor(sizes, self)
 
 

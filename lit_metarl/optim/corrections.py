@@ -97,8 +97,8 @@ class LeaveOneOut(SamplingCorrection):
     couple them, at a bias of the size of their influence. N extra evaluations of the last round.
 
     With several adaptation steps earlier rounds have :class:`CrossTask` credits, as leaving out an earlier trajectory
-    changes what later rounds would have sampled. Where tasks differ in their returns these are nothing but noise: on
-    half-cheetah at a velocity, three steps, the meta-gradient had 1e7 times the variance of MAML's. Take
+    changes what later rounds would have sampled: no bias, but where tasks differ in their returns nothing but noise,
+    with which nothing is learned (``configs/sweep/half_cheetah_velocity_steps.yaml``). Take
     :class:`LinearisedLeaveOneOut` there.
 
     Attributes:
@@ -139,7 +139,8 @@ class LinearisedLeaveOneOut(SamplingCorrection):
     V(θ_{k+1}) is the return after the adaptation steps that are left, J(θ_K) for the last one. Its gradient is
     estimated as the meta-gradient is, sampling correction included (Fallah et al. 2021, Eq. 13), backwards from round
     to round: λ_K = ∇J(θ_K), then λ_k = λ_{k+1} + α ∇²[surrogate] λ_{k+1} + Σ_j credit_kj ∇log π(τ_j; θ_k). One
-    Jacobian-vector product for each round instead of N evaluations, and one gradient of it; bias O(α²/N²).
+    Jacobian-vector product for each round instead of N evaluations, and one gradient of it; a credit is off by
+    O(α²/N²), the meta-gradient biased at second order in α (`lit-metarl study meta_gradient`).
     """
 
     def credits(self, iteration: Iteration) -> list[Tensor]:

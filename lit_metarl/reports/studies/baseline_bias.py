@@ -18,7 +18,7 @@ from torch import Tensor
 from lit_metarl.algorithms import MetaPolicyGradient
 from lit_metarl.callbacks.gradients import Resampling
 from lit_metarl.data.resampling import Resampler
-from lit_metarl.diagnostics.gradients import Interval, paired_bias
+from lit_metarl.diagnostics.gradients import Interval, paired_bias, squared_norm
 from lit_metarl.nn import LinearFeature
 from lit_metarl.reports.arguments import at_least, positive, seed, writable_file
 from lit_metarl.reports.section import Section, markdown_table
@@ -108,13 +108,8 @@ def sample(
 
 
 def relative_variance(estimates: Tensor) -> float:
-    """Σ_p Var g_p / ‖E g‖² of ``estimates [R, P]``, R ≥ 2; NaN where the second is not told from 0.
-
-    ‖E g‖² is the mean of ⟨g_i, g_j⟩ over i ≠ j, which is ‖ḡ‖² less Var g/R: the noise of ḡ is no part of it.
-    """
-    variance = estimates.var(0).sum()
-    square = estimates.mean(0).square().sum() - variance / len(estimates)
-    return float(variance / square) if square > 0 else math.nan
+    """Σ_p Var g_p / ‖E g‖² of ``estimates [R, P]``, R ≥ 2; NaN where the second is not told from 0."""
+    return float(estimates.var(0).sum() / squared_norm(estimates))
 
 
 def with_baseline(path: Path, held_out: bool, normalised: bool) -> MetaPolicyGradient:

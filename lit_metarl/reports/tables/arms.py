@@ -21,7 +21,8 @@ from lit_metarl.reports.tables.statistics import (
     probability_of_improvement,
 )
 
-_SIGNIFICANT = 0.05
+_SIGNIFICANT = 0.05  # a chance above it is no evidence
+
 Groups = dict[str, dict[str, list[Run]]]
 """Environment → arm → runs by seed."""
 
