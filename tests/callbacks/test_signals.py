@@ -53,6 +53,8 @@ def test_another_thread_takes_nothing() -> None:
 
 
 def test_the_first_is_noted_and_a_second_ctrl_c_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     signals = StopSignals()
     signals.take()
     signal.raise_signal(signal.SIGINT)
@@ -63,8 +65,7 @@ def test_the_first_is_noted_and_a_second_ctrl_c_stops_at_once(monkeypatch: pytes
         signal.raise_signal(signal.SIGINT)
     assert stopped.value.args
     signal.raise_signal(signal.SIGINT)  # on the way to those who write the record
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + SAME_WISH)
+    now += SAME_WISH
     with pytest.raises(Interrupted):  # something held that one up
         signal.raise_signal(signal.SIGINT)
     assert name_of(signal.SIGUSR1) == "SIGUSR1"

@@ -152,5 +152,7 @@ class PeakPSS:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._closed.wait(0.02):
+        closed = False
+        while not closed:  # and once more at the end: the thread may not have run before
+            closed = self._closed.wait(0.02)
             self.value = max(self.value, self.now())

@@ -6,34 +6,34 @@ import time
 
 import pytest
 
-from lit_metarl.reports.benchmarks.timing import OTHER, Clock
+from lit_metarl.reports.benchmarks.timing import OTHER, PARTS, Clock
 
 
 class Nested:
+    now = 10.0
+
     def outer(self) -> str:
-        time.sleep(0.02)
-        return self.inner()
+        self.now += 2.0
+        result = self.inner()
+        self.now += 1.0
+        return result
 
     def inner(self) -> str:
-        time.sleep(0.06)
+        self.now += 6.0
         return "result"
 
 
-def test_clock_counts_a_nested_call_once() -> None:
+def test_clock_counts_a_nested_call_once(monkeypatch: pytest.MonkeyPatch) -> None:
     synchronised, nested = [], Nested()
-    began = time.perf_counter()
+    monkeypatch.setattr(time, "perf_counter", lambda: nested.now)
     clock = Clock(lambda: synchronised.append(1))
     clock.wrap(nested, "outer", "collector")
     clock.wrap(nested, "inner", "simulator")
     assert nested.outer() == "result"
     clock.unwrap()
-    elapsed = time.perf_counter() - began
     assert len(synchronised) == 5  # in and out of both, and the end
-    assert clock.seconds["collector"] >= 0.02
-    assert clock.seconds["simulator"] >= 0.06
-    assert sum(clock.seconds.values()) <= elapsed  # counted twice, the inner call would exceed it
-    assert sum(clock.seconds.values()) == pytest.approx(elapsed, abs=0.01)
-    assert not vars(nested)  # nothing is left on it
+    assert clock.seconds == {part: {"collector": 2.0 + 1.0, "simulator": 6.0}.get(part, 0.0) for part in PARTS}
+    assert vars(nested).keys() == {"now"}  # nothing is left on it
     counted = dict(clock.seconds)
     nested.outer()
     assert clock.seconds == counted

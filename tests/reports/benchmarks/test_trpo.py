@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -158,13 +156,17 @@ def test_the_plain_process_imports_what_a_plain_program_would() -> None:
 def test_memory_is_watched() -> None:
     if not Path("/proc/self/smaps_rollup").exists():
         pytest.skip("the system does not tell")
-    watch = PeakPSS(os.getpid())
-    before = watch.value
-    with watch:
-        block = np.ones(2**25)  # 1/4 GiB
-        time.sleep(0.2)
-        del block
-    assert 0.2 < watch.value - before < 0.5
+    code = "input(); block = bytearray(b'1') * 2**28; print('held', flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as process:
+        watch = PeakPSS(process.pid)
+        before = watch.value
+        with watch:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "held\n"
+        process.communicate("\n")
+    assert 0.2 < watch.value - before < 0.5  # 1/4 GiB
 
 
 def test_the_text_says_what_is_reached() -> None:
