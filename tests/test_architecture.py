@@ -100,6 +100,7 @@ def test_imports_point_one_way(path: Path) -> None:
             "critic_gradient",
             "gradient_quality",
             "gradient_samples",
+            "inner_steps",
             "meta_gradient",
             "preconditioning",
         )

@@ -60,6 +60,9 @@ COMMANDS = {
     "study gradient_samples": Command(
         "studies.gradient_samples", "gradient-samples", "Errors of meta-gradients by number of trajectories (TMAML)."
     ),
+    "study inner_steps": Command(
+        "studies.inner_steps", "inner-steps", "How far the adaptation steps of a recipe's arms move their policies."
+    ),
     "study meta_gradient": Command(
         "studies.meta_gradient", "meta-gradient", "Exact bias and variance of estimated meta-gradients."
     ),

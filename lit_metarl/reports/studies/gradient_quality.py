@@ -121,11 +121,7 @@ def load_run(path: Path, changes: Mapping[str, Any] | None = None) -> StoredRun:
     config: dict[str, Any] = yaml.safe_load(checkpoint.get("run", {}).get("config", "{}"))
     if not {"data", "model"} <= config.keys():
         raise ReportError(f"{path} holds no config; it was not written by `lit-metarl fit`.")
-    datamodule = _build(path, "data", TrajectoryDataModule, config["data"])
-    told = {key: getattr(datamodule, key) for key in ("obs_dim", "action_dim", "num_actions", "context_dim")}
-    given: dict[str, Any] = config["model"].get("init_args") or {}
-    settings = {**given, **told, "action_scale": datamodule.action_scale, **(changes or {})}
-    module = _build(path, "model", MetaPolicyGradient, config["model"] | {"init_args": settings})
+    module, datamodule = build_run(str(path), config, changes)
     saved = {name: value.clone() for name, value in checkpoint["state_dict"].items()}
     if "baseline" in (changes or {}):
         saved = {name: value for name, value in saved.items() if not name.startswith("baseline.")}
@@ -133,12 +129,32 @@ def load_run(path: Path, changes: Mapping[str, Any] | None = None) -> StoredRun:
     return StoredRun(module, datamodule, checkpoint["epoch"])
 
 
-def _build(path: Path, key: str, base: type, settings: Mapping[str, Any]) -> Any:
+def build_run(
+    source: str, config: Mapping[str, Any], changes: Mapping[str, Any] | None = None
+) -> tuple[MetaPolicyGradient, TrajectoryDataModule]:
+    """Module and data that a complete config of ``fit`` describes, as they are before training.
+
+    Args:
+        source: of the config, for errors.
+        config: at least ``data`` and ``model``.
+        changes: settings of the model instead of the config's.
+
+    Raises:
+        ReportError: the config is of another kind of run, or of classes that cannot be built here.
+    """
+    datamodule = _build(source, "data", TrajectoryDataModule, config["data"])
+    told = {key: getattr(datamodule, key) for key in ("obs_dim", "action_dim", "num_actions", "context_dim")}
+    given: dict[str, Any] = config["model"].get("init_args") or {}
+    settings = {**given, **told, "action_scale": datamodule.action_scale, **(changes or {})}
+    return _build(source, "model", MetaPolicyGradient, config["model"] | {"init_args": settings}), datamodule
+
+
+def _build(source: str, key: str, base: type, settings: Mapping[str, Any]) -> Any:
     """The object that a config describes under ``key``, of class ``base``."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, key, fail_untyped=False, required=True)
     try:
         return parser.instantiate_classes(parser.parse_object({key: dict(settings)}))[key]
     except ArgumentError as error:
-        what = f"{path} is of a run with another {key}, {settings.get('class_path')}; this measures {base.__name__}"
+        what = f"{source} is of a run with another {key}, {settings.get('class_path')}; this measures {base.__name__}"
         raise ReportError(f"{what}: {str(error).strip().splitlines()[-1]}") from error
