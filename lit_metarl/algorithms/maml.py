@@ -53,7 +53,10 @@ class SGMRL(MetaPolicyGradient):
 
 
 class DiCEMAML(MetaPolicyGradient):
-    """MAML with the DiCE surrogate (Foerster et al. 2018): unbiased Hessian without a critic, high variance."""
+    """MAML with the DiCE surrogate (Foerster et al. 2018): unbiased Hessian without a critic, high variance.
+
+    Rewards are as they are. The released code of ProMP and TMAML subtracts a regression on time from them before.
+    """
 
     default_inner = DiCE()
 

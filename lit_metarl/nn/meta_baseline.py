@@ -26,6 +26,9 @@ from lit_metarl.types import Params, Sizes, Trajectories, require, require_posit
 class MetaLearned(BaselineFactory):
     """V_φ(s, t) by a network whose initial parameters φ are meta-learned over tasks (Liu et al. 2019, Algorithm 1).
 
+    Step sizes are not in the paper's text. Its code takes an epoch of plain steps of 2e-2 by minibatches of 100, then
+    one of 1e-3 on φ, five times over on every batch of every task.
+
     Attributes:
         hidden: widths of the hidden layers.
         activation: ``tanh`` or ``relu``.

@@ -40,12 +40,13 @@ class NoCorrection(SamplingCorrection):
 
 @dataclass(frozen=True)
 class EMAMLCorrection(SamplingCorrection):
-    """E-MAML (Al-Shedivat et al. 2018; Stadie et al. 2018) as its users run it, ``[B, N]``.
+    """E-MAML (Al-Shedivat et al. 2018; Stadie et al. 2018) much as its users run it, ``[B, N]``.
 
     One credit for all of a task's inner trajectories: its return after adaptation, in the units of the surrogate it is
     added to (divided by the deviation of the task's own advantages where they are normalised), standardised over the
     tasks of this process, divided by N. The mean over trajectories where Eq. 10 has the sum makes the term N times too
-    small, and the standardisation gives it an arbitrary scale: a heuristic, biased for V_K.
+    small, and the standardisation gives it an arbitrary scale: a heuristic, biased for V_K. The released code of ProMP
+    and SG-MRL divides by the deviation of single rewards of all tasks, not of returns: its term is smaller yet.
     """
 
     def credits(self, iteration: Iteration) -> list[Tensor]:
