@@ -60,7 +60,9 @@ class Algorithm(LightningModule):
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = gradient
+            # Fused optimizers read both in the order of memory, whatever their strides; backward() would see to it.
+            alike = gradient.stride() == parameter.stride()
+            parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
         average_gradients(parameters)
         optimizer.step()
 

@@ -174,9 +174,11 @@ class _AffineBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(g: Tensor, x: Tensor, weight: Tensor, of_input: bool) -> tuple[Tensor | None, Tensor, Tensor]:
-        # A product with few columns costs several times that of its transpose with few rows.
-        wide = g.shape[-1] > x.shape[-1]
-        slope = _product(x.mT, g).mT.contiguous() if wide else _product(g.mT, x)
+        # A product with few columns costs several times that of its transpose with few rows. The result lies in memory
+        # as W does, which optimizers ask for: W of an ensemble is the transpose of a parameter.
+        transposed = weight.stride(-2) == 1 < weight.stride(-1)
+        slope = _product(x.mT, g).mT if transposed or g.shape[-1] > x.shape[-1] else _product(g.mT, x)
+        slope = slope if transposed else slope.contiguous()
         return _product(g, weight) if of_input else None, slope, g.sum(-2)
 
     @staticmethod
