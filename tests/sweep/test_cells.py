@@ -243,7 +243,7 @@ def test_arms_of_critics_differ_in_the_critic_and_its_step_size_alone(name: str)
         config = deepcopy(cell.config)
         critic = config["model"]["init_args"].pop("critic")
         rate = config["model"]["init_args"].pop("critic_lr")
-        assert name == "hyper_learning_rates" or rate == (1e-3 if cell.arm.startswith(("mlp", "q_d2rl")) else 3e-4)
+        assert name == "hyper_learning_rates" or rate == 3e-4
         assert (critic["class_path"] == "lit_metarl.nn.HyperCritic") is ("hyper" in cell.arm)
         rest[cell.arm.split()[0], str(cell.arm.split()[1:])] = key_of(config)
     for point in {point for _, point in rest}:
