@@ -8,21 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+from meta_cases import random_rounds
 from replay_cases import A, M, O, random_batch
 
-from lit_metarl.algorithms import PEARL, SAC, TD3
+from lit_metarl.algorithms import MAML, PEARL, SAC, SGMRL, TD3, TMAML, TRPOMAML, MetaPolicyGradient, ProMP
 from lit_metarl.nn import (
     D2RLCritic,
     DeterministicMLP,
     EnsembleCriticMLP,
+    GaussianMLP,
     HyperActor,
     HyperCritic,
+    MetaLearned,
     ProductOfGaussians,
     ResNetFeatures,
     TanhGaussianMLP,
     layers,
 )
-from lit_metarl.types import TaskMinibatch, Transition
+from lit_metarl.types import TaskMinibatch, Trajectories, Transition
 
 SA = HyperCritic(hidden=(8,), widths=(16, 32), blocks=1)
 AS = HyperCritic(("action",), ("obs",), hidden=(8,), widths=(16, 32), blocks=1)
@@ -55,6 +58,11 @@ CASES: dict[str, Callable[[], Any]] = {
     "TD3": lambda: TD3(O, A, actor=DeterministicMLP([12, 12]), critic=CRITICS["MLP"], **RATES),
     "PEARL": lambda: pearl(TanhGaussianMLP([12, 12]), CRITICS["MLP"]),
     "Hyper-PEARL": hyper_pearl,
+    "MAML": lambda: MAML(O, A, policy=GaussianMLP((12, 12))),
+    "SG-MRL": lambda: SGMRL(O, A, policy=GaussianMLP((12, 12))),
+    "ProMP": lambda: ProMP(O, A, policy=GaussianMLP((12, 12))),
+    "TRPO-MAML": lambda: TRPOMAML(O, A, policy=GaussianMLP((12, 12), "relu")),
+    "TMAML": lambda: TMAML(O, A, policy=GaussianMLP((12, 12)), baseline=MetaLearned((12, 12))),
 }
 
 
@@ -68,18 +76,24 @@ def tasks() -> TaskMinibatch:
 @pytest.mark.parametrize("case", CASES)
 def test_an_update_is_the_same_by_either_way_to_multiply(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     after, calls, onednn = [], [], layers.ONEDNN
+    rounds: list[Trajectories] = []
     monkeypatch.setattr(layers, "ONEDNN", lambda *arguments: calls.append(arguments) or onednn(*arguments))
     for smallest in (10**12, 1):
-        monkeypatch.setattr(layers, "WORTHWHILE", smallest)
-        monkeypatch.setattr(layers, "WORTHWHILE_FOR_ALL", smallest)
+        for constant in ("WORTHWHILE", "WORTHWHILE_FOR_ALL", "LARGE"):
+            monkeypatch.setattr(layers, constant, smallest)
         torch.manual_seed(3)
         module = CASES[case]()
         optimizers = module.configure_optimizers()
         module.optimizer = lambda number, them=optimizers: them[number]
         torch.manual_seed(7)
-        batch = tasks() if isinstance(module, PEARL) else random_batch(M)
-        for _ in range(2):
-            module.update(batch)
+        if isinstance(module, MetaPolicyGradient):
+            rounds = rounds or random_rounds(module)
+            module.outer.update(module.iteration(rounds))
+            module.update_baseline(rounds)
+        else:
+            batch = tasks() if isinstance(module, PEARL) else random_batch(M)
+            for _ in range(2):
+                module.update(batch)
         after.append(module.state_dict())
         assert bool(calls) == (smallest == 1)
     torch.testing.assert_close(*after, rtol=1e-3, atol=1e-4)
