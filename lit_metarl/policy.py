@@ -20,8 +20,8 @@ class TrainedPolicy:
     """Callable from observations to actions.
 
     Continuous actions lie in [-1, 1], the simulator's full range (map them to its own bounds); discrete ones are
-    indices. A meta-learned policy is the one before adaptation; PEARL's is
-    told z as ``context``, without the encoder that would infer it.
+    indices. A meta-learned policy is the one before adaptation; PEARL's is told z as ``context``, without the encoder
+    that would infer it.
 
     Args:
         actor: network whose distribution has a ``mode_action``, as those of :class:`~lit_metarl.nn.ActorFactory` and
