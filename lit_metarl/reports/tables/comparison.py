@@ -26,6 +26,7 @@ from lit_metarl.reports.tables.statistics import (
     learning_curve_area,
     normalised,
     probability_of_improvement,
+    steps_to_reach,
 )
 from lit_metarl.sweep.recipe import load_recipe
 
@@ -35,12 +36,14 @@ class Scores(NamedTuple):
 
     final: Array  # [S] mean return over the last WINDOW of the steps
     area: Array  # [S] mean height of the learning curve
+    curves: Array  # [S, T]
 
 
 class BothScores(NamedTuple):
     """Scores of both arms on one environment, each of all its seeds: nothing here pairs them."""
 
     environment: str
+    steps: Array  # [T] of the curves of both
     control: Scores
     treated: Scores
 
@@ -176,7 +179,8 @@ def compare(
         f"run's own. Final: mean over the last {100 * WINDOW:.0f} % of {last:,} environment steps. Area: mean "
         f"height from {after:,} steps, or the first evaluation of all, on. Relative: in units of the mean of "
         "the first arm on each environment. P(improvement): chance that a seed of the second is above one of the "
-        f"first. Seeds are not paired, so all of either arm count: {seeds}."
+        "first. Steps to the first arm's final return: where the mean curve over seeds first is as high. "
+        f"Seeds are not paired, so all of either arm count: {seeds}."
     )
     return scores, [note, *remarks]
 
@@ -193,8 +197,8 @@ def _balanced(scores: Sequence[BothScores]) -> bool:
 
 def _scores(
     environment: str, control: Sequence[Run], treated: Sequence[Run], after: int, last: int
-) -> tuple[Scores, Scores]:
-    """Scores of both arms on one grid: else the arm that is evaluated later looks better."""
+) -> tuple[Array, Scores, Scores]:
+    """The grid, and scores of both arms on it: else the arm that is evaluated later looks better."""
     runs = [*control, *treated]
     if missing := sorted({run.seed for run in runs if not run.reached(last)}):
         raise ReportError(f"{environment}: seed {', '.join(missing)} was not evaluated shortly before {last:,} steps.")
@@ -206,7 +210,8 @@ def _scores(
     final = curves[:, grid > last * (1 - WINDOW)].mean(axis=1)
     area = np.asarray(learning_curve_area(grid, curves))
     split = len(control)
-    return Scores(final[:split], area[:split]), Scores(final[split:], area[split:])
+    first, second = (Scores(final[arm], area[arm], curves[arm]) for arm in (slice(split), slice(split, None)))
+    return grid, first, second
 
 
 def table_of(scores: Sequence[BothScores], control: str, treated: str, metric: str = RETURN) -> str:
@@ -218,6 +223,7 @@ def table_of(scores: Sequence[BothScores], control: str, treated: str, metric: s
             positive = all(first.min() > 0 <= second.min() for first, second in pairs)
             cells = _compared(pairs, partial(interquartile_mean, axis=-1), positive)
             lines.append([environment, name, *cells, f"{_improvement(pairs):.2f}"])
+    lines += [[each.environment, f"steps to the first arm's {final}", *_reached(each), "–"] for each in scores]
     if all(len(arm.final) > 1 for each in scores for arm in (each.control, each.treated)):
         for environment, pairs in _rows(scores, "final"):
             cells = _compared(
@@ -255,6 +261,33 @@ def _compared(pairs: Sequence[tuple[Array, Array]], statistic: Callable[..., Arr
 
     ratio_cell = cell([*arms[0], *arms[1]], ratio, ".2f") if comparable else "–"
     return [*(cell(arm, statistic, ".4g") for arm in arms), ratio_cell]
+
+
+def _reached(scores: BothScores) -> list[str]:
+    """Three cells: steps after which either arm is as high as the control ends, and the ratio of the two."""
+    arms, ends = (scores.control.curves, scores.treated.curves), scores.steps > scores.steps[-1] * (1 - WINDOW)
+    seeds = [np.arange(len(curves), dtype=np.float64) for curves in arms]
+
+    def reached(places: Array) -> list[Array]:
+        parts = np.split(places.astype(int), [len(seeds[0])], axis=-1)
+        means = [interquartile_mean(curves[part], axis=-2) for curves, part in zip(arms, parts, strict=True)]
+        target = means[0][..., ends].mean(axis=-1)
+        return [np.maximum(steps_to_reach(scores.steps, mean, target), 1) for mean in means]
+
+    def speed(places: Array) -> Array:  # finite where the ratio is not: 0 if the second arm never is as high
+        control, treated = reached(places)
+        return control / treated
+
+    def text(value: float, digits: str) -> str:
+        return f"{value:{digits}}" if np.isfinite(value) else "never"
+
+    everyone = np.concatenate(seeds)
+    control, treated = (float(steps) for steps in reached(everyone))
+    ratio = text(treated / control, ".2f")
+    if min(map(len, seeds)) > 1:
+        slow, fast = bootstrap_interval(seeds, speed, resamples=1000)
+        ratio += f" ({text(1 / fast if fast else np.inf, '.2f')} to {text(1 / slow if slow else np.inf, '.2f')})"
+    return [text(control, ",.0f"), text(treated, ",.0f"), ratio]
 
 
 def _deviation(pooled: Array, tasks: int) -> Array:

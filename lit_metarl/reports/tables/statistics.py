@@ -189,6 +189,25 @@ def learning_curve_area(steps: ArrayLike, scores: ArrayLike) -> Any:
     return np.trapezoid(y, x, axis=-1) / (x[-1] - x[0])
 
 
+def steps_to_reach(steps: ArrayLike, scores: ArrayLike, target: ArrayLike) -> Array:
+    """Environment steps after which a learning curve first is as high as ``target``, inf where it never is.
+
+    Linear between evaluations; the first evaluation, if that is as high already.
+
+    Args:
+        steps: ``[T]`` environment steps, increasing.
+        scores: ``[..., T]``.
+        target: ``[...]``, in units of the score.
+    """
+    x, y, level = (np.asarray(values, dtype=np.float64) for values in (steps, scores, target))
+    reached = y >= level[..., None]
+    after = reached.argmax(axis=-1)
+    before = np.maximum(after - 1, 0)
+    low, high = (np.take_along_axis(y, index[..., None], axis=-1)[..., 0] for index in (before, after))
+    share = np.divide(level - low, high - low, out=np.ones_like(low), where=high > low)
+    return np.where(reached.any(axis=-1), x[before] + share * (x[after] - x[before]), np.inf)
+
+
 def normalised(scores: ArrayLike, low: ArrayLike | None = None, high: ArrayLike | None = None) -> Array:
     """``(x − low)/(high − low)`` per task: 0 at ``low``, 1 at ``high``, not clipped.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,22 @@ def test_scores_ratios_and_their_intervals(root: Path, capsys: pytest.CaptureFix
     spread = rows["all 2, relative", "deviation of final return over seeds"]
     assert spread[0].startswith(f"{np.mean([np.std(scores, ddof=1) for scores in relative]):.4g} (")
     assert spread[2] == "2.00"
+
+
+def test_steps_to_where_the_first_arm_ends(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measure = "steps to the first arm's final return"
+    assert main(["compare", "control", "treated", "--root", str(root)]) == 0
+    rows = table(capsys.readouterr().out)
+    # Straight lines: the control is where it ends after 97,500 steps, twice its slope half as soon. Its seeds' slopes
+    # are 1 to 3 and the others' 2 to 6, so that the ratio of resamples is from 1/6 to 3/2.
+    assert rows[CHEETAH, measure][:2] == ["97,500", "48,750"]
+    value, low, high = (float(word) for word in re.findall(r"[\d.]+", rows[CHEETAH, measure][2]))
+    assert 1 / 6 <= low < value == 0.5 < high <= 3 / 2
+    assert rows[CHEETAH, measure][3] == "–"
+    assert main(["compare", "treated", "control", "--root", str(root)]) == 0
+    rows = table(capsys.readouterr().out)
+    assert rows[CHEETAH, measure][:2] == ["97,500", "never"]
+    assert re.fullmatch(r"never \([\d.]+ to never\)", rows[CHEETAH, measure][2])
 
 
 def test_equal_arms_have_a_ratio_of_one_within_the_interval(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

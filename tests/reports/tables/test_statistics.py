@@ -12,6 +12,7 @@ from lit_metarl.reports.tables.statistics import (
     learning_curve_area,
     normalised,
     probability_of_improvement,
+    steps_to_reach,
 )
 
 
@@ -158,3 +159,10 @@ def test_normalised_by_hand() -> None:
     np.testing.assert_allclose(normalised(scores, low=[-5, 10], high=[5, 20]), [[0.5, 0], [1, 2]])
     with pytest.raises(ValueError, match="above the lower"):
         normalised([[1.0], [1.0]])
+
+
+def test_steps_to_reach_by_hand() -> None:
+    curves = [[1, 3, 2, 5], [0, 0, 0, 0], [4, 9, 9, 9], [1, 1, 4, 3]]
+    # between the first two evaluations; never; at the first one; and where it dwells below, then jumps
+    np.testing.assert_array_equal(steps_to_reach([10, 20, 30, 40], curves, [2, 1, 4, 4]), [15, np.inf, 10, 30])
+    assert steps_to_reach([10, 20], [1, 3], 2.5) == 17.5
