@@ -21,6 +21,8 @@ from lit_metarl.__main__ import main
 from lit_metarl.cli import Resolver
 from lit_metarl.config import load_config
 from lit_metarl.envs.rendering import rendering_available
+from lit_metarl.reports.command import parse
+from lit_metarl.reports.section import split_at
 from lit_metarl.sweep.cells import Cell, make_cells
 from lit_metarl.sweep.recipe import load_recipe
 from lit_metarl.sweep.state import State, look
@@ -185,6 +187,14 @@ def test_all_other_commands_are_known() -> None:
         "lit-metarl report --html page.html",
         "lit-metarl report configs/sweep/navigation.yaml",
     ]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_write_into_a_block_that_is_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for code in re.findall(r"`([^`]*lit-metarl\s[^`]*\s--write\s[^`]*)`", path.read_text()):
+        _, arguments = parse(shlex.split(re.sub("<[^>]*>", "x", re.split(r"lit-metarl\s", code)[1])))
+        split_at(arguments.write, arguments.block)
 
 
 def test_doctor(checkout: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from typing import NamedTuple, Protocol, cast
 
-from lit_metarl.reports.section import ReportError, Section, markers, write_block
+from lit_metarl.reports.section import ReportError, Section, markers, split_at, write_block
 
 
 class Report(Protocol):
@@ -137,6 +137,8 @@ def main(words: list[str]) -> int:
     from lit_metarl.types import ConfigError, DivergenceError
 
     try:
+        if args.write:
+            split_at(args.write, args.block)  # a file without the block is to be known before hours of work, not after
         show(report.run(args), args)
     except (ReportError, CheckpointError, ConfigError, DivergenceError, EnvError, TrackingError) as error:
         sys.stderr.write(f"lit-metarl: error: {error}\n")

@@ -100,13 +100,32 @@ def write_block(file: Path | str, block: str, text: str) -> None:
         ReportError: ``file`` cannot be read or written, or has not each marker once, in this order.
     """
     begin, end = markers(block)
+    before, old, after = split_at(file, block)
+    new = f"\n\n{text}\n"
     try:
-        old = Path(file).read_text(encoding="utf-8")
-        if (old.count(begin), old.count(end)) != (1, 1) or old.index(begin) > old.index(end):
-            raise ReportError(f"{file} needs the markers {begin} and {end}, each once and in this order.")
-        before, rest = old.split(begin)
-        new = f"{before}{begin}\n\n{text}\n{end}{rest.split(end)[1]}"
         if new != old:
-            Path(file).write_text(new, encoding="utf-8")
+            Path(file).write_text(f"{before}{begin}{new}{end}{after}", encoding="utf-8")
     except OSError as error:
-        raise ReportError(f"Cannot use {file}: {error.strerror}.") from error
+        raise _unusable(file, error) from error
+
+
+def split_at(file: Path | str, block: str) -> tuple[str, str, str]:
+    """What stands before, between and after the markers of ``block`` in ``file``.
+
+    Raises:
+        ReportError: ``file`` cannot be read, or has not each marker once, in this order.
+    """
+    begin, end = markers(block)
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise _unusable(file, error) from error
+    if (text.count(begin), text.count(end)) != (1, 1) or text.index(begin) > text.index(end):
+        raise ReportError(f"{file} needs the markers {begin} and {end}, each once and in this order.")
+    before, rest = text.split(begin)
+    between, after = rest.split(end)
+    return before, between, after
+
+
+def _unusable(file: Path | str, error: OSError) -> ReportError:
+    return ReportError(f"Cannot use {file}: {error.strerror}.")
