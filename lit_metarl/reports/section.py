@@ -110,7 +110,7 @@ def write_block(file: Path | str, block: str, text: str) -> None:
 
 
 def split_at(file: Path | str, block: str) -> tuple[str, str, str]:
-    """What stands before, between and after the markers of ``block`` in ``file``.
+    """The text before, between and after the markers of ``block`` in ``file``.
 
     Raises:
         ReportError: ``file`` cannot be read, or has not each marker once, in this order.

@@ -33,6 +33,7 @@ RETURN = "eval/return"
 BEFORE = "eval/return_after_0_steps"
 PUBLISHED_WINDOW = 100_000  # environment steps that each published score is a mean over
 WINDOW = 0.1  # share of the steps so far over which evaluations are averaged
+_ROOM = 8  # curves that a legend on the axes may name; more would be hidden by it
 _FLAT = 100.0  # ratio of the heights of a figure up to which its axis is linear
 _TAGS = ("algorithm", "environment", "seed")
 # neither the seed nor where a run is stored or went on from is a setting of the experiment
@@ -313,9 +314,14 @@ def figure_of(
     environment: str, groups: Sequence[tuple[str, Sequence[Run]]], experiments: Sequence[str], metric: str = RETURN
 ) -> Any:
     """The figure of one environment, with the colours of ``experiments``; see :func:`draw_curves`."""
-    figure = blank_figure(6.4, 4.0)
+    figure = blank_figure(6.4, 4.0 + height_of_legend(len(groups)))
     draw_on(figure.add_subplot(), environment, groups, experiments, metric)
     return figure
+
+
+def height_of_legend(curves: int) -> float:
+    """Inches below the axes that the legend of so many curves takes."""
+    return 0.19 * curves if curves > _ROOM else 0.0
 
 
 def draw_on(
@@ -325,13 +331,17 @@ def draw_on(
     experiments: Sequence[str],
     metric: str = RETURN,
 ) -> None:
-    """Draw the curves of one environment on ``axes``, with the colours of ``experiments``; see :func:`draw_curves`."""
+    """Draw the curves of one environment on ``axes``, with the colours of ``experiments``; see :func:`draw_curves`.
+
+    The legend of many curves is below the axes, where a figure has to have :func:`height_of_legend` for it.
+    """
     styles: dict[str, int] = {}
     heights = np.empty(0)
     for label, runs in groups:
         experiment = runs[0].experiment
         repeat = styles[experiment] = styles.get(experiment, -1) + 1  # other settings under the same name
-        colour, style = f"C{experiments.index(experiment) % 10}", ("-", "--", ":", "-.")[repeat % 4]
+        again, place = divmod(experiments.index(experiment), 10)
+        colour, style = f"C{place}", ("-", "--", ":", "-.")[(repeat + again) % 4]
         steps, returns = common_curve(runs)
         axes.plot(steps, returns.mean(axis=0), color=colour, linestyle=style, label=f"{label} (n={len(runs)})")
         axes.fill_between(steps, returns.min(axis=0), returns.max(axis=0), color=colour, alpha=0.2, linewidth=0)
@@ -342,7 +352,8 @@ def draw_on(
         axes.set_yscale("log")
     label = "evaluation return" if metric == RETURN else metric
     axes.set(title=environment, xlabel="environment steps", ylabel=label, xlim=(0, None))
-    axes.legend(fontsize="small")
+    below = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.15)}
+    axes.legend(fontsize="small", **(below if len(groups) > _ROOM else {}))
 
 
 def _add_published(axes: Any, environment: str, last: float) -> None:

@@ -27,7 +27,15 @@ from lit_metarl.reports.tables.arms import (
     relative,
     with_interval,
 )
-from lit_metarl.reports.tables.curves import BEFORE, PUBLISHED_WINDOW, RETURN, WINDOW, draw_on, published_scores
+from lit_metarl.reports.tables.curves import (
+    BEFORE,
+    PUBLISHED_WINDOW,
+    RETURN,
+    WINDOW,
+    draw_on,
+    height_of_legend,
+    published_scores,
+)
 from lit_metarl.reports.tables.record import (
     Evaluation,
     is_return,
@@ -282,7 +290,8 @@ def _draw(groups: Groups, metric: str) -> Any:
     names = list(dict.fromkeys(name for here in groups.values() for name in here))
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
-    figure = blank_figure(6.4 if columns == 1 else 4.4 * columns, 4.0 if columns == 1 else 3.4 * rows)
+    below = rows * height_of_legend(max(len(here) for here in groups.values()))
+    figure = blank_figure(6.4 if columns == 1 else 4.4 * columns, below + (4.0 if columns == 1 else 3.4 * rows))
     for index, (environment, here) in enumerate(groups.items(), 1):
         draw_on(figure.add_subplot(rows, columns, index), environment, list(here.items()), names, metric)
     return figure

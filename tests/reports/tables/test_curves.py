@@ -70,6 +70,23 @@ def test_an_experiment_keeps_its_colour_and_settings_differ_by_style() -> None:
     assert [line.get_linestyle() for line in lines] == ["-", "--", "-"]
 
 
+def test_many_curves_are_told_apart_and_not_hidden_by_their_legend() -> None:
+    names = [f"arm {index}" for index in range(12)]
+    few, many = (
+        figure_of("gym/x", [(name, [run([0, 1], [0, 1], name)]) for name in names[:count]], names) for count in (8, 12)
+    )
+    (axes,) = many.axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 12
+    for figure, below in ((few, False), (many, True)):
+        figure.draw_without_rendering()
+        legend, curves = (part.get_window_extent() for part in (figure.axes[0].get_legend(), figure.axes[0]))
+        assert (legend.y1 < curves.y0) == below
+        assert -1 <= legend.y0 < legend.y1 <= figure.bbox.y1  # the layout is right to a pixel
+    assert many.axes[0].get_position().height * many.bbox.height == pytest.approx(
+        few.axes[0].get_position().height * few.bbox.height, rel=0.2
+    )
+
+
 @pytest.mark.parametrize("environments", [["gym/x"], [CHEETAH, "gym/x"]])
 def test_one_picture_per_environment(environments: list[str], tmp_path: Path) -> None:
     groups = [("e, SAC", [run([0, 200_000], [0, 500], environment=name)]) for name in environments]
