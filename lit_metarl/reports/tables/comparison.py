@@ -272,7 +272,8 @@ def _reached(scores: BothScores) -> list[str]:
         parts = np.split(places.astype(int), [len(seeds[0])], axis=-1)
         means = [interquartile_mean(curves[part], axis=-2) for curves, part in zip(arms, parts, strict=True)]
         target = means[0][..., ends].mean(axis=-1)
-        return [np.maximum(steps_to_reach(scores.steps, mean, target), 1) for mean in means]
+        steps = [steps_to_reach(scores.steps, mean, target) for mean in means]
+        return [np.maximum(each, 1) for each in steps]  # a first evaluation at step 0 would have no ratio
 
     def speed(places: Array) -> Array:  # finite where the ratio is not: 0 if the second arm never is as high
         control, treated = reached(places)
