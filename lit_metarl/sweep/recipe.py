@@ -16,7 +16,7 @@ from lit_metarl.types import ConfigError, require
 KEYS = ("title", "note", "experiments", "grid", "seeds", "overrides", "metrics", "published")
 ARM_KEYS = ("config", "overrides")
 PUBLISHED_KEYS = ("value", "source")
-TASK = "data.env."
+TASK = ["data", "env"]
 SECTIONS = ("trainer", "model", "data")
 
 Settings = Mapping[str, Any]
@@ -84,7 +84,7 @@ class Recipe:
         Tables name the environment in a column of its own: what is trained on three tasks is one arm there.
         """
         return {
-            label(arm, point): label(arm, {key: value for key, value in point.items() if not key.startswith(TASK)})
+            label(arm, point): label(arm, {key: value for key, value in point.items() if key.split(".")[:2] != TASK})
             for arm in self.arms
             for point in self.points()
         }

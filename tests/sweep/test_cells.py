@@ -297,16 +297,15 @@ def test_arms_of_inference_differ_in_networks_and_in_what_is_told(name: str) -> 
 
 
 def test_arms_of_context_maml_differ_in_the_policy_its_step_and_what_is_told() -> None:
-    steps, rest = {}, defaultdict(set)
-    for name in ("context_maml", "context_maml_step_sizes"):
-        for cell in make_cells(load_recipe(CONFIGS / "sweep" / f"{name}.yaml"), resolver(), seeds=[0]):
-            config = deepcopy(cell.config)
-            model, data = config["model"]["init_args"], config["data"]["init_args"]
-            assert ("Hyper" in model.pop("policy")["class_path"]) is ("hyper" in cell.arm)
-            assert data.pop("oracle_context") is ("vanilla" not in cell.arm)
-            steps[cell.arm] = model.pop("inner_lr")
-            rest[str(data["env"])].add(key_of(config))
-    assert {len(keys) for keys in rest.values()} == {1}
-    assert [len({steps[arm] for arm in steps if network in arm}) for network in ("context", "hyper")] == [3, 4]
-    for network in ("context", "hyper"):
-        assert steps[f"velocity_{network}"] == steps[f"direction_{network}"] == steps[f"{network}_released"]
+    steps, rest = defaultdict(set), defaultdict(set)
+    for cell in make_cells(load_recipe(CONFIGS / "sweep" / "context_maml.yaml"), resolver(), seeds=[0]):
+        config = deepcopy(cell.config)
+        model, data = config["model"]["init_args"], config["data"]["init_args"]
+        assert ("Hyper" in model.pop("policy")["class_path"]) is ("hyper" in cell.arm)
+        assert data.pop("oracle_context") is ("vanilla" not in cell.arm)
+        task = data["env"]["class_path"].rpartition(".")[2]
+        steps[cell.arm.partition("_")[0], task].add(model.pop("inner_lr"))
+        rest[task].add(key_of(config))
+    assert {task: len(keys) for task, keys in rest.items()} == {"Velocity": 1, "Direction": 1}
+    for task in rest:
+        assert [len(steps[policy, task]) for policy in ("vanilla", "context", "hyper")] == [1, 3, 4]

@@ -26,7 +26,6 @@ from lit_metarl.sweep.recipe import load_recipe
         pytest.param("inference_learning_rates", "smoke_pearl", marks=pytest.mark.slow),  # they are the point robots'
         pytest.param("inference_half_cheetah", "smoke_pearl", marks=pytest.mark.slow),  # as the point robots
         pytest.param("context_maml", "smoke_meta", marks=pytest.mark.slow),  # half of its arms are such experiments
-        pytest.param("context_maml_step_sizes", "smoke_meta", marks=pytest.mark.slow),  # all of them are, but a number
         pytest.param("corners", "smoke_meta", marks=pytest.mark.slow),  # its arms are experiments of test_configs.py
     ],
 )

@@ -20,7 +20,8 @@ from lit_metarl.optim.step_size import matched_step_size, step_kl
 from lit_metarl.reports.arguments import writable_file
 from lit_metarl.reports.section import ReportError, Section, markdown_table
 from lit_metarl.reports.studies.gradient_quality import build_run
-from lit_metarl.sweep.cells import make_cells
+from lit_metarl.reports.tables.arms import names_of
+from lit_metarl.sweep.cells import Cell, make_cells
 from lit_metarl.sweep.recipe import load_recipe
 from lit_metarl.types import Trajectories
 
@@ -29,11 +30,15 @@ class Step(NamedTuple):
     """The first adaptation step of a run.
 
     Attributes:
+        arm: of the recipe, with its place in the grid.
+        environment: ``suite/task``.
         inner_lr: its size.
         kl: mean KL(π_θ ‖ π_θ') of it in nats, over the steps of all tasks.
         matched: size of the step that has the KL asked for.
     """
 
+    arm: str
+    environment: str
     inner_lr: float
     kl: float
     matched: float
@@ -68,39 +73,47 @@ def run(args: argparse.Namespace) -> Section:
     recipe = load_recipe(args.recipe)
     found: dict[str, dict[str, Step]] = {}
     for cell in make_cells(recipe, Resolver()):
-        found.setdefault(cell.arm, {})[str(cell.seed)] = measure(str(cell), cell.config, args.kl)
-    lines = [[f"`{arm}`", *map(_range, zip(*steps.values(), strict=True))] for arm, steps in found.items()]
+        found.setdefault(cell.arm, {})[str(cell.seed)] = measure(cell, args.kl)
+    names = names_of([step for steps in found.values() for step in steps.values()], recipe.labels())
+    lines = []
+    for arm, steps in found.items():
+        _, environments, *numbers = zip(*steps.values(), strict=True)
+        lines.append([f"`{names[arm]}`", environments[0], *map(_range, numbers)])
     note = f"""\
 The first adaptation step of a run, before training, on the run's own first meta-batch: mean KL divergence of the \
 policy after it from the one before it, in nats, and the smallest step size whose divergence is {args.kl:g}. From the \
 lowest to the highest of {len(recipe.seeds)} seeds."""
     data = {arm: {seed: step._asdict() for seed, step in steps.items()} for arm, steps in found.items()}
-    head = ["arm", "`model.inner_lr`", "KL", f"step size of KL {args.kl:g}"]
+    head = ["arm", "environment", "`model.inner_lr`", "KL", f"step size of KL {args.kl:g}"]
     return Section(markdown_table(head, lines, numbers=True), [note], data=data)
 
 
-def measure(source: str, config: dict[str, Any], kl: float) -> Step:
-    """The first adaptation step of the run that ``config`` describes, and the size of one that moves it by ``kl``.
+def measure(cell: Cell, kl: float) -> Step:
+    """The first adaptation step of a run, and the size of one that moves its policy by ``kl``.
 
     Args:
-        source: of the config, for errors.
-        config: complete, as ``fit`` takes it.
+        cell: of a recipe, the run.
         kl: mean KL divergence in nats.
 
     Raises:
         ConfigError: no step is that long.
         ReportError: the run is of another family, or does not adapt.
     """
-    module, data = begin(source, config)
+    module, data, environment = begin(str(cell), cell.config)
     before = module.before_adaptation(data.context)
     params, signals = below(POLICY, before), module.process(data, before)
     sizes = module.split({name: value.detach() for name, value in module.meta_parameters().items()})[1]
     matched = matched_step_size(module.inner, params, module.adapted_parameters, data, signals, kl)
-    return Step(module.inner_lr, float(step_kl(module.inner, params, sizes, data, signals)), matched)
+    moved = float(step_kl(module.inner, params, sizes, data, signals))
+    return Step(cell.arm, environment, module.inner_lr, moved, matched)
 
 
-def begin(source: str, config: dict[str, Any]) -> tuple[MetaPolicyGradient, Trajectories]:
-    """The untrained module of the run that ``config`` describes, and the first round that the run collects.
+def begin(source: str, config: dict[str, Any]) -> tuple[MetaPolicyGradient, Trajectories, str]:
+    """The untrained module of a run, the first round that it collects, and the name of its environment.
+
+    Args:
+        source: of the config, for errors.
+        config: complete, as ``fit`` takes it.
 
     Raises:
         ReportError: the run is of another family, or does not adapt.
@@ -114,7 +127,7 @@ def begin(source: str, config: dict[str, Any]) -> tuple[MetaPolicyGradient, Traj
     datamodule.setup("fit")
     first = datamodule.next_batch().rounds[0]
     datamodule.teardown("fit")
-    return module, first
+    return module, first, datamodule.spec.name
 
 
 def _range(values: Sequence[float]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from math import comb, prod
+from typing import Protocol
 
 import numpy as np
 
@@ -52,11 +53,23 @@ class Arm:
         return float(interquartile_mean(self.more[metric])) if metric in self.more else None
 
 
-def names_of(rows: Sequence[Evaluation], labels: Mapping[str, str]) -> dict[str, str]:
+class Placed(Protocol):
+    """A thing of one arm on one environment."""
+
+    @property
+    def arm(self) -> str:
+        """The arm with its place in the grid, as a cell has it."""
+
+    @property
+    def environment(self) -> str:
+        """The environment's name, ``suite/task``."""
+
+
+def names_of(rows: Sequence[Placed], labels: Mapping[str, str]) -> dict[str, str]:
     """Arm in the record → its name in tables, in the order of ``labels``.
 
     Args:
-        rows: of the record.
+        rows: what is shown, of the record say.
         labels: of the recipe's arms; one that says too little to tell two arms on one environment apart is not used.
     """
     places: dict[tuple[str, str], set[str]] = {}

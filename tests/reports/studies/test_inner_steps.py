@@ -47,7 +47,9 @@ def test_the_step_found_has_the_length_asked_for(capsys: pytest.CaptureFixture[s
     assert ten["kl"] == pytest.approx(100 * released["kl"], rel=0.05)  # of second order in the step
     assert ten["matched"] == released["matched"]
     assert first["released"]["1"]["kl"] != released["kl"]
-    assert f"{released['matched']:.2g}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| `released` | mujoco/half_cheetah_velocity_hyperl | 5e-05 |" in printed
+    assert f"{released['matched']:.2g}" in printed
     again = study(recipe(matched={"model.inner_lr": released["matched"]}))
     assert again["matched"]["0"]["kl"] == pytest.approx(0.02, rel=0.01)
 
@@ -56,7 +58,7 @@ def test_the_first_round_is_that_of_the_run() -> None:
     flags = [f"--{key}={value}" for key, value in SMOKE.items()]
     assert main(["fit", "--config", str(HYPER), *flags, "--seed_everything=3"]) == 0
     config = Resolver()(load_config(HYPER), [*flags, "--seed_everything=3"])
-    _, first = begin("here", config)
+    _, first, _ = begin("here", config)
     (folder,) = Path("mlruns/runs").iterdir()
     logged = connect("mlruns").get_metric_history(folder.name, "train/return_before")
     assert [point.value for point in logged] == [pytest.approx(float(first.returns.mean()), rel=1e-6)]
