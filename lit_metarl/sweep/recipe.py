@@ -16,7 +16,7 @@ from lit_metarl.types import ConfigError, require
 KEYS = ("title", "note", "experiments", "grid", "seeds", "overrides", "metrics", "published")
 ARM_KEYS = ("config", "overrides")
 PUBLISHED_KEYS = ("value", "source")
-TASK = ["data", "env"]
+TASK = "data.env"
 SECTIONS = ("trainer", "model", "data")
 
 Settings = Mapping[str, Any]
@@ -41,6 +41,18 @@ class Published(NamedTuple):
 
     value: float
     source: str
+
+
+class Label(NamedTuple):
+    """The name of an arm at a place of the grid, in two parts.
+
+    Attributes:
+        arm: with the settings of the grid that are not the environment's.
+        task: those that are, ``robot=ant``; empty if there is none.
+    """
+
+    arm: str
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,16 +90,18 @@ class Recipe:
         """Every combination of the grid's values; one without settings where there is no grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
 
-    def labels(self) -> dict[str, str]:
-        """Name of every arm with its place in the grid → the same without the settings of the environment.
+    def labels(self) -> dict[str, Label]:
+        """Name of every arm with its place in the grid → the same in two parts, its own and the environment's.
 
         Tables name the environment in a column of its own: what is trained on three tasks is one arm there.
         """
-        return {
-            label(arm, point): label(arm, {key: value for key, value in point.items() if key.split(".")[:2] != TASK})
-            for arm in self.arms
-            for point in self.points()
-        }
+        found = {}
+        for arm in self.arms:
+            for point in self.points():
+                own = {key: value for key, value in point.items() if not _is_task(key)}
+                task = {key.removeprefix(f"{TASK}."): value for key, value in point.items() if _is_task(key)}
+                found[label(arm, point)] = Label(label(arm, own), _text(task))
+        return found
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -128,8 +142,16 @@ def load_recipe(path: Path) -> Recipe:
 
 def label(arm: Arm, point: Settings) -> str:
     """The name of ``arm`` at a point of the grid, ``sac model.gamma=0.9``."""
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in point.items()}
-    return " ".join([arm.name, *(f"{key}={text}" for key, text in texts.items())])
+    return f"{arm.name} {_text(point)}".rstrip()
+
+
+def _is_task(key: str) -> bool:
+    return f"{key}.".startswith(f"{TASK}.")
+
+
+def _text(settings: Settings) -> str:
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+    return " ".join(f"{key}={text}" for key, text in texts.items())
 
 
 def read_seeds(value: object, key: str = "seeds") -> tuple[int, ...]:

@@ -101,13 +101,15 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         load_recipe(Path("list.yaml"))
 
 
-@pytest.mark.parametrize(("key", "shown"), [("data.env.env", ""), ("data.env", ""), ("data.envs", " data.envs={}")])
-def test_labels_of_arms_and_what_is_published_of_them(key: str, shown: str) -> None:
+@pytest.mark.parametrize(("key", "task"), [("data.env.env", "env"), ("data.env", "data.env"), ("data.envs", "")])
+def test_labels_of_arms_and_what_is_published_of_them(key: str, task: str) -> None:
     names = ["Pendulum-v1", "CartPole-v1"]
     published = {f"sac {key}=CartPole-v1 model.gamma=0.9": {"value": 500, "source": "Table 3"}}
     recipe = load_recipe(write_recipe(grid={key: names, "model.gamma": [0.9]}, published=published))
     assert recipe.labels() == {
-        f"sac {key}={name} model.gamma=0.9": f"sac{shown.format(name)} model.gamma=0.9" for name in names
+        arm: ("sac model.gamma=0.9", f"{task}={name}") if task else (arm, "")
+        for name in names
+        for arm in [f"sac {key}={name} model.gamma=0.9"]
     }
     assert recipe.published == {f"sac {key}=CartPole-v1 model.gamma=0.9": Published(500.0, "Table 3")}
 

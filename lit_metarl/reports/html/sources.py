@@ -20,7 +20,7 @@ from lit_metarl.reports.tables.recipe import remarks_on
 from lit_metarl.reports.tables.record import Evaluation, metrics_of
 from lit_metarl.reports.tables.results import Row, by_group, make_rows
 from lit_metarl.reports.tables.statistics import bootstrap_interval, interquartile_mean
-from lit_metarl.sweep.recipe import Recipe, label
+from lit_metarl.sweep.recipe import Label, Recipe, label
 from lit_metarl.tracking.store import DATABASE
 
 
@@ -126,7 +126,7 @@ def recipe_page(recipe: Recipe, rows: Sequence[Evaluation], root: Path | str, pa
     )
 
 
-def _arms_of_split(rows: Sequence[Evaluation], names: Mapping[str, str], metric: str) -> list[Arm]:
+def _arms_of_split(rows: Sequence[Evaluation], names: Mapping[str, Label], metric: str) -> list[Arm]:
     """The arms on another split, as if its returns were the return."""
     prefix = metric.removesuffix("return")
     own = [row for row in rows if row.metric.startswith(metric)]

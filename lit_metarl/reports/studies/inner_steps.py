@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> Section:
     lines = []
     for arm, steps in found.items():
         _, environments, *numbers = zip(*steps.values(), strict=True)
-        lines.append([f"`{names[arm]}`", environments[0], *map(_range, numbers)])
+        name, task = names[arm]
+        lines.append([f"`{name}`", f"{environments[0]} {task}".rstrip(), *map(_range, numbers)])
     note = f"""\
 The first adaptation step of a run, before training, on the run's own first meta-batch: mean KL divergence of the \
 policy after it from the one before it, in nats, and the smallest step size whose divergence is {args.kl:g}. From the \

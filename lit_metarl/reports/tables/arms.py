@@ -21,6 +21,7 @@ from lit_metarl.reports.tables.statistics import (
     normalised,
     probability_of_improvement,
 )
+from lit_metarl.sweep.recipe import Label
 
 _SIGNIFICANT = 0.05  # a chance above it is no evidence
 
@@ -65,33 +66,40 @@ class Placed(Protocol):
         """The environment's name, ``suite/task``."""
 
 
-def names_of(rows: Sequence[Placed], labels: Mapping[str, str]) -> dict[str, str]:
+def names_of(rows: Sequence[Placed], labels: Mapping[str, Label]) -> dict[str, Label]:
     """Arm in the record → its name in tables, in the order of ``labels``.
+
+    A place in the grid that is the environment's is left out, but where the name of an environment is that of several:
+    returns on tasks of two ranges, say, are not compared.
 
     Args:
         rows: what is shown, of the record say.
-        labels: of the recipe's arms; one that says too little to tell two arms on one environment apart is not used.
+        labels: of the recipe's arms.
     """
-    places: dict[tuple[str, str], set[str]] = {}
+    places: dict[str, dict[str, set[str]]] = {}
     for row in rows:
-        places.setdefault((labels.get(row.arm, row.arm), row.environment), set()).add(row.arm)
-    ambiguous = {arm for arms in places.values() if len(arms) > 1 for arm in arms}
+        own = labels.get(row.arm, Label(row.arm)).arm
+        places.setdefault(row.environment, {}).setdefault(own, set()).add(row.arm)
+    several = {name for name, here in places.items() if any(len(arms) > 1 for arms in here.values())}
+    spelled = {row.arm for row in rows if row.environment in several}
     recorded = dict.fromkeys(row.arm for row in rows)
     order = [arm for arm in labels if arm in recorded] + [arm for arm in recorded if arm not in labels]
-    return {arm: arm if arm in ambiguous else labels.get(arm, arm) for arm in order}
+    names = {arm: labels.get(arm, Label(arm)) for arm in order}
+    return {arm: name if arm in spelled else Label(name.arm) for arm, name in names.items()}
 
 
-def groups_of(rows: Sequence[Evaluation], names: Mapping[str, str], metric: str = RETURN) -> Groups:
+def groups_of(rows: Sequence[Evaluation], names: Mapping[str, Label], metric: str = RETURN) -> Groups:
     """The runs of a record by environment, arm (in the order of ``names``) and seed."""
     place = {arm: index for index, arm in enumerate(names)}
     groups: Groups = {}
     for run in sorted(runs_of(rows, metric), key=lambda run: (place[run.arm], len(run.seed), run.seed)):
-        named = replace(run, experiment=names[run.arm])
-        groups.setdefault(run.environment, {}).setdefault(named.experiment, []).append(named)
+        name, task = names[run.arm]
+        named = replace(run, experiment=name, environment=f"{run.environment} {task}".rstrip())
+        groups.setdefault(named.environment, {}).setdefault(name, []).append(named)
     return dict(sorted(groups.items()))
 
 
-def arms_of(rows: Sequence[Evaluation], names: Mapping[str, str]) -> list[Arm]:
+def arms_of(rows: Sequence[Evaluation], names: Mapping[str, Label]) -> list[Arm]:
     """Every arm on every environment.
 
     Raises:

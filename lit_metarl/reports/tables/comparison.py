@@ -103,8 +103,9 @@ def recorded(path: Path, arms: Sequence[str], metric: str) -> list[dict[str, lis
     if metric not in metrics_of(rows):
         raise ReportError(f"{record_of(path)} has no {metric}; it has {', '.join(metrics_of(rows))}.")
     names = names_of(rows, recipe.labels())
-    if unknown := [arm for arm in arms if arm not in names.values()]:
-        known = ", ".join(map(repr, dict.fromkeys(names.values())))
+    own = dict.fromkeys(name.arm for name in names.values())
+    if unknown := [arm for arm in arms if arm not in own]:
+        known = ", ".join(map(repr, own))
         raise ReportError(f"{record_of(path)} has no arm {', '.join(map(repr, unknown))}; it has {known}.")
     groups = groups_of(rows, names, metric)
     found = [{name: here[arm] for name, here in groups.items() if arm in here} for arm in arms]

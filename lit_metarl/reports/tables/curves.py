@@ -351,7 +351,7 @@ def draw_on(
     elif heights.size and 0 < _FLAT * heights.min() < heights.max():
         axes.set_yscale("log")
     label = "evaluation return" if metric == RETURN else metric
-    axes.set(title=environment, xlabel="environment steps", ylabel=label, xlim=(0, None))
+    axes.set(title=environment.replace(" ", "\n", 1), xlabel="environment steps", ylabel=label, xlim=(0, None))
     below = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.15)}
     axes.legend(fontsize="small", **(below if len(groups) > _ROOM else {}))
 

@@ -16,6 +16,7 @@ from sweep_cases import PENDULUM, write_recipe
 from lit_metarl.reports.command import main
 from lit_metarl.reports.tables.arms import arms_of, headline
 from lit_metarl.reports.tables.record import Evaluation, record_of, record_text
+from lit_metarl.sweep.recipe import Label
 
 EXPERIMENT = {"config": [PENDULUM]}
 TASKS = {"cheetah/run": CHEETAH, "walker/walk": WALKER}
@@ -252,23 +253,35 @@ def test_the_headline_is_sure_of_no_order_that_chance_makes(seeds: int, ending: 
         for seed in range(seeds)
         for s in (50, 100)
     ]
-    sentence = headline(arms_of(rows, {"good": "good", "bad": "bad"}))
+    sentence = headline(arms_of(rows, {"good": Label("good"), "bad": Label("bad")}))
     assert sentence.endswith(f"which it beats with a probability of {ending}")
     ranks = [sorted(each) for each in combinations(range(2 * seeds), seeds)]  # of one arm, equally likely
     apart = sum(each in (list(range(seeds)), list(range(seeds, 2 * seeds))) for each in ranks) / len(ranks)
     assert (f"probability of {100 * apart:.0f} %." in ending) == (apart > 0.05)
 
 
-def test_settings_of_one_environment_stay_two_arms(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_environments_of_one_name_are_told_apart_by_their_settings(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [
-        Evaluation(f"sac data.env.g={g}", "0", "eval/return", s, g, 1.0, f"r{g}", "k", "c", "f", "SAC", "gym/x")
-        for g in (1, 2)
+        Evaluation(
+            f"{arm} data.env.g={g}", seed, "eval/return", s, g, 1.0, f"{arm}{g}{seed}", "k", "c", "f", "SAC", env
+        )
+        for arm in ("sac", "td3")
+        for g, env in ((1, "gym/x"), (2, "gym/x"), (3, "gym/y"))
+        for seed in ("0", "1")
         for s in (95, 100)
     ]
-    recipe = write_recipe("alone.yaml", grid={"data.env.g": [1, 2]})
+    experiments = {"sac": EXPERIMENT, "td3": EXPERIMENT}
+    recipe = write_recipe("alone.yaml", experiments=experiments, grid={"data.env.g": [1, 2, 3]}, seeds=2)
     record_of(recipe).write_text(record_text(rows))
     _, page = report(root, recipe, capsys)
-    assert [row["arm"] for row in tables(page)[0]] == ["`sac data.env.g=1`", "`sac data.env.g=2`"]
+    found, matrix, *_ = tables(page)
+    own = [(row["arm"], row["environment"]) for row in found if not row["environment"].startswith("all")]
+    places = ["gym/x g=1", "gym/x g=2", "gym/y"]
+    assert own == [(name, place) for place in places for name in ("`sac`", "`td3`")]
+    assert list(matrix[0]) == ["arm", "`sac`", "`td3`"]  # who is better is asked within an environment
+    assert "on all 3 environments" in page
 
 
 @pytest.mark.parametrize(
