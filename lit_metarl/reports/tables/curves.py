@@ -352,6 +352,7 @@ def draw_on(
         axes.set_yscale("log")
     label = "evaluation return" if metric == RETURN else metric
     axes.set(title=environment.replace(" ", "\n", 1), xlabel="environment steps", ylabel=label, xlim=(0, None))
+    axes.locator_params(axis="x", nbins=5)  # more labels of six digits overlap
     below = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.15)}
     axes.legend(fontsize="small", **(below if len(groups) > _ROOM else {}))
 
