@@ -126,7 +126,7 @@ class TaskDataModule(ExperienceDataModule):
         generator = cpu_generator(self.stream_seed(collect))
         result = MetaEpisodes({}, {}, {}, {})
         for split in self.env_factory.splits:
-            sampled = self._held_out(simulator.num_tasks, tasks, split)
+            sampled = self.held_out(simulator.num_tasks, tasks, split)
             simulator.set_tasks(sampled)
             rounds, _ = self.collect(simulator, self.eval_adaptation_steps, generator)
             result.returns[split] = torch.stack([trajectories.returns for trajectories in rounds])
@@ -143,12 +143,13 @@ class TaskDataModule(ExperienceDataModule):
         choose = simulator.random_policy(generator)
         returns = {}
         for split in self.env_factory.splits:
-            simulator.set_tasks(self._held_out(num_tasks, tasks, split))
+            simulator.set_tasks(self.held_out(num_tasks, tasks, split))
             returns[split] = simulator.run(choose).returns
         simulator.close()
         return returns
 
-    def _held_out(self, num_tasks: int, tasks: Stream, split: str) -> Tasks:
+    def held_out(self, num_tasks: int, tasks: Stream, split: str) -> Tasks:
+        """Tasks of ``split`` for evaluations, the same in each: ``tasks`` is their stream, begun anew."""
         return self.env_factory.sample(num_tasks, np.random.default_rng(self.stream_seed(tasks)), split)
 
     def film(self) -> MetaEpisodes:
@@ -156,7 +157,7 @@ class TaskDataModule(ExperienceDataModule):
         filmed = self.simulator_of(1, Stream.PREDICT_ENV, trajectories=1)
         simulator = self.simulator_of(1, Stream.PREDICT_ENV)
         generator = cpu_generator(self.stream_seed(Stream.PREDICT_COLLECT))
-        sampled = self._held_out(1, Stream.PREDICT_TASKS, "test")
+        sampled = self.held_out(1, Stream.PREDICT_TASKS, "test")
         filmed.set_tasks(sampled)
         simulator.set_tasks(sampled)
         adaptation = self.policy.before_adaptation(simulator.context)

@@ -13,13 +13,15 @@ from lit_metarl.data.meta_evaluation import TaskDataModule
 from lit_metarl.data.rounds import act_round, adapt
 from lit_metarl.data.streams import Stream
 from lit_metarl.data.task_replay import TaskReplay, as_episodes, transitions_of
-from lit_metarl.data.trajectories import TaskSimulator
+from lit_metarl.data.trajectories import TaskSimulator, horizon_of
 from lit_metarl.envs.base import Tasks, load_streams, streams_state
 from lit_metarl.envs.tasks import TaskFamily
 from lit_metarl.processes import sum_over_processes
 from lit_metarl.types import State, TaskReplayBlock, Trajectories, Transition, require
 
 log = logging.getLogger(__name__)
+
+MAX_DRAWS = 100  # of a pool of training tasks
 
 
 class TaskReplayDataModule(TaskDataModule):
@@ -29,14 +31,16 @@ class TaskReplayDataModule(TaskDataModule):
     in three phases. In the *prior* phase the policy acts every episode with what it knows before any data. In the
     *posterior* and the *extra* phase it does so in the first episode only, as in the released code; after each episode
     the task is inferred anew from ``context_size`` transitions of the task's *encoder buffer*. This is emptied when a
-    task is drawn, and filled by the first two phases: contexts are recent, and mostly of a policy that explored. The
-    task's replay keeps everything. Then ``updates_per_iteration`` updates follow, each of ``meta_batch`` tasks drawn
-    with replacement; a batch is a block of ``updates_per_block`` = U of them.
+    task is drawn, and filled by the first two phases: contexts are recent, and mostly of a policy that explored. They
+    are drawn with replacement, so one larger than this buffer's content counts transitions several times. A task that
+    is drawn twice in an iteration keeps what both have collected. The task's replay keeps everything. Then
+    ``updates_per_iteration`` updates follow, each of ``meta_batch`` tasks drawn with replacement; a batch is a block of
+    ``updates_per_block`` = U of them.
 
     Before the first iteration every training task is explored with the prior. A phase ends after the episode with which
     every task has had its steps. Held-out tasks are drawn from the same distribution by other streams, hence are others
-    if it is continuous; of a family with few tasks (two directions) they are the same. Each process has its own part of
-    the training tasks.
+    if it is continuous; of a family with few tasks (two directions) they are the same. There a pool of training tasks
+    that are all the same is drawn again. Each process has its own part of the training tasks.
 
     Args:
         env: the simulator and its distribution of tasks.
@@ -111,6 +115,14 @@ class TaskReplayDataModule(TaskDataModule):
         remedy = f"{type(env).__name__} has no shaped reward; set it false"
         require(shapes or not shaped_rewards, "data.shaped_rewards", shaped_rewards, remedy)
         super().__init__(env, num_tasks, trajectories, **tasks)
+        # A phase is of whole episodes. Not refused: the released sparse point robot has a context of 1,024 for 1,000.
+        horizon = horizon_of(self.spec)
+        held = sum(-(-steps // horizon) * horizon for steps in (prior_steps, posterior_steps))
+        if context_size > 2 * held:
+            counted = (
+                f"which fill the encoder buffer with {held} transitions, so each counts several times in a context"
+            )
+            log.warning("data.context_size = %d exceeds prior_steps and posterior_steps, %s", context_size, counted)
         shares = {"train_tasks": train_tasks, "meta_batch": meta_batch}
         for key, value in shares.items():
             require(value >= 1, f"data.{key}", value, "it must be at least 1")
@@ -132,13 +144,13 @@ class TaskReplayDataModule(TaskDataModule):
         super().setup(stage)
         if stage != "fit":
             return
-        count = self.split_counts["eval_tasks"] // self.world_size
-        stream = np.random.default_rng(self.stream_seed(Stream.EVAL_TASKS))
         known = set(_as_rows(self.pool))
-        seen = sum(row in known for row in _as_rows(self.env_factory.sample(count, stream, "test")))
-        if seen:
-            name = self.spec.name
-            log.warning("data.env = %s: %d of %d test tasks of the evaluation are training tasks", name, seen, count)
+        for share, tasks in {"eval_tasks": Stream.EVAL_TASKS, "test_tasks": Stream.TEST_TASKS}.items():
+            count = self.split_counts[share] // self.world_size
+            seen = sum(row in known for row in _as_rows(self.held_out(count, tasks, "test")))
+            if seen:
+                name = self.spec.name
+                log.warning("data.env = %s: %d of %d tasks of data.%s are training tasks", name, seen, count, share)
 
     # Training ------------------------------------------------------------------------------------------------------
 
@@ -148,12 +160,7 @@ class TaskReplayDataModule(TaskDataModule):
             self.split_counts[key] // self.world_size for key in ("train_tasks", "num_tasks", "meta_batch")
         )
         # Every process draws all training tasks, and keeps its own.
-        number = self.split_counts["train_tasks"]
-        self.pool = self.env_factory.sample(number, np.random.default_rng(self.seed))
-        remedy = (
-            "the tasks drawn are all the same, which leaves nothing to infer; take more, or another seed_everything"
-        )
-        require(len(set(_as_rows(self.pool))) > 1, "data.train_tasks", number, remedy)
+        self.pool = self._draw_pool()
         self.tasks: Tasks = {name: np.asarray(rows)[self.rank :: self.world_size] for name, rows in self.pool.items()}
         self.simulator = self.simulator_of(chosen, Stream.TRAIN_ENV, trajectories=1)
         self.replay, self.encoder_buffer = (
@@ -165,6 +172,17 @@ class TaskReplayDataModule(TaskDataModule):
         self.explored = False  # whether every training task was, before the first iteration
         self.updates_left = 0  # of this iteration
         self.finished: list[Trajectories] = []
+
+    def _draw_pool(self) -> Tasks:
+        """Training tasks that are not all the same, as two draws of two directions often are."""
+        number, stream = self.split_counts["train_tasks"], np.random.default_rng(self.seed)
+        pools = (self.env_factory.sample(number, stream) for _ in range(MAX_DRAWS))
+        pool = next((pool for pool in pools if len(set(_as_rows(pool))) > 1), None)
+        remedy = (
+            f"{MAX_DRAWS} times all tasks drawn were the same, which leaves nothing to infer; take another data.env"
+        )
+        require(pool is not None, "data.train_tasks", number, remedy)
+        return pool or {}
 
     def next_batch(self) -> TaskReplayBlock:
         """Collect if an iteration begins, then draw the minibatches of one block."""

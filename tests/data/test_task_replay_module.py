@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_metarl.data import TaskReplayDataModule
+from lit_metarl.envs.base import Tasks
 from lit_metarl.envs.locomotion_tasks import Direction
 from lit_metarl.envs.navigation import Corners, PointRobot, SparsePointRobot
 from lit_metarl.envs.tasks import TaskFamily
@@ -200,8 +201,9 @@ def test_what_is_known_at_test_is_the_exploration_and_nothing_else() -> None:
 def test_test_tasks_that_are_training_tasks_are_said(caplog: pytest.LogCaptureFixture) -> None:
     make(eval_tasks=8)
     assert "training tasks" not in caplog.text
-    make(env=Corners(max_episode_steps=HORIZON), train_tasks=40, eval_tasks=8)  # of four corners
-    assert "points/corners: 8 of 8 test tasks of the evaluation are training tasks" in caplog.text
+    make(env=Corners(max_episode_steps=HORIZON), train_tasks=40, eval_tasks=8, test_tasks=6)  # of four corners
+    for share, count in {"eval_tasks": 8, "test_tasks": 6}.items():
+        assert f"points/corners: {count} of {count} tasks of data.{share} are training tasks" in caplog.text
 
 
 def test_training_tasks_of_another_process_are_training_tasks(
@@ -213,18 +215,38 @@ def test_training_tasks_of_another_process_are_training_tasks(
         env = Direction(max_episode_steps=HORIZON, threads=1)
         datamodule, _ = make(env, train_tasks=2, num_tasks=2, eval_tasks=16, seed=1)
         assert datamodule.tasks["direction"].tolist() == [(-1.0, 1.0)[rank]]
-    assert caplog.text.count("8 of 8 test tasks of the evaluation are training tasks") == 2
+    assert caplog.text.count("8 of 8 tasks of data.eval_tasks are training tasks") == 2
 
 
-def test_training_tasks_that_are_all_the_same_are_refused() -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_two_training_tasks_are_both_directions(seed: int) -> None:
     env = Direction(max_episode_steps=HORIZON, threads=1)
+    assert sorted(make(env, train_tasks=2, seed=seed)[0].tasks["direction"]) == [-1.0, 1.0]
+
+
+@dataclass(frozen=True)
+class OneGoal(PointRobot):
+    """A family of one task."""
+
+    def sample(self, num_tasks: int, generator: np.random.Generator, split: str = "train") -> Tasks:
+        return {"goal": np.ones((num_tasks, 2))}
+
+
+def test_training_tasks_that_are_always_the_same_are_refused() -> None:
     message = (
-        r"^data\.train_tasks = 2 cannot be used: the tasks drawn are all the same, which leaves nothing to infer; "
-        r"take more, or another seed_everything\.$"
+        r"^data\.train_tasks = 2 cannot be used: 100 draws were all of one task, which leaves nothing to infer; "
+        r"take another data\.env\.$"
     )
-    with pytest.raises(ConfigError, match=message):  # forward, and forward
-        make(env, train_tasks=2, seed=0)
-    assert sorted(make(env, train_tasks=2, seed=1)[0].tasks["direction"]) == [-1.0, 1.0]
+    with pytest.raises(ConfigError, match=message):
+        make(OneGoal(max_episode_steps=HORIZON), train_tasks=2)
+
+
+def test_a_context_far_beyond_the_encoder_buffer_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    make(context_size=2 * HORIZON, prior_steps=1, posterior_steps=0)  # a phase is of whole episodes
+    assert "encoder buffer" not in caplog.text
+    make(context_size=4 * HORIZON + 1, prior_steps=1, posterior_steps=HORIZON)
+    message = f"data.context_size = {4 * HORIZON + 1} exceeds prior_steps and posterior_steps, which fill the encoder"
+    assert f"{message} buffer with {2 * HORIZON} transitions" in caplog.text
 
 
 def test_processes_share_the_training_tasks_out(monkeypatch: pytest.MonkeyPatch) -> None:
