@@ -154,6 +154,10 @@ class PEARL(OffPolicy):
         self.value = None if value is None else value.build(self.sizes._replace(action=0))
         self.follow("critic" if value is None else "value")
         self.encoder = None if inference is None else inference.build(Sizes(obs_dim, action_dim))
+        if inference is not None:
+            made = self.encoder.nothing(1).precision.shape[-1]
+            remedy = f"the module that it builds makes a z of {made} entries; the two must be one number"
+            require(made == inference.latent, "model.encoder.latent", inference.latent, remedy)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(initial_temperature)), requires_grad=value is None)
         self.actor_lr, self.critic_lr, self.value_lr = actor_lr, critic_lr, value_lr
         self.encoder_lr, self.temperature_lr = encoder_lr, temperature_lr

@@ -61,7 +61,10 @@ class ContextEncoderFactory(ABC):
 
     @abstractmethod
     def build(self, sizes: Sizes) -> nn.Module:
-        """Module from transitions ``[..., C, ...]`` and a mask to :class:`Evidence`; see :class:`ContextEncoder`."""
+        """Module from transitions ``[..., C, ...]`` and a mask to :class:`Evidence`.
+
+        It also has the methods ``nothing`` and ``posterior`` of :class:`ContextEncoder`, and its ``deterministic``.
+        """
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,15 @@ from lit_metarl.algorithms import MAML, PEARL
 from lit_metarl.data import TaskReplayDataModule, TrajectoryDataModule
 from lit_metarl.envs.navigation import PointRobot, SparsePointRobot
 from lit_metarl.losses.pearl import kl_to_prior, policy_penalty, soft_value_target
-from lit_metarl.nn import DeterministicMLP, EnsembleCriticMLP, ProductOfGaussians, TanhGaussianMLP
+from lit_metarl.nn import (
+    DeterministicMLP,
+    EnsembleCriticMLP,
+    HyperActor,
+    HyperCritic,
+    ProductOfGaussians,
+    TanhGaussianMLP,
+)
+from lit_metarl.nn.context_encoder import ContextEncoder
 from lit_metarl.types import Adaptation, ConfigError, Sizes, TaskMinibatch, Trajectories, Transition
 
 O, A, Z, B, M, C = 3, 2, 4, 3, 6, 5  # noqa: E741
@@ -204,7 +213,8 @@ def test_the_encoder_learns_from_critics_alone(released: bool) -> None:
     module.update(minibatch())
     after = module.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in after if name.startswith("encoder"))
-    assert not torch.equal(after["actor.trunk.0.weight"], before["actor.trunk.0.weight"])
+    weights = next(name for name in before if name.startswith("actor") and name.endswith("0.weight"))
+    assert not torch.equal(after[weights], before[weights])
     seeing = attach(make(released, kl_weight=0.0))
     before = seeing.encoder.trunk[0].weight.clone()
     seeing.update(minibatch())
@@ -407,10 +417,17 @@ def test_an_oracle_is_told_and_infers_nothing() -> None:
 # Training ------------------------------------------------------------------------------------------------------------
 
 
+SMALL: dict[str, Any] = {"hidden": (6,), "widths": (8,), "blocks": 1}
+HYPER = HyperCritic(meta=("obs",), base=("action", "context"), **SMALL)
+HYPER_VALUE = HyperCritic(meta=("obs",), base=("action", "context"), members=1, **SMALL)
+
+
 @pytest.mark.parametrize(
     ("data", "model"),
     [
         ({}, {}),
+        ({}, {"actor": HyperActor(**SMALL), "critic": HYPER}),
+        ({}, {"actor": HyperActor(**SMALL), "critic": HYPER, "value": HYPER_VALUE}),
         ({"oracle_context": True}, {}),
         ({}, {"encoder": ProductOfGaussians(latent=2, hidden=[8], deterministic=True)}),
         ({}, {"encoder": ProductOfGaussians(latent=2, hidden=[8], next_obs=True)}),
@@ -422,7 +439,7 @@ def test_an_oracle_is_told_and_infers_nothing() -> None:
 def test_it_trains(data: dict[str, Any], model: dict[str, Any], precision: str) -> None:
     datamodule = small_data(**data)
     told = {"context_dim": datamodule.context_dim, "action_scale": datamodule.action_scale}
-    module = PEARL(2, 2, actor=TanhGaussianMLP([8]), critic=EnsembleCriticMLP([8]), **told | model)
+    module = PEARL(2, 2, **{"actor": TanhGaussianMLP([8]), "critic": EnsembleCriticMLP([8])} | told | model)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     trainer = quiet_trainer(max_epochs=2, precision=precision)
     trainer.fit(module, datamodule)
@@ -431,6 +448,14 @@ def test_it_trains(data: dict[str, Any], model: dict[str, Any], precision: str) 
     after = module.state_dict()
     assert all(value.isfinite().all() for value in after.values())
     assert not torch.equal(after["actor.trunk.0.weight"], before["actor.trunk.0.weight"])
+
+
+@dataclass(frozen=True)
+class Wider(ProductOfGaussians):
+    """An encoder that makes a longer z than it says."""
+
+    def build(self, sizes: Sizes) -> ContextEncoder:
+        return ContextEncoder(sizes, replace(self, latent=self.latent + 1))
 
 
 @pytest.mark.parametrize(
@@ -444,6 +469,7 @@ def test_it_trains(data: dict[str, Any], model: dict[str, Any], precision: str) 
         ({"evidence_limit": 0}, r"model\.evidence_limit = 0"),
         ({"actor": DeterministicMLP([8])}, r"model\.actor = DeterministicMLP.* take TanhGaussianMLP"),
         ({"context_dim": 2, "encoder": ProductOfGaussians()}, r"model\.encoder = .* the task is told"),
+        ({"encoder": Wider(latent=2)}, r"model\.encoder\.latent = 2 .* makes a z of 3 entries"),
         ({"polyak": 0.0}, r"model\.polyak = 0\.0"),
     ],
 )
