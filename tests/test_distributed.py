@@ -21,7 +21,15 @@ from lit_metarl.__main__ import main
 from lit_metarl.algorithms import MAML, PEARL, SAC
 from lit_metarl.losses.critics import critic_loss
 from lit_metarl.losses.sac import actor_loss
-from lit_metarl.nn import EnsembleCriticMLP, GaussianMLP, MetaLearned, ProductOfGaussians, TanhGaussianMLP
+from lit_metarl.nn import (
+    EnsembleCriticMLP,
+    GaussianMLP,
+    HyperActor,
+    HyperCritic,
+    MetaLearned,
+    ProductOfGaussians,
+    TanhGaussianMLP,
+)
 from lit_metarl.optim import PPO, TRPO, VPG
 from lit_metarl.tracking import connect
 from lit_metarl.types import TaskMinibatch, Trajectories, Transition
@@ -83,13 +91,26 @@ def baseline_update(tasks: slice) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in module.baseline.named_parameters()}
 
 
-def pearl_update(tasks: slice) -> dict[str, torch.Tensor]:
-    """Parameters after two updates of PEARL on ``tasks`` of a fixed minibatch of four tasks, with fixed noise."""
+MLP: dict[str, Any] = {"hidden": [8], "initialisation": "torch"}
+HYPER: dict[str, Any] = {"hidden": (6,), "widths": (8,), "blocks": 1}
+INFERENCE: dict[str, dict[str, Any]] = {
+    "PEARL": {
+        "actor": TanhGaussianMLP([8]),
+        "critic": EnsembleCriticMLP(**MLP),
+        "value": EnsembleCriticMLP(members=1, **MLP),
+    },
+    "Hyper-PEARL": {  # and a learned temperature
+        "actor": HyperActor(**HYPER),
+        "critic": HyperCritic(meta=("obs",), base=("action", "context"), **HYPER),
+    },
+}
+
+
+def pearl_update(name: str, tasks: slice) -> dict[str, torch.Tensor]:
+    """Parameters after two updates of ``name`` on ``tasks`` of a fixed minibatch of four tasks, with fixed noise."""
     torch.manual_seed(0)
-    critic = {"hidden": [8], "initialisation": "torch"}
-    networks = {"critic": EnsembleCriticMLP(**critic), "value": EnsembleCriticMLP(members=1, **critic)}
     encoder = ProductOfGaussians(latent=3, hidden=[8])
-    module = attach(PEARL(O, A, actor=TanhGaussianMLP([8]), encoder=encoder, kl_weight=0.5, **networks).double())
+    module = attach(PEARL(O, A, encoder=encoder, kl_weight=0.5, **INFERENCE[name]).double())
 
     def transitions(count: int) -> Transition:
         drawn = (torch.randn(4, count, *size).double()[tasks] for size in ((O,), (A,), (), (O,)))
@@ -112,7 +133,7 @@ def worker(rank: int, folder: str) -> None:
     tasks = slice(0, 2) if rank == 0 else slice(2, 4)
     torch.save({outer: meta_update(outer, tasks) for outer in META}, f"{folder}/meta{rank}.pt")
     torch.save(baseline_update(tasks), f"{folder}/baseline{rank}.pt")
-    torch.save(pearl_update(tasks), f"{folder}/pearl{rank}.pt")
+    torch.save({name: pearl_update(name, tasks) for name in INFERENCE}, f"{folder}/pearl{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -158,10 +179,11 @@ def test_a_learned_baseline_is_that_of_the_joined_tasks(folder: Path) -> None:
     assert not torch.allclose(alone["net.0.weight"], joined["net.0.weight"], rtol=1e-3)
 
 
-def test_an_update_of_pearl_is_that_of_the_joined_tasks(folder: Path) -> None:
+@pytest.mark.parametrize("name", INFERENCE)
+def test_an_update_of_pearl_is_that_of_the_joined_tasks(name: str, folder: Path) -> None:
     """Also the divergence, which is a sum over all processes' tasks."""
-    joined, alone = pearl_update(slice(0, 4)), pearl_update(slice(0, 2))
-    assert_joined("pearl", joined, folder, within=1e-9)
+    joined, alone = pearl_update(name, slice(0, 4)), pearl_update(name, slice(0, 2))
+    assert_joined("pearl", joined, folder, within=1e-9, key=name)
     assert not torch.allclose(alone["encoder.trunk.0.weight"], joined["encoder.trunk.0.weight"], rtol=1e-6)
 
 

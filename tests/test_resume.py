@@ -44,7 +44,9 @@ from lit_metarl.nn import (
     GaussianMLP,
     HyperActor,
     HyperCritic,
+    HyperGaussian,
     MetaLearned,
+    PolicyFactory,
     ProductOfGaussians,
     TanhGaussianMLP,
 )
@@ -76,15 +78,18 @@ def make_sac(
 
 
 def make_meta(
-    cls: type[MetaPolicyGradient], env: TaskFamily, data: dict[str, Any] | None = None, **kwargs: Any
+    cls: type[MetaPolicyGradient],
+    env: TaskFamily,
+    data: dict[str, Any] | None = None,
+    policy: PolicyFactory | None = None,
+    **kwargs: Any,
 ) -> tuple[MetaPolicyGradient, TrajectoryDataModule]:
     settings = {"num_tasks": 2, "trajectories": 3, "epoch_iterations": 3, "eval_tasks": 2, "test_tasks": 2}
     datamodule = TrajectoryDataModule(env, **settings | (data or {}))
     seed_everything(0)
-    policy = GaussianMLP((8,))
     sizes = datamodule.obs_dim, datamodule.action_dim, datamodule.num_actions
     told = {"context_dim": datamodule.context_dim, "action_scale": datamodule.action_scale}
-    return cls(*sizes, policy, **kwargs | told), datamodule
+    return cls(*sizes, policy or GaussianMLP((8,)), **kwargs | told), datamodule
 
 
 def make_pearl(
@@ -147,6 +152,9 @@ CASES: dict[str, Callable[[], tuple[Algorithm, ExperienceDataModule]]] = {
     "SGMRL": partial(make_meta, SGMRL, NAVIGATION, correction=LeaveOneOut()),
     "ProMP": partial(make_meta, ProMP, NAVIGATION, outer=PPO(epochs=2, adaptive_kl=True)),
     "TRPOMAML": partial(make_meta, TRPOMAML, NAVIGATION, {"adaptation_steps": 2}, learn_inner_lr=True),
+    "Hyper-MAML": partial(
+        make_meta, TRPOMAML, NAVIGATION, {"oracle_context": True}, policy=HyperGaussian((6,), widths=(8,), blocks=1)
+    ),
     "TMAML": partial(make_meta, TMAML, NAVIGATION, {"train_tasks": 3, "oracle_context": True}),
     "TMAML-meta_baseline": partial(make_meta, TMAML, NAVIGATION, baseline=MetaLearned((8,), updates=2)),
     "ProMP-mujoco": partial(make_meta, ProMP, Direction(max_episode_steps=5, threads=1)),

@@ -302,6 +302,8 @@ def test_speeds_fill_their_range_and_no_other(family, training, beyond):
         assert speed.mean() == pytest.approx((low + high) / 2, abs=0.03 * (high - low))
     middle = np.array([training[0], np.mean(training), training[1]])
     np.testing.assert_allclose(family.context({"velocity": middle}), [[-1.0], [0.0], [1.0]])
+    outside = (np.array([beyond]).T - middle[1]) / (middle[2] - middle[1])  # not clipped
+    np.testing.assert_allclose(family.context({"velocity": np.array(beyond)}), outside, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("distribution", "norm"), [("square", np.inf), ("disc", 2)])
@@ -315,7 +317,7 @@ def test_goals_fill_their_area_and_no_other(distribution, norm):
         # The area within r grows as r² in both norms.
         assert (size**2).mean() == pytest.approx((low**2 + high**2) / 2, rel=0.03)
         np.testing.assert_allclose(goal.mean(axis=0), 0.0, atol=0.15)
-    np.testing.assert_allclose(family.context({"goal": np.array([[3.0, -1.5]])}), [[1.0, -0.5]])
+    np.testing.assert_allclose(family.context({"goal": np.array([[3.0, -1.5], [4.5, 0.0]])}), [[1.0, -0.5], [1.5, 0.0]])
 
 
 @pytest.mark.parametrize("robot", RandomParameters.robots)

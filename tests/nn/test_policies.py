@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 import lit_metarl
 from lit_metarl.algorithms.base import policy_state_of
-from lit_metarl.nn import ActorFactory, CategoricalMLP, GaussianMLP, PolicyFactory, TanhGaussianMLP
+from lit_metarl.nn import ActorFactory, CategoricalMLP, GaussianMLP, HyperGaussian, PolicyFactory, TanhGaussianMLP
 from lit_metarl.nn.distributions import Categorical, DiagonalGaussian
 from lit_metarl.nn.policies import Tanh
 from lit_metarl.nn.recipe import recipe_of
@@ -158,6 +158,14 @@ def test_densities_are_float32_under_bf16(factory: PolicyFactory) -> None:
         assert policy.trunk(torch.ones(1, OBS)).dtype == torch.bfloat16
         assert all(part.dtype == torch.float32 for part in policy(torch.ones(1, OBS)))
         assert policy(torch.ones(1, OBS)).entropy().dtype == torch.float32
+
+
+def test_densities_of_made_weights_are_float32_under_bf16() -> None:
+    policy = HyperGaussian((8,), widths=(8,), blocks=1).build(Sizes(OBS, ACTIONS, None, 3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        weights = policy.hypernetwork(torch.ones(1, 3))
+        assert weights["0.weight"].dtype == torch.bfloat16
+        assert all(part.dtype == torch.float32 for part in policy(torch.ones(1, OBS), weights))
 
 
 def test_the_other_kind_of_action_space_is_refused_by_name() -> None:
