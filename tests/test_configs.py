@@ -59,6 +59,28 @@ def test_an_oracle_needs_no_encoder(tmp_path: Path) -> None:
     assert saved["algorithm"]["policy"]["sizes"]["context"] == 2
 
 
+@pytest.mark.parametrize(
+    ("file", "narrowed", "maker", "inputs"),
+    [
+        # of the published widths, which take a quarter of a minute
+        ("algorithm/hyper_pearl", ("actor", "critic", "value"), "value.hypernetwork", 2),
+        ("overlay/hyper_pearl_combine", (), "critic.hypernetwork", 2 + 5),  # of observation and z
+        ("overlay/hyper_pearl_reverse", (), "actor.weight_maker", 2),  # of the observation
+    ],
+)
+def test_forms_of_hyper_pearl_train(
+    file: str, narrowed: tuple[str, ...], maker: str, inputs: int, tmp_path: Path
+) -> None:
+    files = "experiment/quickstart_inference", "overlay/smoke_pearl", file
+    configs = [f"--config={CONFIGS / each}.yaml" for each in files]
+    widths = [f"--model.{network}.widths=[16]" for network in narrowed]
+    run(["fit", *configs, "--trainer.accelerator=cpu", *widths])
+    (directory,) = (tmp_path / "mlruns" / "runs").iterdir()
+    saved = torch.load(directory / "last.ckpt", weights_only=True)
+    assert saved["epoch"] == 1
+    assert saved["state_dict"][f"{maker}.primary.0.weight"].shape[-2] == inputs
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONFIGS)))
 def test_every_file_is_a_config(path: Path) -> None:
     content = load_config(path)

@@ -53,9 +53,11 @@ class EnsembleCriticMLP(CriticFactory):
 class HyperCritic(CriticFactory):
     """Critics whose weights a hypernetwork makes of one input and applies to the other (Sarafian et al. 2021).
 
-    SA-Hyper, the default: a dynamic network of the action for every observation. AS-Hyper: the other way round. The
-    control without an input, "random hyper": ``embedding`` 5, ``meta`` empty, ``base`` observation and action; there
-    every member has its own vector, where the released code shares it.
+    SA-Hyper, the default: a dynamic network of the action for every observation. AS-Hyper: the other way round. With a
+    context, Hyper-PEARL's are ``meta: [obs]``, ``base: [action, context]``; their ``combine`` is
+    ``meta: [obs, context]``, ``base: [action]``. The control without an input, "random hyper": ``embedding`` 5,
+    ``meta`` empty, ``base`` observation and action; there every member has its own vector, where the released code
+    shares it.
 
     Attributes:
         meta: input of the primary network; the context goes last.
