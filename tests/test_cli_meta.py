@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,20 @@ def test_predict_films_before_and_after_adaptation(trained: tuple[Path, list[str
     for name in ("after_0_steps.mp4", "after_1_steps.mp4"):
         assert (run / name).stat().st_size > 500
         assert f"predict/{name}" in artifacts(run, "predict")
+
+
+def test_pearl_is_tested_and_filmed_with_the_prior_and_the_posterior(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = CONFIGS / "experiment" / "quickstart_inference.yaml", CONFIGS / "overlay" / "smoke_pearl.yaml"
+    flags = [*(f"--config={file}" for file in files), "--trainer.accelerator=cpu", f"--trainer.logger.root={tmp_path}"]
+    assert main(["fit", *flags]) == 0
+    (run,) = tmp_path.glob("runs/*")
+    assert main(["test", *flags, "--ckpt_path=last"]) == 0
+    assert {"after 0 steps", "after 1 steps"} == set(re.findall(r"after \d steps", capsys.readouterr().out))
+    assert main(["predict", *flags, "--ckpt_path=last", "--data.video_size=[64,48]"]) == 0
+    for steps in range(2):  # z from the prior, and from a round of exploration
+        assert (run / f"after_{steps}_steps.mp4").stat().st_size > 500
 
 
 def test_validate_leaves_the_training_curve_alone(trained: tuple[Path, list[str]]) -> None:
