@@ -13,7 +13,9 @@ class TaskReplay:
 
     A transition takes 4·(2·O + A + 1) + 2 bytes. Space is made for as many transitions of every task as the fullest
     has, rounded up by at most a factor of two: 100 tasks with 27,000 transitions each, O = 20 and A = 6 (half-cheetah
-    at a velocity, the whole of the published training), are 0.5 GB of content in little more than 1 GB.
+    at a velocity, the whole of the published training), are 0.5 GB of content in little more than 1 GB; while space is
+    made, the old and the new are held at once. A checkpoint holds the content. An encoder buffer is one more, there of
+    at most the 2,000 initial transitions of a task: less than a tenth.
 
     Args:
         tasks: K.
