@@ -178,9 +178,7 @@ class TaskReplayDataModule(TaskDataModule):
         number, stream = self.split_counts["train_tasks"], np.random.default_rng(self.seed)
         pools = (self.env_factory.sample(number, stream) for _ in range(MAX_DRAWS))
         pool = next((pool for pool in pools if len(set(_as_rows(pool))) > 1), None)
-        remedy = (
-            f"{MAX_DRAWS} times all tasks drawn were the same, which leaves nothing to infer; take another data.env"
-        )
+        remedy = f"{MAX_DRAWS} draws were all of one task, which leaves nothing to infer; take another data.env"
         require(pool is not None, "data.train_tasks", number, remedy)
         return pool or {}
 

@@ -162,10 +162,13 @@ def test_densities_are_float32_under_bf16(factory: PolicyFactory) -> None:
 
 def test_densities_of_made_weights_are_float32_under_bf16() -> None:
     policy = HyperGaussian((8,), widths=(8,), blocks=1).build(Sizes(OBS, ACTIONS, None, 3))
+    obs, context = torch.randn(1, 5, OBS), torch.randn(1, 3)
+    exact = policy(obs, policy.hypernetwork(context))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        weights = policy.hypernetwork(torch.ones(1, 3))
-        assert weights["0.weight"].dtype == torch.bfloat16
-        assert all(part.dtype == torch.float32 for part in policy(torch.ones(1, OBS), weights))
+        rounded = policy(obs, policy.hypernetwork(context))
+        assert all(part.dtype == torch.float32 for part in rounded)
+        assert rounded.entropy().dtype == torch.float32
+    assert not torch.equal(rounded.mean, exact.mean)  # products are of bf16
 
 
 def test_the_other_kind_of_action_space_is_refused_by_name() -> None:
