@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,32 +17,6 @@ POINTS = 400  # of a curve at most: more are no wider than a line
 MISSING = 65535  # in a packed array; page.js knows it too
 _AFTER = re.compile(r"eval/(?:(\w+)/)?return_after_(\d+)_steps")
 _RETURN = re.compile(r"eval/(?:(\w+)/)?return")
-
-
-def named(metrics: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:
-    """The runs with the name of their arm as experiment: as short as tells the arms of this page apart.
-
-    The arm is a sweep's, else the algorithm; with it stands the experiment where there are several. Where one name
-    still has several configs on one environment, the hash of the config follows.
-    """
-    everything = [run for runs in metrics.values() for run in runs]
-    parts = {run.run_id: [run.experiment, run.arm or run.algorithm] for run in everything}
-    varying = [len({words[i] for words in parts.values()}) > 1 for i in (0, 1)]
-    names = {
-        run_id: ", ".join(dict.fromkeys(word for word, varies in zip(words, varying, strict=True) if varies))
-        or words[1]
-        for run_id, words in parts.items()
-    }
-    configs: dict[tuple[str, str], set[str]] = {}
-    for run in everything:
-        configs.setdefault((names[run.run_id], run.environment), set()).add(run.config)
-    ambiguous = {name for (name, _), found in configs.items() if len(found) > 1}
-
-    def rename(run: Run) -> Run:
-        name = names[run.run_id]
-        return replace(run, experiment=f"{name}, {run.config}" if name in ambiguous else name)
-
-    return {metric: [rename(run) for run in runs] for metric, runs in metrics.items()}
 
 
 def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_metarl.reports.html.data import named, splits_of, without_repeats
+from lit_metarl.reports.html.data import splits_of, without_repeats
 from lit_metarl.reports.html.page import Table, make_page
 from lit_metarl.reports.html.sections import Line, flat
 from lit_metarl.reports.html.store import read_details
@@ -18,7 +18,7 @@ from lit_metarl.reports.tables.arms import Arm, arms_of, groups_of, headline, im
 from lit_metarl.reports.tables.curves import BEFORE, NOT_SETTINGS, RETURN, Run, read_metric
 from lit_metarl.reports.tables.recipe import remarks_on
 from lit_metarl.reports.tables.record import Evaluation, metrics_of
-from lit_metarl.reports.tables.results import Row, by_group, make_rows
+from lit_metarl.reports.tables.results import Row, by_group, make_rows, named
 from lit_metarl.reports.tables.statistics import bootstrap_interval, interquartile_mean
 from lit_metarl.sweep.recipe import Label, Recipe, label
 from lit_metarl.tracking.store import DATABASE

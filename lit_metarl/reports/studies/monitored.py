@@ -1,4 +1,4 @@
-"""A metric that a callback logged, over training: as a table and as curves, by experiment and environment."""
+"""A metric that a callback logged, over training: as a table and as curves, by arm and environment."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def over_training(args: argparse.Namespace, monitor: str, where: str) -> Section
 
 
 def table_of(groups: list[tuple[str, list[Run]]], at: list[int]) -> str:
-    """One line per experiment and environment: at the start, and at or just before every step of ``at``."""
+    """One line per arm and environment: at the start, and at or just before every step of ``at``."""
     curves = [(label, runs, *common_curve(runs)) for label, runs in groups]
     at = at or sorted({int(steps[-1]) for _, _, steps, _ in curves if len(steps)})
     lines = []
@@ -46,7 +46,7 @@ def table_of(groups: list[tuple[str, list[Run]]], at: list[int]) -> str:
             reached = len(steps) and steps[0] <= step <= steps[-1]
             cells.append(_cell(values[:, np.searchsorted(steps, step, side="right") - 1]) if reached else "–")
         lines.append([label, runs[0].environment, str(len(runs)), *cells])
-    return markdown_table(["experiment", "environment", "seeds", "start", *(f"{step:,}" for step in at)], lines)
+    return markdown_table(["arm", "environment", "seeds", "start", *(f"{step:,}" for step in at)], lines)
 
 
 def _cell(values: np.ndarray) -> str:

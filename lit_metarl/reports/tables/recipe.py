@@ -46,7 +46,9 @@ from lit_metarl.reports.tables.record import (
     record_of,
     record_text,
 )
-from lit_metarl.reports.tables.statistics import interquartile_mean
+from lit_metarl.reports.tables.relation import NOTE as RELATION_NOTE
+from lit_metarl.reports.tables.relation import relations
+from lit_metarl.reports.tables.statistics import Array, interquartile_mean, performance_profile
 from lit_metarl.sweep.recipe import Published, Recipe, load_recipe
 
 FIGURES = ".figures"
@@ -68,6 +70,10 @@ _PUBLISHED_NOTE = f"""\
 _IMPROVEMENT_NOTE = """\
 The chance that a seed of the row's arm ends above one of the column's, mean over the environments of both, with the \
 95 % interval of the same bootstrap."""
+
+_PROFILE_NOTE = """\
+Share of the runs on all environments whose return is above a level, in units of the first arm's mean on each \
+(performance profile); bands: 95 % of the same bootstrap."""
 
 
 def run_recipe(args: argparse.Namespace, path: Path) -> Section:
@@ -133,6 +139,14 @@ def section_of(recipe: Recipe, rows: Sequence[Evaluation], remarks: Sequence[str
     if matrix := improvements(arms):
         parts.append(matrix)
         page += ["## Probability of improvement", matrix, _IMPROVEMENT_NOTE]
+    drawn = {path: _draw(groups_of(rows, names, metric), metric) for path, metric in figures.items()}
+    if together := relative(arms):
+        profile = _figure_file(recipe, "_profile")
+        drawn[profile] = _draw_profiles(together, list(dict.fromkeys(arm.name for arm in arms)))
+        page += ["## Performance profiles", _PROFILE_NOTE, f"![performance profiles]({FIGURES}/{profile.name})"]
+    if related := relations(rows, names, arms):
+        parts.append(related)
+        page += ["## What goes with the return", related, RELATION_NOTE]
     if any(len(arm.runs) > 1 for arm in arms):
         page += ["## Every seed", _seeds(arms)]
     commands = "\n".join(_command(each, recipe) for each in ("sweep", "report"))
@@ -145,7 +159,7 @@ def section_of(recipe: Recipe, rows: Sequence[Evaluation], remarks: Sequence[str
     return Section(
         "\n\n".join(parts),
         [*notes, *remarks],
-        {path: _draw(groups_of(rows, names, metric), metric) for path, metric in figures.items()},
+        drawn,
         {"rows": [_numbers(arm) for arm in arms], "remarks": [*notes, *remarks]},
         files={recipe.path.with_suffix(".md"): "\n\n".join(page) + "\n"},
     )
@@ -277,8 +291,11 @@ def _missing(recipe: Recipe, rows: Sequence[Evaluation]) -> list[str]:
 
 
 def _picture(recipe: Recipe, metric: str) -> Path:
-    name = "" if metric == RETURN else "_" + metric.replace("/", "_")
-    return recipe.path.parent / FIGURES / f"{recipe.name}{name}.png"
+    return _figure_file(recipe, "" if metric == RETURN else "_" + metric.replace("/", "_"))
+
+
+def _figure_file(recipe: Recipe, ending: str) -> Path:
+    return recipe.path.parent / FIGURES / f"{recipe.name}{ending}.png"
 
 
 def _embedded(path: Path, metric: str) -> str:
@@ -294,6 +311,21 @@ def _draw(groups: Groups, metric: str) -> Any:
     figure = blank_figure(6.4 if columns == 1 else 4.4 * columns, below + (4.0 if columns == 1 else 3.4 * rows))
     for index, (environment, here) in enumerate(groups.items(), 1):
         draw_on(figure.add_subplot(rows, columns, index), environment, list(here.items()), names, metric)
+    return figure
+
+
+def _draw_profiles(together: Mapping[str, Sequence[Array]], names: Sequence[str]) -> Any:
+    """The performance profile of every arm that is on all environments, in its colour among ``names``."""
+    levels = np.linspace(0.0, 1.05 * max(float(scores.max()) for each in together.values() for scores in each), 200)
+    figure = blank_figure(6.4, 4.0 + height_of_legend(len(together)))
+    axes = figure.add_subplot()
+    for name, scores in together.items():
+        share, low, high = performance_profile(scores, levels)
+        colour = f"C{names.index(name) % 10}"
+        axes.step(levels, share, where="post", label=name, color=colour)
+        axes.fill_between(levels, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="return, relative to the first arm's mean", ylabel="share of runs above it", xlim=(0, None))
+    axes.legend(fontsize="small")
     return figure
 
 

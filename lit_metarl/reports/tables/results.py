@@ -41,6 +41,7 @@ class Row:
     """One line of the table: the seeds of one experiment at ``steps`` environment steps."""
 
     experiment: str
+    arm: str  # of a sweep
     algorithm: str
     environment: str
     steps: int
@@ -103,6 +104,7 @@ def _make_row(runs: Sequence[Run], step: int) -> Row:
     same = [run.mean_return(step - PUBLISHED_WINDOW, step) for run in runs]
     return Row(
         experiment=runs[0].experiment,
+        arm=runs[0].arm,
         algorithm=runs[0].algorithm,
         environment=runs[0].environment,
         steps=step,
@@ -141,6 +143,7 @@ def _cells(row: Row) -> dict[str, str]:
     scores, published = list(row.returns.values()), row.published
     return {
         "experiment": row.experiment,
+        "arm": row.arm or "–",
         "algorithm": row.algorithm,
         "environment": row.environment,
         "environment steps": f"{row.steps:,}",
@@ -213,10 +216,35 @@ def run(args: argparse.Namespace) -> Section:
     return replace(section_of(rows, remarks), figures=figures, files=pages)
 
 
+def named(metrics: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:
+    """The runs with the name of their arm as experiment: as short as tells the arms apart.
+
+    The arm is a sweep's, else the algorithm; with it stands the experiment where there are several. Where one name
+    still has several configs on one environment, the hash of the config follows.
+    """
+    everything = [run for runs in metrics.values() for run in runs]
+    parts = {run.run_id: [run.experiment, run.arm or run.algorithm] for run in everything}
+    varying = [len({words[i] for words in parts.values()}) > 1 for i in (0, 1)]
+    names = {
+        run_id: ", ".join(dict.fromkeys(word for word, varies in zip(words, varying, strict=True) if varies))
+        or words[1]
+        for run_id, words in parts.items()
+    }
+    configs: dict[tuple[str, str], set[str]] = {}
+    for run in everything:
+        configs.setdefault((names[run.run_id], run.environment), set()).add(run.config)
+    ambiguous = {name for (name, _), found in configs.items() if len(found) > 1}
+
+    def rename(run: Run) -> Run:
+        name = names[run.run_id]
+        return replace(run, experiment=f"{name}, {run.config}" if name in ambiguous else name)
+
+    return {metric: [rename(run) for run in runs] for metric, runs in metrics.items()}
+
+
 def labelled(groups: Mapping[Group, list[Run]]) -> list[tuple[str, list[Run]]]:
-    """Give each group a name for its legend: experiment, algorithm and, where these are ambiguous, settings."""
-    names = [group[:3] for group in groups]
-    return [
-        (f"{group[0]}, {group[2]}" + (f", {group[3]}" if names.count(group[:3]) > 1 else ""), runs)
-        for group, runs in groups.items()
-    ]
+    """The groups by name, see :func:`named`, which also is their runs' experiment, so that each has its colour."""
+    runs = named({"": [run for each in groups.values() for run in each]})[""]
+    ends = np.cumsum([len(each) for each in groups.values()])
+    parts = [runs[end - len(each) : end] for each, end in zip(groups.values(), ends, strict=True)]
+    return [(part[0].experiment, part) for part in parts]

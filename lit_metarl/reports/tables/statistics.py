@@ -170,6 +170,66 @@ def _seeds_by_tasks(scores: ArrayLike) -> Array:
     return values[:, None] if values.ndim == 1 else values
 
 
+def performance_profile(
+    scores: Sequence[ArrayLike], levels: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Array:
+    """Share of runs whose score is above each level τ, and the limits of its stratified bootstrap.
+
+    ``F(τ) = 1/K Σ_k 1/S_k Σ_s 1[x_ks > τ]``. One profile above another at all levels is better whatever is averaged.
+    Agarwal et al. 2021, section 4.2.
+
+    Args:
+        scores: a list of K arrays ``[S_k]``, one for each task, in units that make them comparable.
+        levels: τ, ``[T]``.
+        confidence: between 0 and 1.
+        resamples: R.
+        seed: of the resampling.
+
+    Returns:
+        The profile, its lower and its upper limit, ``[3, T]``.
+    """
+    rng = np.random.default_rng(seed)
+    tau, tail = np.asarray(levels, dtype=np.float64), (1 - confidence) / 2
+    above = [np.asarray(task, dtype=np.float64)[:, None] > tau for task in scores]  # K × [S_k, T]
+    drawn = [task[rng.integers(len(task), size=(resamples, len(task)))].mean(axis=1) for task in above]
+    profile = np.mean([task.mean(axis=0) for task in above], axis=0)
+    return np.stack([profile, *np.quantile(np.mean(drawn, axis=0), [tail, 1 - tail], axis=0)])
+
+
+def rank_correlation(x: ArrayLike, y: ArrayLike) -> Any:
+    """Spearman's ρ: the Pearson correlation of the ranks, ties at the mean of theirs; NaN where all of one are equal.
+
+    Args:
+        x, y: ``[..., N]``; the last axis is reduced.
+    """
+    ranks = [_chances(v[..., :, None], v[..., None, :]).sum(axis=-1) for v in map(np.asarray, (x, y))]
+    a, b = (rank - rank.mean(axis=-1, keepdims=True) for rank in ranks)
+    with np.errstate(invalid="ignore"):
+        return ((a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1)))[()]
+
+
+def rank_correlation_interval(x: Sequence[ArrayLike], y: Sequence[ArrayLike], **settings: Any) -> tuple[float, float]:
+    """Percentile interval of Spearman's ρ over all runs, redrawn within each arm; see :func:`bootstrap_interval`.
+
+    Args:
+        x: a list of K arrays ``[S_k]``, one for each arm.
+        y: the same of another quantity of the same runs.
+        settings: of the bootstrap.
+
+    Raises:
+        ValueError: an arm has no runs.
+    """
+    sizes = [len(np.asarray(each)) for each in x]
+    places = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    one, other = np.concatenate(x), np.concatenate(y)
+
+    def correlation(drawn: Array) -> Array:
+        rows = drawn.astype(int)
+        return rank_correlation(one[rows], other[rows])
+
+    return bootstrap_interval(places, correlation, **settings)
+
+
 def learning_curve_area(steps: ArrayLike, scores: ArrayLike) -> Any:
     """Area under a learning curve over its length, by trapezoids: the mean height, in units of the score.
 

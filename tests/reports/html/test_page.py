@@ -14,10 +14,11 @@ import pytest
 from page_cases import HOSTILE, STEPS, page, runs, value
 
 from lit_metarl.callbacks.adaptation import per_task_csv
-from lit_metarl.reports.html.data import MISSING, POINTS, chart_data, curve_of, label_of, named, pack, without_repeats
+from lit_metarl.reports.html.data import MISSING, POINTS, chart_data, curve_of, label_of, pack, without_repeats
 from lit_metarl.reports.html.sections import COLOURS, films, flat, settings_tables
 from lit_metarl.reports.html.store import Details, task_returns
 from lit_metarl.reports.tables.curves import RETURN
+from lit_metarl.reports.tables.results import named
 from lit_metarl.reports.tables.statistics import bootstrap_interval, interquartile_mean
 
 BEFORE = "eval/return_after_0_steps"

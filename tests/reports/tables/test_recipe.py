@@ -104,6 +104,8 @@ def test_arms_on_several_environments(root: Path, capsys: pytest.CaptureFixture[
     assert "which it beats with a probability of 0.86 (0.61 to 1.00).**" in page
     assert "lit-metarl sweep swing.yaml\nlit-metarl report swing.yaml\n" in page
     assert "![learning curves](.figures/swing.png)" in page
+    assert "![performance profiles](.figures/swing_profile.png)" in page
+    assert Path(".figures/swing_profile.png").stat().st_size > 10_000
     data = json.loads(Path("rows.json").read_text())["rows"]
     assert data[0]["returns"] == {"0": 97.5, "1": 195.0, "2": 292.5}
 
@@ -172,6 +174,26 @@ def test_what_a_recipe_names_besides_returns_is_recorded_and_drawn(
     assert not Path(".figures/meta_gradient_sine.png").exists()
     assert report(Path("gone"), recipe, capsys)[1] == page
     assert "gradient/cosine" not in report(root, write_recipe("meta.yaml", experiments=experiments), capsys)[1]
+
+
+def test_a_metric_is_related_to_the_return_over_and_within_arms(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe("led.yaml", experiments={"a": EXPERIMENT, "b": EXPERIMENT}, seeds=3, metrics=["led/cosine"])
+    arms = {"a": [(0.125, 30.0), (0.25, 20.0), (0.375, 10.0)], "b": [(0.625, 60.0), (0.75, 50.0), (0.875, 40.0)]}
+    rows = [
+        Evaluation(arm, str(seed), metric, step, value * step / 20, 1.0, f"{arm}{seed}", "k", "c", "f", "SAC", "gym/x")
+        for arm, runs in arms.items()
+        for seed, (cosine, height) in enumerate(runs)
+        for metric, value in (("led/cosine", cosine), ("eval/return", height))
+        for step in (10, 20)
+    ]
+    record_of(recipe).write_text(record_text(rows))
+    printed, page = report(Path("gone"), recipe, capsys)
+    (line,) = tables(page)[2]  # results, improvements, this, seeds
+    assert line in tables(printed)[2]
+    assert (line["metric"], line["arms"], line["runs"]) == ("`led/cosine`", "2", "6")
+    # Ranks 1 2 3 4 5 6 and 3 2 1 6 5 4: 1 - 6·16/(6·35); deviations -1 0 1 and 1 0 -1 of each.
+    assert line["correlation"].startswith("0.54 (")
+    assert line["within arms"] == "-1.00"
 
 
 def test_a_metric_without_steps_in_common_costs_no_page(capsys: pytest.CaptureFixture[str]) -> None:

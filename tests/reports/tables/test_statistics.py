@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import mannwhitneyu, trim_mean
+from scipy.stats import mannwhitneyu, spearmanr, trim_mean
 
 from lit_metarl.reports.tables.statistics import (
     bootstrap_band,
@@ -11,7 +11,10 @@ from lit_metarl.reports.tables.statistics import (
     interquartile_mean,
     learning_curve_area,
     normalised,
+    performance_profile,
     probability_of_improvement,
+    rank_correlation,
+    rank_correlation_interval,
     steps_to_reach,
 )
 
@@ -166,3 +169,32 @@ def test_steps_to_reach_by_hand() -> None:
     # between the first two evaluations; never; at the first one; and where it dwells below, then jumps
     np.testing.assert_array_equal(steps_to_reach([10, 20, 30, 40], curves, [2, 1, 4, 4]), [15, np.inf, 10, 30])
     assert steps_to_reach([10, 20], [1, 3], 2.5) == 17.5
+
+
+def test_performance_profile_by_hand() -> None:
+    profile, low, high = performance_profile([[1.0, 2.0], [3.0, 4.0, 5.0]], [0.0, 1.0, 3.5, 5.0])
+    np.testing.assert_allclose(profile, [1, 3 / 4, 1 / 3, 0])  # tasks count alike, whatever their seeds
+    np.testing.assert_allclose(low, [1, 1 / 2, 0, 0])  # a quarter of the draws has the lower seed of the first alone
+    np.testing.assert_allclose(high, [1, 1, 1 / 2, 0])
+
+
+def test_profile_is_that_of_the_bootstrap_interval_at_one_level() -> None:
+    scores = list(matrix().T)
+    _, low, high = performance_profile(scores, [0.5], resamples=10_000)
+    expected = bootstrap_interval(matrix(), lambda drawn: (drawn > 0.5).mean(axis=-1))
+    np.testing.assert_allclose([low[0], high[0]], expected, atol=0.02)
+
+
+def test_rank_correlation_is_scipys() -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.integers(5, size=(2, 6, 12)).astype(float)  # of few values, so with ties
+    expected = [spearmanr(*pair).statistic for pair in zip(x, y, strict=True)]
+    np.testing.assert_allclose(rank_correlation(x, y), expected, atol=1e-12)
+    assert np.isnan(rank_correlation([1.0, 1.0], [1.0, 2.0]))
+
+
+def test_interval_of_a_rank_correlation_keeps_arms_apart() -> None:
+    # However seeds are redrawn within two arms of two that do not overlap, the second arm has more of both.
+    low, high = rank_correlation_interval([[1.0, 2.0], [8.0, 9.0]], [[2.0, 1.0], [9.0, 8.0]])
+    assert 0.5 < low < high == 1
+    assert rank_correlation_interval([[1.0], [2.0]], [[5.0], [4.0]]) == (-1, -1)
