@@ -235,21 +235,26 @@ def test_arms_of_preconditioning_have_equal_data() -> None:
         assert data["warmup_steps"] + 1000 * epochs in (25_000, 24_700)
 
 
-@pytest.mark.parametrize("name", ["hyper_critics", "hyper_walker2d", "hyper_learning_rates"])
+SETTINGS = ("hyper_learning_rates", "hyper_initialisations")  # recipes of one environment, without a look at gradients
+COMPARISONS = ("hyper_critics", "hyper_walker2d", "hyper_published", "td3_hyper_critics", "td3_hyper_published")
+
+
+@pytest.mark.parametrize("name", [*SETTINGS, *COMPARISONS])
 def test_arms_of_critics_differ_in_the_critic_and_its_step_size_alone(name: str) -> None:
-    recipe, rest = load_recipe(CONFIGS / "sweep" / f"{name}.yaml"), {}
+    recipe, rest, critics = load_recipe(CONFIGS / "sweep" / f"{name}.yaml"), defaultdict(set), set()
     cells = make_cells(recipe, resolver(), seeds=[0])
     for cell in cells:
         config = deepcopy(cell.config)
-        critic = config["model"]["init_args"].pop("critic")
-        rate = config["model"]["init_args"].pop("critic_lr")
-        assert name == "hyper_learning_rates" or rate == 3e-4
-        assert (critic["class_path"] == "lit_metarl.nn.HyperCritic") is ("hyper" in cell.arm)
-        rest[cell.arm.split()[0], str(cell.arm.split()[1:])] = key_of(config)
-    for point in {point for _, point in rest}:
-        assert len({key for (_, other), key in rest.items() if other == point}) == 1
-    watched = [callback["class_path"].rpartition(".")[2] for callback in cells[0].config["trainer"]["callbacks"]]
-    assert ("CriticGradientMonitor" in watched) is (name != "hyper_learning_rates")
+        critic, rate = (config["model"]["init_args"].pop(key) for key in ("critic", "critic_lr"))
+        hyper = critic["class_path"].endswith(".HyperCritic")
+        assert hyper is (re.search("hyper|released", cell.arm.partition(" ")[0]) is not None)
+        assert name == "hyper_learning_rates" or rate == (5e-5 if hyper and "published" in name else 3e-4)
+        critics.add(str(critic))
+        rest[cell.arm.partition(" ")[2]].add(key_of(config))
+        watched = [callback["class_path"].rpartition(".")[2] for callback in config["trainer"]["callbacks"]]
+        assert ("CriticGradientMonitor" in watched) is (name in COMPARISONS)
+    assert len(critics) == len(recipe.arms)
+    assert {len(keys) for keys in rest.values()} == {1}
 
 
 def test_arms_of_a_preconditioned_hypernetwork_have_equal_data() -> None:

@@ -26,6 +26,7 @@ from lit_metarl.sweep.recipe import load_recipe
         pytest.param("inference_learning_rates", "smoke_pearl", marks=pytest.mark.slow),  # they are the point robots'
         pytest.param("inference_half_cheetah", "smoke_pearl", marks=pytest.mark.slow),  # as the point robots
         pytest.param("context_maml", "smoke_meta", marks=pytest.mark.slow),  # half of its arms are such experiments
+        pytest.param("td3_hyper_critics", "smoke", marks=pytest.mark.slow),  # roll-outs of whole episodes
         pytest.param("corners", "smoke_meta", marks=pytest.mark.slow),  # its arms are experiments of test_configs.py
     ],
 )
