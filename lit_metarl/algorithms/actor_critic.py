@@ -39,8 +39,9 @@ class ActorCritic(OffPolicy, ABC):
             critics' loss. It saves a pass through the primary network, the larger part of a hypernetwork's cost in the
             actor's step, and changes what is learned from: the actor sees the critics as they were *before* their step.
         compiled: whether ``torch.compile`` makes a program of each loss and its gradient, replayed as CUDA graphs on a
-            GPU. It takes a minute before the first update, results differ by rounding, and on a CPU nothing is gained:
-            an update takes 1.1 (small hypernetworks) to 1.4 (MLP 2 × 256) times as long.
+            GPU, where it has not been run yet. It takes a minute before the first update, results differ by rounding,
+            and on a CPU nothing is gained: an update takes 1.1 (small hypernetworks) to 1.4 (MLP 2 × 256) times as
+            long.
 
     Raises:
         ConfigError: a value outside its range, an actor that could not be loaded again, or nothing to compile with.

@@ -85,6 +85,23 @@ def test_updates_are_those_of_the_plain_module(make: Any) -> None:
 
 
 @slow
+def test_gradients_under_bf16_are_those_of_the_plain_module_up_to_its_rounding() -> None:
+    plain, compiled = made(MODULES["SAC-hyper"]), made(MODULES["SAC-hyper"])
+    compile_or_skip(compiled)
+    compiled.load_state_dict(plain.state_dict())
+    batch = random_batch(M)
+    for module in (plain, compiled):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert all(value.isfinite() for value in module.update(batch).values())
+    ours, other = (
+        torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None]) for m in (plain, compiled)
+    )
+    assert (ours - other).norm() < 0.05 * ours.norm()
+    assert not torch.equal(ours, other)  # rounded where a fused program rounds, so it was one
+
+
+@slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @each
 def test_cuda(make: Any) -> None:
