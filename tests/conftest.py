@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from lit_metarl.envs.rendering import choose_backend
 from lit_metarl.tracking import store
 
 choose_backend()  # before any test imports mujoco
+# Tests run in as many processes as there are CPUs: threads of each would wait for one another, and spin meanwhile.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

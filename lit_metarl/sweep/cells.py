@@ -113,11 +113,11 @@ def make_cells(
         if arm.name not in configs:
             config = resolve(arm.config, flags({**recipe.overrides, **arm.overrides}))
             configs[arm.name] = reduce(merge, overlays, config)
+    complete = [resolve(configs[arm.name], [*flags(point), *more]) for arm, point in chosen]
     cells: dict[str, Cell] = {}
     for seed in recipe.seeds if seeds is None else seeds:
-        for arm, point in chosen:
-            complete = resolve(configs[arm.name], [*flags(point), *more, f"--seed_everything={seed}"])
-            cell = _cell(recipe, arm, point, seed, complete)
+        for (arm, point), config in zip(chosen, complete, strict=True):
+            cell = _cell(recipe, arm, point, seed, deepcopy(config) | {"seed_everything": seed})
             other = cells.setdefault(cell.key, cell)
             if other is not cell:
                 raise ConfigError(f"{recipe.path}: {other} and {cell} are the same run: drop one, or what they share.")

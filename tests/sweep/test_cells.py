@@ -242,8 +242,9 @@ COMPARISONS = ("hyper_critics", "hyper_walker2d", "hyper_published", "td3_hyper_
 @pytest.mark.parametrize("name", [*SETTINGS, *COMPARISONS])
 def test_arms_of_critics_differ_in_the_critic_and_its_step_size_alone(name: str) -> None:
     recipe, rest, critics = load_recipe(CONFIGS / "sweep" / f"{name}.yaml"), defaultdict(set), set()
-    cells = make_cells(recipe, resolver(), seeds=[0])
-    for cell in cells:
+    if name in COMPARISONS:
+        recipe = replace(recipe, grid={})  # of robots
+    for cell in make_cells(recipe, resolver(), seeds=[0]):
         config = deepcopy(cell.config)
         critic, rate = (config["model"]["init_args"].pop(key) for key in ("critic", "critic_lr"))
         hyper = critic["class_path"].endswith(".HyperCritic")

@@ -33,7 +33,7 @@ RETURN = "eval/return"
 BEFORE = "eval/return_after_0_steps"
 PUBLISHED_WINDOW = 100_000  # environment steps that each published score is a mean over
 WINDOW = 0.1  # share of the steps so far over which evaluations are averaged
-_ROOM = 8  # curves that a legend on the axes may name; more would be hidden by it
+_ROOM = 6  # curves that a legend on the axes may name; more would be hidden by it
 _FLAT = 100.0  # ratio of the heights of a figure up to which its axis is linear
 _TAGS = ("algorithm", "environment", "seed")
 # neither the seed nor where a run is stored or went on from is a setting of the experiment
