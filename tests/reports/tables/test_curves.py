@@ -73,7 +73,7 @@ def test_an_experiment_keeps_its_colour_and_settings_differ_by_style() -> None:
 def test_many_curves_are_told_apart_and_not_hidden_by_their_legend() -> None:
     names = [f"arm {index}" for index in range(12)]
     few, many = (
-        figure_of("gym/x", [(name, [run([0, 1], [0, 1], name)]) for name in names[:count]], names) for count in (8, 12)
+        figure_of("gym/x", [(name, [run([0, 1], [0, 1], name)]) for name in names[:count]], names) for count in (6, 12)
     )
     (axes,) = many.axes
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 12
