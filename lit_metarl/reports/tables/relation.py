@@ -43,9 +43,10 @@ def relations(rows: Sequence[Evaluation], names: Mapping[str, Label], arms: Sequ
                 continue
             ids = [run.run_id for runs in here.values() for run in runs]
             means = dict(zip(ids, learning_curve_area(steps, curves), strict=True))
-            pairs = [_shared(arm, means) for arm in arms if arm.environment == environment]
-            if x_and_y := [pair for pair in pairs if pair.shape[1] > 1]:
-                lines += _line(metric, environment, x_and_y)
+            shared = [_shared(arm, means) for arm in arms if arm.environment == environment]
+            pairs = [pair for pair in shared if pair.shape[1] > 1]
+            if len(pairs) > 1:
+                lines.append([f"`{metric}`", environment, *_correlations(pairs)])
     heads = ["metric", "environment", "arms", "runs", "correlation", "within arms"]
     return markdown_table(heads, lines) if lines else ""
 
@@ -57,13 +58,10 @@ def _shared(arm: Arm, means: Mapping[str, float]) -> Array:
     return np.array(found).reshape(-1, 2).T
 
 
-def _line(metric: str, environment: str, pairs: Sequence[Array]) -> list[list[str]]:
-    """One line, or none of a single arm."""
-    if len(pairs) < 2:
-        return []
-    deviations = np.concatenate([pair - pair.mean(axis=1, keepdims=True) for pair in pairs], axis=1)
+def _correlations(pairs: Sequence[Array]) -> list[str]:
+    """Numbers of arms and runs, and the correlations over and within arms; ``pairs`` are those of each arm."""
     everything = np.concatenate(pairs, axis=1)
+    deviations = np.concatenate([pair - pair.mean(axis=1, keepdims=True) for pair in pairs], axis=1)
     low, high = rank_correlation_interval(*zip(*pairs, strict=True))
-    correlation = f"{rank_correlation(*everything):.2f} ({low:.2f} to {high:.2f})"
-    within = f"{rank_correlation(*deviations):.2f}"
-    return [[f"`{metric}`", environment, str(len(pairs)), str(everything.shape[1]), correlation, within]]
+    over = f"{rank_correlation(*everything):.2f} ({low:.2f} to {high:.2f})"
+    return [str(len(pairs)), str(everything.shape[1]), over, f"{rank_correlation(*deviations):.2f}"]

@@ -171,7 +171,7 @@ def _seeds_by_tasks(scores: ArrayLike) -> Array:
 
 
 def performance_profile(
-    scores: Sequence[ArrayLike], levels: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    scores: Sequence[ArrayLike], levels: ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Array:
     """Share of runs whose score is above each level τ, and the limits of its stratified bootstrap.
 

@@ -180,7 +180,7 @@ def test_performance_profile_by_hand() -> None:
 
 def test_profile_is_that_of_the_bootstrap_interval_at_one_level() -> None:
     scores = list(matrix().T)
-    _, low, high = performance_profile(scores, [0.5], resamples=10_000)
+    _, low, high = performance_profile(scores, [0.5])
     expected = bootstrap_interval(matrix(), lambda drawn: (drawn > 0.5).mean(axis=-1))
     np.testing.assert_allclose([low[0], high[0]], expected, atol=0.02)
 
