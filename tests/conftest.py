@@ -14,8 +14,9 @@ from lit_metarl.envs.rendering import choose_backend
 from lit_metarl.tracking import store
 
 choose_backend()  # before any test imports mujoco
-# Tests run in as many processes as there are CPUs: threads of each would wait for one another, and spin meanwhile.
-torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+# Of two test processes on two CPUs, threads would wait for one another, and spin meanwhile: twice the CPU time.
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

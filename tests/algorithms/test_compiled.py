@@ -99,6 +99,11 @@ def test_gradients_under_bf16_are_those_of_the_plain_module_up_to_its_rounding()
     )
     assert (ours - other).norm() < 0.05 * ours.norm()
     assert not torch.equal(ours, other)  # rounded where a fused program rounds, so it was one
+    exact = made(MODULES["SAC-hyper"])
+    torch.manual_seed(0)
+    exact.update(batch)
+    unrounded = torch.cat([p.grad.flatten() for p in exact.parameters() if p.grad is not None])
+    assert (ours - unrounded).norm() > 1e-3 * unrounded.norm()  # so both were of bf16
 
 
 @slow

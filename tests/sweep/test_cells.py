@@ -128,8 +128,10 @@ def test_cells_are_arms_times_grid_times_seeds_a_seed_after_the_other() -> None:
     assert pickle.loads(pickle.dumps(first)) == first
 
 
-def test_a_cell_is_trained_as_its_config_says() -> None:
-    (cell,) = cells_of()
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_cell_is_trained_as_its_config_says(seed: int) -> None:
+    (cell,) = cells_of(seeds=[seed])
+    assert cell.config["seed_everything"] == seed
     again = resolver()(cell.config)
     assert again == cell.config
     assert key_of(again) == cell.key
@@ -254,6 +256,8 @@ def test_arms_of_critics_differ_in_the_critic_and_its_step_size_alone(name: str)
         rest[cell.arm.partition(" ")[2]].add(key_of(config))
         watched = [callback["class_path"].rpartition(".")[2] for callback in config["trainer"]["callbacks"]]
         assert ("CriticGradientMonitor" in watched) is (name in COMPARISONS)
+        if hyper and name.startswith("td3"):
+            assert critic["init_args"]["initialisation"]["init_args"]["primary_gain"] == 0.5
     assert len(critics) == len(recipe.arms)
     assert {len(keys) for keys in rest.values()} == {1}
 

@@ -335,16 +335,12 @@ def draw_on(
 
     The legend of many curves is below the axes, where a figure has to have :func:`height_of_legend` for it.
     """
-    styles: dict[str, int] = {}
     heights = np.empty(0)
     for label, runs in groups:
-        experiment = runs[0].experiment
-        repeat = styles[experiment] = styles.get(experiment, -1) + 1  # other settings under the same name
-        again, place = divmod(experiments.index(experiment), 10)
-        colour, style = f"C{place}", ("-", "--", ":", "-.")[(repeat + again) % 4]
+        look = look_of(runs[0].experiment, experiments)
         steps, returns = common_curve(runs)
-        axes.plot(steps, returns.mean(axis=0), color=colour, linestyle=style, label=f"{label} (n={len(runs)})")
-        axes.fill_between(steps, returns.min(axis=0), returns.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+        axes.plot(steps, returns.mean(axis=0), **look, label=f"{label} (n={len(runs)})")
+        axes.fill_between(steps, returns.min(axis=0), returns.max(axis=0), color=look["color"], alpha=0.2, linewidth=0)
         heights = np.append(heights, returns)
     if metric == RETURN:
         _add_published(axes, environment, max(run.steps[-1] for _, runs in groups for run in runs))
@@ -353,8 +349,19 @@ def draw_on(
     label = "evaluation return" if metric == RETURN else metric
     axes.set(title=environment.replace(" ", "\n", 1), xlabel="environment steps", ylabel=label, xlim=(0, None))
     axes.locator_params(axis="x", nbins=5)  # more labels of six digits overlap
+    add_legend(axes, len(groups))
+
+
+def look_of(name: str, names: Sequence[str]) -> dict[str, str]:
+    """Colour and line style of ``name`` among ``names``: no two of forty have both."""
+    again, place = divmod(names.index(name), 10)
+    return {"color": f"C{place}", "linestyle": ("-", "--", ":", "-.")[again % 4]}
+
+
+def add_legend(axes: Any, curves: int) -> None:
+    """Name so many curves, below the axes if they are many; see :func:`height_of_legend`."""
     below = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.15)}
-    axes.legend(fontsize="small", **(below if len(groups) > _ROOM else {}))
+    axes.legend(fontsize="small", **(below if curves > _ROOM else {}))
 
 
 def _add_published(axes: Any, environment: str, last: float) -> None:

@@ -32,8 +32,10 @@ from lit_metarl.reports.tables.curves import (
     PUBLISHED_WINDOW,
     RETURN,
     WINDOW,
+    add_legend,
     draw_on,
     height_of_legend,
+    look_of,
     published_scores,
 )
 from lit_metarl.reports.tables.record import (
@@ -73,7 +75,7 @@ The chance that a seed of the row's arm ends above one of the column's, mean ove
 
 _PROFILE_NOTE = """\
 Share of the runs on all environments whose return is above a level, in units of the first arm's mean on each \
-(performance profile); bands: 95 % of the same bootstrap."""
+(performance profile). Bands: 95 % interval at each level by itself, of the bootstrap above."""
 
 
 def run_recipe(args: argparse.Namespace, path: Path) -> Section:
@@ -316,16 +318,18 @@ def _draw(groups: Groups, metric: str) -> Any:
 
 def _draw_profiles(together: Mapping[str, Sequence[Array]], names: Sequence[str]) -> Any:
     """The performance profile of every arm that is on all environments, in its colour among ``names``."""
-    levels = np.linspace(0.0, 1.05 * max(float(scores.max()) for each in together.values() for scores in each), 200)
+    everything = np.concatenate([scores for each in together.values() for scores in each])
+    levels = np.linspace(min(0.0, np.nanmin(everything)), 1.05 * np.nanmax(everything), 200)
     figure = blank_figure(6.4, 4.0 + height_of_legend(len(together)))
-    axes = figure.add_subplot()
+    axes: Any = figure.add_subplot()
     for name, scores in together.items():
         share, low, high = performance_profile(scores, levels)
-        colour = f"C{names.index(name) % 10}"
-        axes.step(levels, share, where="post", label=name, color=colour)
-        axes.fill_between(levels, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
-    axes.set(xlabel="return, relative to the first arm's mean", ylabel="share of runs above it", xlim=(0, None))
-    axes.legend(fontsize="small")
+        look = look_of(name, names)
+        axes.step(levels, share, where="post", label=name, **look)
+        if min(len(each) for each in scores) > 1:
+            axes.fill_between(levels, low, high, step="post", color=look["color"], alpha=0.15, linewidth=0)
+    axes.set(xlabel="return, relative to the first arm's mean", ylabel="share of runs above it", xlim=levels[[0, -1]])
+    add_legend(axes, len(together))
     return figure
 
 

@@ -8,20 +8,19 @@ import numpy as np
 
 from lit_metarl.reports.section import markdown_table
 from lit_metarl.reports.tables.arms import Arm, groups_of
-from lit_metarl.reports.tables.curves import common_curve
 from lit_metarl.reports.tables.record import Evaluation, is_return, metrics_of
 from lit_metarl.reports.tables.statistics import (
     Array,
-    learning_curve_area,
     rank_correlation,
     rank_correlation_interval,
+    rank_correlation_within,
 )
 from lit_metarl.sweep.recipe import Label
 
 NOTE = """\
-Spearman's rank correlation, over the runs of an environment, of a metric's mean over training with the return at the \
-end, and the 95 % interval of the bootstrap that redraws the seeds of each arm. Within arms: of both as deviations \
-from the arm's mean, so that seeds are compared, not arms."""
+Spearman's rank correlation, over the runs of an environment, of the mean of a metric's points with the return at the \
+end, and the 95 % interval of the bootstrap that redraws the seeds of each arm (too narrow for few). Within arms: of \
+the ranks among an arm's seeds, so that arms are not compared, and p, the chance of as much without any relation."""
 """The sentences below that table."""
 
 
@@ -38,11 +37,7 @@ def relations(rows: Sequence[Evaluation], names: Mapping[str, Label], arms: Sequ
     lines = []
     for metric in (name for name in metrics_of(rows) if not is_return(name)):
         for environment, here in groups_of(rows, names, metric).items():
-            steps, curves = common_curve([run for runs in here.values() for run in runs])
-            if len(steps) < 2:
-                continue
-            ids = [run.run_id for runs in here.values() for run in runs]
-            means = dict(zip(ids, learning_curve_area(steps, curves), strict=True))
+            means = {run.run_id: float(run.returns.mean()) for runs in here.values() for run in runs}
             shared = [_shared(arm, means) for arm in arms if arm.environment == environment]
             pairs = [pair for pair in shared if pair.shape[1] > 1]
             if len(pairs) > 1:
@@ -53,15 +48,16 @@ def relations(rows: Sequence[Evaluation], names: Mapping[str, Label], arms: Sequ
 
 def _shared(arm: Arm, means: Mapping[str, float]) -> Array:
     """The metric's means and the scores of the arm's runs that have both, ``[2, S]``."""
-    scores = zip(arm.runs, arm.scores, strict=True)
-    found = [(means[run.run_id], float(score)) for run, score in scores if run.run_id in means]
-    return np.array(found).reshape(-1, 2).T
+    pairs = [(means.get(run.run_id, np.nan), score) for run, score in zip(arm.runs, arm.scores, strict=True)]
+    found = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    return found[np.isfinite(found).all(axis=1)].T
 
 
 def _correlations(pairs: Sequence[Array]) -> list[str]:
     """Numbers of arms and runs, and the correlations over and within arms; ``pairs`` are those of each arm."""
-    everything = np.concatenate(pairs, axis=1)
-    deviations = np.concatenate([pair - pair.mean(axis=1, keepdims=True) for pair in pairs], axis=1)
-    low, high = rank_correlation_interval(*zip(*pairs, strict=True))
-    over = f"{rank_correlation(*everything):.2f} ({low:.2f} to {high:.2f})"
-    return [str(len(pairs)), str(everything.shape[1]), over, f"{rank_correlation(*deviations):.2f}"]
+    x, y = zip(*pairs, strict=True)
+    value, (low, high) = rank_correlation(np.concatenate(x), np.concatenate(y)), rank_correlation_interval(x, y)
+    within, chance = rank_correlation_within(x, y)
+    over = "–" if np.isnan(value) else f"{value:.2f} ({low:.2f} to {high:.2f})"
+    inside = "–" if np.isnan(within) else f"{within:.2f} (p {chance:.2f})"
+    return [str(len(pairs)), str(sum(len(arm) for arm in x)), over, inside]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from lit_metarl.reports.tables.statistics import bootstrap_interval, interquarti
 
 Group = tuple[str, str, str, str]  # experiment, environment, algorithm, config: `Run.group`
 
+_IN_GRID = re.compile(r" data\.env[\w.]*=(\[[^]]*\]|\{[^}]*\}|\S+)")  # an environment, in the name of an arm
 _NOTE = f"""\
 Return at a step s: mean of `eval/return` over the evaluations in the last {100 * WINDOW:.0f} % of the steps before it \
 (0.9 s < step ≤ s), then the interquartile mean (IQM) over seeds, or the mean below 4 seeds. 95 % interval: percentile \
@@ -219,11 +221,17 @@ def run(args: argparse.Namespace) -> Section:
 def named(metrics: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:
     """The runs with the name of their arm as experiment: as short as tells the arms apart.
 
-    The arm is a sweep's, else the algorithm; with it stands the experiment where there are several. Where one name
-    still has several configs on one environment, the hash of the config follows.
+    The arm is a sweep's, else the algorithm; with it stands the experiment where there are several. A sweep's place in
+    a grid of environments is left out where the environment tells it. Where one name still has several configs on one
+    environment, the hash of the config follows.
     """
     everything = [run for runs in metrics.values() for run in runs]
-    parts = {run.run_id: [run.experiment, run.arm or run.algorithm] for run in everything}
+    places: dict[tuple[str, str], set[str]] = {}
+    for run in everything:
+        places.setdefault((_IN_GRID.sub("", run.arm), run.environment), set()).add(run.arm)
+    needed = {arm for arms in places.values() if len(arms) > 1 for arm in arms}
+    arms = {run.arm: run.arm if run.arm in needed else _IN_GRID.sub("", run.arm) for run in everything}
+    parts = {run.run_id: [run.experiment, arms[run.arm] or run.algorithm] for run in everything}
     varying = [len({words[i] for words in parts.values()}) > 1 for i in (0, 1)]
     names = {
         run_id: ", ".join(dict.fromkeys(word for word, varies in zip(words, varying, strict=True) if varies))
@@ -243,7 +251,7 @@ def named(metrics: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:
 
 
 def labelled(groups: Mapping[Group, list[Run]]) -> list[tuple[str, list[Run]]]:
-    """The groups by name, see :func:`named`, which also is their runs' experiment, so that each has its colour."""
+    """Name, see :func:`named`, and runs of every group, whose experiment it becomes, so that each has its colour."""
     runs = named({"": [run for each in groups.values() for run in each]})[""]
     ends = np.cumsum([len(each) for each in groups.values()])
     parts = [runs[end - len(each) : end] for each, end in zip(groups.values(), ends, strict=True)]

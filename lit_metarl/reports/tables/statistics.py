@@ -175,8 +175,8 @@ def performance_profile(
 ) -> Array:
     """Share of runs whose score is above each level τ, and the limits of its stratified bootstrap.
 
-    ``F(τ) = 1/K Σ_k 1/S_k Σ_s 1[x_ks > τ]``. One profile above another at all levels is better whatever is averaged.
-    Agarwal et al. 2021, section 4.2.
+    ``F(τ) = 1/K Σ_k 1/S_k Σ_s 1[x_ks > τ]``: tasks count alike, whatever their seeds. A NaN is above no level. Limits
+    are those of each level by itself. Agarwal et al. 2021, section 4.2.
 
     Args:
         scores: a list of K arrays ``[S_k]``, one for each task, in units that make them comparable.
@@ -196,38 +196,77 @@ def performance_profile(
     return np.stack([profile, *np.quantile(np.mean(drawn, axis=0), [tail, 1 - tail], axis=0)])
 
 
-def rank_correlation(x: ArrayLike, y: ArrayLike) -> Any:
+def rank_correlation(x: ArrayLike, y: ArrayLike, counts: ArrayLike = 1.0) -> Any:
     """Spearman's ρ: the Pearson correlation of the ranks, ties at the mean of theirs; NaN where all of one are equal.
 
     Args:
-        x, y: ``[..., N]``; the last axis is reduced.
+        x, y: ``[N]``.
+        counts: how often each of the N is there, ``[..., N]``; the last axis is reduced.
     """
-    ranks = [_chances(v[..., :, None], v[..., None, :]).sum(axis=-1) for v in map(np.asarray, (x, y))]
-    a, b = (rank - rank.mean(axis=-1, keepdims=True) for rank in ranks)
+    values = [np.asarray(each, dtype=np.float64) for each in (x, y)]
+    n = np.broadcast_to(counts, (*np.shape(counts)[:-1], len(values[0]))).astype(np.float64)
+    ranks = [n @ _chances(each[:, None], each[None, :]).T for each in values]
+    a, b = (rank - (n * rank).sum(axis=-1, keepdims=True) / n.sum(axis=-1, keepdims=True) for rank in ranks)
     with np.errstate(invalid="ignore"):
-        return ((a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1)))[()]
+        return ((n * a * b).sum(axis=-1) / np.sqrt((n * a * a).sum(axis=-1) * (n * b * b).sum(axis=-1)))[()]
 
 
-def rank_correlation_interval(x: Sequence[ArrayLike], y: Sequence[ArrayLike], **settings: Any) -> tuple[float, float]:
-    """Percentile interval of Spearman's ρ over all runs, redrawn within each arm; see :func:`bootstrap_interval`.
+def rank_correlation_interval(
+    x: Sequence[ArrayLike],
+    y: Sequence[ArrayLike],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of Spearman's ρ over all runs, which are redrawn within each arm; NaN if no ρ is defined.
+
+    Resamples in which all of one quantity are equal have no ρ and do not count.
 
     Args:
         x: a list of K arrays ``[S_k]``, one for each arm.
         y: the same of another quantity of the same runs.
-        settings: of the bootstrap.
-
-    Raises:
-        ValueError: an arm has no runs.
+        confidence: between 0 and 1.
+        resamples: R.
+        seed: of the resampling.
     """
-    sizes = [len(np.asarray(each)) for each in x]
-    places = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    one, other = np.concatenate(x), np.concatenate(y)
+    rng, tail = np.random.default_rng(seed), (1 - confidence) / 2
+    sizes = [len(np.asarray(arm)) for arm in x]
+    counts = np.concatenate([rng.multinomial(size, np.full(size, 1 / size), resamples) for size in sizes], axis=1)
+    values = rank_correlation(np.concatenate(x), np.concatenate(y), counts)
+    defined = values[~np.isnan(values)]
+    low, high = np.quantile(defined, [tail, 1 - tail]) if len(defined) else (np.nan, np.nan)
+    return float(low), float(high)
 
-    def correlation(drawn: Array) -> Array:
-        rows = drawn.astype(int)
-        return rank_correlation(one[rows], other[rows])
 
-    return bootstrap_interval(places, correlation, **settings)
+def rank_correlation_within(
+    x: Sequence[ArrayLike], y: Sequence[ArrayLike], *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Correlation of the ranks that runs have in their own arm, and the chance of one as far from 0 without relation.
+
+    With ranks ``r, s`` as deviations from their arm's mean, ``ρ = Σ r s / √(Σ r² Σ s²)`` over all runs; the chance is
+    that of ``|ρ|`` or more where ``s`` is shuffled within each arm. Both are NaN where no arm's runs differ.
+
+    Args:
+        x: a list of K arrays ``[S_k]``, one for each arm.
+        y: the same of another quantity of the same runs.
+        resamples: how often it is shuffled.
+        seed: of the shuffling.
+    """
+    rng = np.random.default_rng(seed)
+    one, other = ([_centred_ranks(np.asarray(arm, dtype=np.float64)) for arm in arms] for arms in (x, y))
+    r, s = np.concatenate(one), np.concatenate(other)
+    norm = np.sqrt((r * r).sum() * (s * s).sum())
+    if not norm > 0:
+        return float("nan"), float("nan")
+    value = float(r @ s / norm)
+    shuffled = np.concatenate([rng.permuted(np.tile(arm, (resamples, 1)), axis=1) for arm in other], axis=1) @ r / norm
+    return value, float((np.abs(shuffled) >= abs(value) - 1e-12).mean())
+
+
+def _centred_ranks(values: Array) -> Array:
+    ranks = _chances(values[:, None], values[None, :]).sum(axis=1)
+    return ranks - ranks.mean()
 
 
 def learning_curve_area(steps: ArrayLike, scores: ArrayLike) -> Any:

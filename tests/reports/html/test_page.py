@@ -114,6 +114,16 @@ def test_names_are_as_short_as_tells_arms_apart() -> None:
     mixed = [replace(sweep[0], experiment="corners", run_id="other"), *sweep]
     twice = [replace(sweep[0], run_id=config, config=config) for config in ("aaaa", "bbbb")]
 
+    robots = [
+        replace(first, arm=f"{arm} data.env.robot={robot}", environment=robot, run_id=arm + robot)
+        for arm in ("mlp", "hyper")
+        for robot in ("ant", "hopper")
+    ]
+    ranges = [
+        replace(first, arm=f"pearl data.env.velocity_range=[0.0, {top}]", run_id=str(top), config=str(top))
+        for top in (2.5, 3.0)
+    ]
+
     def names(given: list[Any]) -> list[str]:
         return [run.experiment for run in named({RETURN: given})[RETURN]]
 
@@ -122,6 +132,8 @@ def test_names_are_as_short_as_tells_arms_apart() -> None:
     assert names(mixed) == ["corners, maml", "navigation, maml", "navigation, sgmrl"]
     assert names(sweep[:1]) == ["maml"]
     assert names(twice) == ["maml, aaaa", "maml, bbbb"]
+    assert names(robots) == ["mlp", "mlp", "hyper", "hyper"]
+    assert names(ranges) == [run.arm for run in ranges]
 
 
 def test_metrics_are_named_in_words_and_repeats_left_out() -> None:

@@ -15,8 +15,9 @@ from sweep_cases import PENDULUM, write_recipe
 
 from lit_metarl.reports.command import main
 from lit_metarl.reports.tables.arms import arms_of, headline
-from lit_metarl.reports.tables.record import Evaluation, record_of, record_text
-from lit_metarl.sweep.recipe import Label
+from lit_metarl.reports.tables.recipe import section_of
+from lit_metarl.reports.tables.record import Evaluation, read_store, record_of, record_text
+from lit_metarl.sweep.recipe import Label, load_recipe
 
 EXPERIMENT = {"config": [PENDULUM]}
 TASKS = {"cheetah/run": CHEETAH, "walker/walk": WALKER}
@@ -105,9 +106,21 @@ def test_arms_on_several_environments(root: Path, capsys: pytest.CaptureFixture[
     assert "lit-metarl sweep swing.yaml\nlit-metarl report swing.yaml\n" in page
     assert "![learning curves](.figures/swing.png)" in page
     assert "![performance profiles](.figures/swing_profile.png)" in page
-    assert Path(".figures/swing_profile.png").stat().st_size > 10_000
     data = json.loads(Path("rows.json").read_text())["rows"]
     assert data[0]["returns"] == {"0": 97.5, "1": 195.0, "2": 292.5}
+
+
+def test_profiles_are_of_the_arms_in_their_colours(root: Path) -> None:
+    recipe = load_recipe(swing(grid={"data.env.task": list(TASKS)}))
+    figures = section_of(recipe, read_store(root, "swing")).figures
+    (axes,) = next(figure for path, figure in figures.items() if path.name == "swing_profile.png").axes
+    curves = {line.get_label(): line for line in axes.lines}
+    assert [(name, line.get_color()) for name, line in curves.items()] == [("control", "C0"), ("fast", "C1")]
+    # Of the control's units, runs have 0.5 1 1.5 and 0.67 0.83 1.5; the other arm's have twice that.
+    for name, shares in {"control": (1.0, 0.5, 0.0), "fast": (1.0, 1.0, 0.5)}.items():
+        levels, share = curves[name].get_data()
+        assert [share[levels <= level][-1] for level in (0.1, 0.9, 1.9)] == pytest.approx(shares)
+    assert len(axes.collections) == 2  # the bands
 
 
 def test_everything_is_made_of_the_record_when_the_store_is_gone(
@@ -177,23 +190,33 @@ def test_what_a_recipe_names_besides_returns_is_recorded_and_drawn(
 
 
 def test_a_metric_is_related_to_the_return_over_and_within_arms(capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = write_recipe("led.yaml", experiments={"a": EXPERIMENT, "b": EXPERIMENT}, seeds=3, metrics=["led/cosine"])
-    arms = {"a": [(0.125, 30.0), (0.25, 20.0), (0.375, 10.0)], "b": [(0.625, 60.0), (0.75, 50.0), (0.875, 40.0)]}
+    """By its mean, which neither the first point nor the last one has the order of; of runs that have both."""
+    experiments = dict.fromkeys("abc", EXPERIMENT)
+    recipe = write_recipe("led.yaml", experiments=experiments, seeds=4, metrics=["led/cosine"])
+    runs = {  # points of the metric at 10 and 20, and the return
+        "a0": ([0.125], 30.0),  # it was measured late
+        "a1": ([1.25, -0.75], 20.0),
+        "a2": ([-1.0, 1.75], 10.0),
+        "a3": ([], 99.0),
+        "b0": ([0.0, 1.25], 60.0),
+        "b1": ([1.75, -0.25], 50.0),
+        "b2": ([0.5, 1.25], 40.0),
+        "c0": ([-9.0, -9.0], 99.0),  # an arm of one seed tells nothing
+    }
     rows = [
-        Evaluation(arm, str(seed), metric, step, value * step / 20, 1.0, f"{arm}{seed}", "k", "c", "f", "SAC", "gym/x")
-        for arm, runs in arms.items()
-        for seed, (cosine, height) in enumerate(runs)
-        for metric, value in (("led/cosine", cosine), ("eval/return", height))
-        for step in (10, 20)
+        Evaluation(name[0], name[1], metric, step, value, 1.0, name, "k", "c", "f", "SAC", "gym/x")
+        for name, (cosines, height) in runs.items()
+        for metric, values in (("led/cosine", cosines), ("eval/return", [height, height]))
+        for step, value in zip((10, 20)[-len(values) :], values, strict=bool(values))
     ]
     record_of(recipe).write_text(record_text(rows))
     printed, page = report(Path("gone"), recipe, capsys)
     (line,) = tables(page)[2]  # results, improvements, this, seeds
     assert line in tables(printed)[2]
     assert (line["metric"], line["arms"], line["runs"]) == ("`led/cosine`", "2", "6")
-    # Ranks 1 2 3 4 5 6 and 3 2 1 6 5 4: 1 - 6·16/(6·35); deviations -1 0 1 and 1 0 -1 of each.
-    assert line["correlation"].startswith("0.54 (")
-    assert line["within arms"] == "-1.00"
+    # Ranks 1 2 3 4 5 6 and 3 2 1 6 5 4: 1 - 6·16/(6·35). In each arm the opposite order: of 6 · 6 orders 2 are as far.
+    assert line["correlation"] == "0.54 (0.54 to 0.80)"  # of a seed drawn thrice an arm has no order left
+    assert re.fullmatch(r"-1\.00 \(p 0\.0[56]\)", line["within arms"])
 
 
 def test_a_metric_without_steps_in_common_costs_no_page(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from lit_metarl.reports.tables.statistics import (
     probability_of_improvement,
     rank_correlation,
     rank_correlation_interval,
+    rank_correlation_within,
     steps_to_reach,
 )
 
@@ -182,14 +183,20 @@ def test_profile_is_that_of_the_bootstrap_interval_at_one_level() -> None:
     scores = list(matrix().T)
     _, low, high = performance_profile(scores, [0.5])
     expected = bootstrap_interval(matrix(), lambda drawn: (drawn > 0.5).mean(axis=-1))
-    np.testing.assert_allclose([low[0], high[0]], expected, atol=0.02)
+    np.testing.assert_allclose([low[0], high[0]], expected, atol=1e-12)
+
+
+def test_a_diverged_run_is_above_no_level() -> None:
+    assert performance_profile([[np.nan, 2.0]], [-1e9, 1.0, 3.0])[0].tolist() == [0.5, 0.5, 0]
 
 
 def test_rank_correlation_is_scipys() -> None:
     rng = np.random.default_rng(3)
-    x, y = rng.integers(5, size=(2, 6, 12)).astype(float)  # of few values, so with ties
-    expected = [spearmanr(*pair).statistic for pair in zip(x, y, strict=True)]
-    np.testing.assert_allclose(rank_correlation(x, y), expected, atol=1e-12)
+    for x, y in rng.integers(5, size=(6, 2, 12)).astype(float):  # of few values, so with ties
+        assert rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
+        counts = rng.integers(3, size=12)
+        again = spearmanr(np.repeat(x, counts), np.repeat(y, counts)).statistic
+        assert rank_correlation(x, y, counts) == pytest.approx(again, abs=1e-12)
     assert np.isnan(rank_correlation([1.0, 1.0], [1.0, 2.0]))
 
 
@@ -197,4 +204,19 @@ def test_interval_of_a_rank_correlation_keeps_arms_apart() -> None:
     # However seeds are redrawn within two arms of two that do not overlap, the second arm has more of both.
     low, high = rank_correlation_interval([[1.0, 2.0], [8.0, 9.0]], [[2.0, 1.0], [9.0, 8.0]])
     assert 0.5 < low < high == 1
-    assert rank_correlation_interval([[1.0], [2.0]], [[5.0], [4.0]]) == (-1, -1)
+    assert rank_correlation_interval([[1.0], [2.0]], [[5.0], [4.0]]) == pytest.approx((-1, -1))
+
+
+def test_resamples_without_a_rank_correlation_do_not_count() -> None:
+    low, high = rank_correlation_interval([[1.0, 2.0, 3.0], [1.0, 4.0, 5.0]], [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    assert -1 < low < high <= 1
+    assert np.isnan(rank_correlation_interval([[1.0, 1.0]], [[1.0, 2.0]])).all()
+
+
+def test_rank_correlation_within_arms_by_hand() -> None:
+    # Ranks -1 0 1 in both arms against 1 0 -1 and 0 -1 1: (-2 + 1)/4. Of the 36 orders of the seeds only the 10 whose
+    # sum is 0 are nearer to 0: that of one arm is 2, 1, 1, -1, -1 or -2.
+    value, chance = rank_correlation_within([[0.1, 0.2, 0.3], [7.0, 8.0, 9.0]], [[3.0, 2.0, 1.0], [50.0, 40.0, 60.0]])
+    assert value == pytest.approx(-0.25)
+    assert chance == pytest.approx(26 / 36, abs=0.02)
+    assert np.isnan(rank_correlation_within([[1.0, 1.0]], [[1.0, 2.0]])).all()
