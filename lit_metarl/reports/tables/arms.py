@@ -130,7 +130,8 @@ def _scores(groups: Groups, required: bool = True) -> dict[tuple[str, str], Arra
             continue
         if not len(steps):
             raise ReportError(f"The runs on {environment} have no steps in common: delete the shortest from the csv.")
-        final = curves[:, steps > steps[-1] * (1 - WINDOW)].mean(axis=1)
+        last = (steps > steps[-1] * (1 - WINDOW)) | (steps == steps[-1])  # a monitor's only point may be at 0
+        final = curves[:, last].mean(axis=1)
         parts = np.split(final, np.cumsum([len(runs) for runs in here.values()])[:-1])
         scores |= {(environment, name): part for name, part in zip(here, parts, strict=True)}
     return scores

@@ -230,6 +230,18 @@ def test_a_metric_without_steps_in_common_costs_no_page(capsys: pytest.CaptureFi
     assert "`ntk/ratio`" not in report(Path("gone"), recipe, capsys)[1].partition("![")[0]
 
 
+def test_a_metric_measured_before_training_alone_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe("once.yaml", experiments={"a": EXPERIMENT, "b": EXPERIMENT}, metrics=["led/cosine"])
+    points = [("eval/return", 10, 1.0), ("eval/return", 20, 1.0), ("led/cosine", 0, 0.25)]
+    rows = [
+        Evaluation(arm, "0", metric, step, value, 1.0, arm, "k", "c", "f", "SAC", "gym/x")
+        for arm in "ab"
+        for metric, step, value in points
+    ]
+    record_of(recipe).write_text(record_text(rows))
+    assert [row["`led/cosine`"] for row in tables(report(Path("gone"), recipe, capsys)[1])[0]] == ["0.25", "0.25"]
+
+
 def test_an_arm_for_each_task(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"{arm} data.env.task={task}" for arm, task in (("control", "cheetah/run"), ("fast", "walker/walk"))]
     rows = [
