@@ -39,6 +39,12 @@ def changed(config: dict[str, Any], path: tuple[Any, ...]) -> dict[str, Any]:
     return other
 
 
+def test_compiled_losses_are_of_the_same_run() -> None:
+    config = resolver()(load_config(CONFIGS / "experiment" / "sac_small_pendulum.yaml"))
+    assert config["model"]["init_args"]["compiled"] is False
+    assert key_of(changed(config, ("model", "init_args", "compiled"))) == key_of(config)
+
+
 def test_every_setting_that_matters_changes_the_key_and_no_other() -> None:
     config = resolver()(load_config(CONFIGS / "experiment" / "navigation_sgmrl.yaml"))
     paths = leaves(config)

@@ -1,7 +1,8 @@
 """``lit-metarl benchmark critics``: the time of SAC's update with every critic, relative to that with an MLP 2 × 256.
 
 And, for SA-Hyper, relative to a plain implementation of the same update. Machines are noisy, so all updates alternate
-in one process, what counts is its CPU time, and ratios are taken within a round.
+in one process, what counts is its CPU time, and ratios are taken within a round. On a GPU what counts is the time
+until it has nothing left to do.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ NAMES = (
     "sa_hyper",
 )
 GOAL = 0.66  # of the plain implementation, at the published size
+WARM_UP = 3  # updates that are not timed: a CUDA graph is recorded of the second
 SMALL_GOAL = 8.0  # of the reference, for what two cores are to train
 
 
@@ -43,7 +45,7 @@ class Row:
         name: of the critic.
         parameters: of one member.
         mebibytes: of what an update of the critics holds: parameters, gradients, two moments, targets.
-        seconds: of CPU time of its update, by round.
+        seconds: of its update, by round: CPU time, or on a GPU the time that passed.
     """
 
     name: str
@@ -80,18 +82,20 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("--obs", type=positive, default=17, help="length of an observation; half-cheetah's by default")
     add("--action", type=positive, default=6, help="length of an action; likewise")
     add("--batch-size", type=positive, default=256, help="transitions of one update")
-    add("--rounds", type=positive, default=7, help="updates of each that are timed; one more is not")
+    add("--rounds", type=positive, default=7, help="updates of each that are timed, after some that are not")
     add("--compiled", action="store_true", help="also time sa_hyper and the reference with model.compiled, where named")
     add("--threads", type=positive, default=1, help="of torch; more spin (default: %(default)s)")
+    add("--accelerator", choices=("cpu", "cuda"), default="cpu", help="where the networks are (default: %(default)s)")
+    add("--bf16", action="store_true", help="matrix products in bf16, as with trainer.precision bf16-mixed")
     add("--json", type=writable_file, metavar="FILE", help="also write the numbers there")
-    parser.set_defaults(accelerator="cpu")
     return parser.parse_args(words)
 
 
 def run(args: argparse.Namespace) -> Section:
-    """Update times of the critics."""
-    from lit_metarl.reports.benchmarks.training import describe, quiet_threads
+    """Update times of the critics; raises ``ReportError`` without the device that they are asked for."""
+    from lit_metarl.reports.benchmarks.training import describe, quiet_threads, require_device
 
+    require_device(args.accelerator)
     with quiet_threads(args.threads):
         described = describe(args)
         rows = measure(args)
@@ -121,16 +125,27 @@ def measure(args: argparse.Namespace) -> list[Row]:
     if args.compiled:
         for name in [name for name in (REFERENCE, "sa_hyper") if name in counts]:
             sac = _sac(args, name)
-            sac.compile_objectives(torch.device("cpu"))
+            sac.compile_objectives(sac.device)
             updates[f"{name}, compiled"], counts[f"{name}, compiled"] = sac.update, counts[name]
     seconds: dict[str, list[float]] = {name: [] for name in updates}
     batch = noise((args.batch_size,), args.obs, args.action, torch.Generator().manual_seed(0))
-    for _ in range(args.rounds + 1):
+    batch = type(batch)(*(field.to(args.accelerator) for field in batch))
+    clock = time.process_time if args.accelerator == "cpu" else _when_done
+    for _ in range(args.rounds + WARM_UP):
         for name, update in updates.items():
-            began = time.process_time()
-            update(batch)
-            seconds[name].append(time.process_time() - began)
-    return [Row(name, *counts[name], seconds[name][1:]) for name in updates]
+            began = clock()
+            with torch.autocast(args.accelerator, torch.bfloat16, enabled=args.bf16, cache_enabled=False):
+                update(batch)
+            seconds[name].append(clock() - began)
+    return [Row(name, *counts[name], seconds[name][WARM_UP:]) for name in updates]
+
+
+def _when_done() -> float:
+    """Time when the GPU has nothing left to do."""
+    import torch
+
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _sac(args: argparse.Namespace, name: str, **settings: Any) -> Any:
@@ -140,7 +155,7 @@ def _sac(args: argparse.Namespace, name: str, **settings: Any) -> Any:
     from lit_metarl.algorithms import SAC
 
     torch.manual_seed(0)
-    sac: Any = SAC(args.obs, args.action, critic=factories(args.size)[name], **settings)
+    sac: Any = SAC(args.obs, args.action, critic=factories(args.size)[name], **settings).to(args.accelerator)
     optimizers = sac.configure_optimizers()
     sac.optimizers = lambda: optimizers
     return sac
@@ -149,24 +164,26 @@ def _sac(args: argparse.Namespace, name: str, **settings: Any) -> Any:
 def table_of(described: dict[str, Any], rows: list[Row]) -> str:
     """Lines of fixed width with the rows, each with its ratio to the reference."""
     settings, machine = described["settings"], described["machine"]
+    on_cpu = settings["accelerator"] == "cpu"
     reference = next(row for row in rows if row.name == REFERENCE)
     lines = [
         f"SAC's update, {settings['obs']} observations, {settings['action']} actions, batch {settings['batch_size']}, "
         f"two critics, actor 256-256 · hypernetworks of size {settings['size']}",
-        f"cpu · {machine['threads']} threads of {machine['cpus']} CPUs · load {machine['load']:.1f} · "
-        f"CPU time, medians of {settings['rounds']} rounds",
+        f"{machine['device']} · {machine['threads']} threads of {machine['cpus']} CPUs · load {machine['load']:.1f} · "
+        f"{'CPU time' if on_cpu else 'time until done'}{', bf16' if settings['bf16'] else ''}, "
+        f"medians of {settings['rounds']} rounds",
     ]
-    if is_busy(machine):
+    if on_cpu and is_busy(machine):
         lines.append("others use the CPUs: the times are somewhat too long")
     lines += ["", f"{'critic':<31}{'parameters of one':>19}{'MiB of both':>13}{'ms':>10}   relative to {REFERENCE}"]
     for row in rows:
         ratio = spread(own / other for own, other in zip(row.seconds, reference.seconds, strict=True))
         lines.append(
-            f"{row.name:<31}{row.parameters:>19,}{row.mebibytes:>13.1f}{1e3 * spread(row.seconds).median:>10.1f}"
+            f"{row.name:<31}{row.parameters:>19,}{row.mebibytes:>13.1f}{1e3 * spread(row.seconds).median:>10.2f}"
             f"   {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
         )
     by_name = {row.name: row.seconds for row in rows}
-    lines += _small_goal(by_name) if settings["size"] == "small" else []
+    lines += _small_goal(by_name) if settings["size"] == "small" and on_cpu else []
     if NAIVE in by_name:
         pairs = zip(by_name["sa_hyper"], by_name[NAIVE], strict=True)
         ratio = spread(own / plain for own, plain in pairs)

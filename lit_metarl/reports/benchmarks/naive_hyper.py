@@ -66,7 +66,7 @@ def naive_critic(sac: Any, member: int) -> NaiveHyperQ:
     stages = [layer.weight.shape[2] for layer in hyper.primary if hasattr(layer, "bias")]
     blocks = len(hyper.primary) // len(stages) - 1
     sizes = [layers[0].inputs, *(layer.outputs for layer in layers)]
-    critic = NaiveHyperQ(sac.sizes.obs, stages, blocks, sizes)
+    critic = NaiveHyperQ(sac.sizes.obs, stages, blocks, sizes).to(sac.device)
     own = [layer for layer in critic.primary.modules() if isinstance(layer, nn.Linear)]
     for linear, layer in zip(own, primary, strict=True):
         linear.weight.copy_(layer.weight[member].T)

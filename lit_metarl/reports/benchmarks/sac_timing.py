@@ -27,7 +27,7 @@ from lit_metarl.reports.arguments import blame
 from lit_metarl.reports.benchmarks.naive_sac import PlainLoop, PlainSAC, plain_critic
 from lit_metarl.reports.benchmarks.physics import time_simulator
 from lit_metarl.reports.benchmarks.timing import Clock, typical
-from lit_metarl.reports.benchmarks.training import describe, fit, noise, quiet_threads
+from lit_metarl.reports.benchmarks.training import describe, fit, noise, quiet_threads, require_device
 from lit_metarl.reports.section import ReportError
 from lit_metarl.types import ReplayBlock, Transition
 
@@ -38,8 +38,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ReportError, ConfigError, EnvError: the environment cannot be built, or SAC cannot be trained in it or there.
     """
-    if args.accelerator == "cuda" and not torch.cuda.is_available():
-        raise ReportError("argument --accelerator: torch finds no CUDA device")
+    require_device(args.accelerator)
     with quiet_threads(args.threads):
         return describe(args) | _measure(args)
 

@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 
 from lit_metarl.cli import quieten
+from lit_metarl.reports.section import ReportError
 from lit_metarl.tracking import MLflowLogger, environment_tags
 from lit_metarl.types import Transition
 
@@ -32,6 +33,12 @@ def quiet_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def require_device(accelerator: str) -> None:
+    """Raise ``ReportError`` if there is no such device here."""
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise ReportError("argument --accelerator: torch finds no CUDA device")
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
