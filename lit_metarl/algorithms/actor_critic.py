@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from types import MethodType
 from typing import Any
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lit_metarl.algorithms.base import policy_state_of
+from lit_metarl.algorithms.base import parameters_of, policy_state_of
+from lit_metarl.algorithms.cuda_graphs import GraphedGradients, gradients_of
 from lit_metarl.algorithms.off_policy import OffPolicy
 from lit_metarl.losses.critics import critic_loss
 from lit_metarl.nn import ActorFactory, CriticFactory
 from lit_metarl.nn.recipe import recipe_of
-from lit_metarl.types import ConfigError, Episodes, Sizes, State, Transition, require, require_positive
+from lit_metarl.types import Episodes, Sizes, State, Transition, require, require_positive
 
 
 class ActorCritic(OffPolicy, ABC):
@@ -38,13 +39,11 @@ class ActorCritic(OffPolicy, ABC):
         share_weights: whether the actor's loss uses the weights that a hypernetwork of observations made for the
             critics' loss. It saves a pass through the primary network, the larger part of a hypernetwork's cost in the
             actor's step, and changes what is learned from: the actor sees the critics as they were *before* their step.
-        compiled: whether ``torch.compile`` makes a program of each loss and its gradient, replayed as CUDA graphs on a
-            GPU, where it has not been run yet. It takes a minute before the first update, results differ by rounding,
-            and on a CPU nothing is gained: an update takes 1.1 (small hypernetworks) to 1.4 (MLP 2 × 256) times as
-            long.
+        cuda_graphs: whether a GPU replays each loss with its gradient as one CUDA graph: the same numbers, in a
+            fraction of the time while networks are small. What :meth:`update` returns is then overwritten by the next.
 
     Raises:
-        ConfigError: a value outside its range, an actor that could not be loaded again, or nothing to compile with.
+        ConfigError: a value outside its range, an actor that could not be loaded again, or CUDA graphs without a GPU.
     """
 
     critic: Any
@@ -62,7 +61,7 @@ class ActorCritic(OffPolicy, ABC):
         polyak: float = 0.005,
         target_update_every: int = 1,
         share_weights: bool = False,
-        compiled: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__(gamma, polyak, target_update_every)
         require_positive("model", actor_lr=actor_lr, critic_lr=critic_lr)
@@ -76,7 +75,8 @@ class ActorCritic(OffPolicy, ABC):
         remedy = "only a HyperCritic whose meta input is not the action makes weights that can be shared"
         require(made_of_obs or not share_weights, "model.share_weights", share_weights, remedy)
         self.share_weights = share_weights
-        self.compiled = compiled
+        self.cuda_graphs = cuda_graphs
+        self._graphs: dict[str, GraphedGradients] = {}
         self._weights: dict[str, Tensor] | None = None  # of this update, where they are shared
 
     # What an algorithm adds ----------------------------------------------------------------------------------------
@@ -93,32 +93,13 @@ class ActorCritic(OffPolicy, ABC):
     def explore(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """Action for training ``[E, A]``; all randomness comes from ``generator`` (on the CPU)."""
 
-    # Compilation ---------------------------------------------------------------------------------------------------
-
     def setup(self, stage: str) -> None:
-        """Compile what trains, where that is asked for."""
+        """Refuse CUDA graphs without a GPU, and capture them afresh: another fit has its parameters elsewhere."""
         super().setup(stage)
-        if stage == "fit" and self.compiled:
-            self.compile_objectives(self.trainer.strategy.root_device)
-
-    def compile_objectives(self, device: torch.device) -> None:
-        """Let ``torch.compile`` make programs for ``device`` of both losses; they are compiled when first called.
-
-        Raises:
-            ConfigError: there is no compiler for the device.
-        """
-        # the streams of random numbers that are used without compilation
-        options: dict[str, Any] = {"fallback_random": True, "triton.cudagraphs": device.type == "cuda"}
-        try:
-            torch.compile(torch.exp2, options=options)(torch.zeros(8, device=device))
-        except Exception as error:  # of the compiler, by whatever name
-            problem = str(error).strip().partition("\n")[0]
-            remedy = f"torch.compile fails on this machine ({problem}); install a C++ compiler, or leave it out"
-            raise ConfigError(f"model.compiled = True cannot be used: {remedy}.") from error
-        self.compiled = True
-        for name in ("critic_objective", "actor_objective"):
-            own = MethodType(getattr(type(self), name), self)  # of the class: it may have been compiled before
-            setattr(self, name, torch.compile(own, fullgraph=True, dynamic=False, options=options))
+        device = self.trainer.strategy.root_device.type
+        remedy = f"graphs are a GPU's, and this run is on {device}; leave it out, or see trainer.accelerator"
+        require(not self.cuda_graphs or device == "cuda", "model.cuda_graphs", self.cuda_graphs, remedy)
+        self._graphs.clear()
 
     # Optimization --------------------------------------------------------------------------------------------------
 
@@ -140,8 +121,6 @@ class ActorCritic(OffPolicy, ABC):
 
     def update(self, batch: Transition) -> dict[str, Tensor]:
         """One update on a minibatch, fields ``[M, ...]``; returns detached scalars."""
-        if self.compiled:
-            torch.compiler.cudagraph_mark_step_begin()  # what graphs of the last update put out may be overwritten
         self.updates += 1
         metrics = self.update_critic(batch) | self.update_actor(batch)
         self._weights = None
@@ -151,15 +130,23 @@ class ActorCritic(OffPolicy, ABC):
 
     def update_critic(self, batch: Transition) -> dict[str, Tensor]:
         """Step of the critics towards :meth:`target`; detached scalars to log."""
-        loss, metrics, self._weights = self.critic_objective(batch)
-        self.minimise(loss, self.optimizer(0))
+        metrics, self._weights = self._step("critic_objective", batch, self.optimizer(0))
         return metrics
 
     def update_actor(self, batch: Transition) -> dict[str, Tensor]:
         """Step of the policy; detached scalars to log, none where update number ``updates`` leaves the policy alone."""
-        loss, metrics = self.actor_objective(batch)
-        self.minimise(loss, self.optimizer(1))
+        (metrics,) = self._step("actor_objective", batch, self.optimizer(1))
         return metrics
+
+    def _step(self, name: str, batch: Transition, optimizer: LightningOptimizer) -> tuple[Any, ...]:
+        """Step of ``optimizer`` on the objective ``name``, whose other results are returned."""
+        parameters, objective = parameters_of(optimizer), getattr(self, name)
+        if self.cuda_graphs:
+            gradients, *results = self._graphs.setdefault(name, GraphedGradients(objective))(batch, parameters)
+        else:
+            gradients, *results = gradients_of(objective, batch, parameters)
+        self.descend(parameters, gradients, optimizer)
+        return tuple(results)
 
     def critic_objective(self, batch: Transition) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor] | None]:
         """Loss of the critics on a minibatch, detached scalars to log, and the weights that the actor's loss shares."""

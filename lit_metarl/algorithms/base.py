@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -58,8 +58,14 @@ class Algorithm(LightningModule):
         ``autograd.grad`` with the optimizer's own parameters leaves every other network's gradients alone, so an actor
         loss never reaches the critic.
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameters = parameters_of(optimizer)
+        self.descend(parameters, torch.autograd.grad(loss, parameters), optimizer)
+
+    def descend(
+        self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], optimizer: LightningOptimizer
+    ) -> None:
+        """One step of ``optimizer`` along ``gradients`` of its parameters, averaged over processes."""
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             # Fused optimizers read both in the order of memory, whatever their strides; backward() would see to it.
             alike = gradient.stride() == parameter.stride()
             parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
@@ -229,6 +235,11 @@ class Algorithm(LightningModule):
             "; ".join(wrong[:3]),
             "the networks or the environment differ from the checkpoint's; resume with the config it was written with",
         )
+
+
+def parameters_of(optimizer: LightningOptimizer) -> list[nn.Parameter]:
+    """Parameters of all groups of ``optimizer``."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def policy_state_of(recipe: State, module: nn.Module, sizes: Sizes, action_scale: float = 1.0) -> State:

@@ -131,7 +131,7 @@ class Linear(nn.Linear):
 
 def large_product(x: Tensor, weight: Tensor) -> bool:
     """Whether ``x [B, M, I]`` times ``weight [B, I, O]`` is worth :func:`affine`: on a CPU, large, in float32."""
-    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.compiler.is_compiling()
+    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
     return plain and x[0].numel() * weight.shape[-1] >= WORTHWHILE_FOR_ALL and not torch.is_autocast_enabled("cpu")
 
 

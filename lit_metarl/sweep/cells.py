@@ -132,8 +132,8 @@ def _named(name: str, patterns: Sequence[str]) -> bool:
 def key_of(config: Mapping[str, Any]) -> str:
     """Sixteen digits of the hash of a complete ``config``, without what does not change the result of a run.
 
-    That is where and how it is recorded and shown, how often it is saved, and whether its losses are compiled, which
-    changes rounding only, as another machine does. Nor do settings at their default count
+    That is where and how it is recorded and shown, how often it is saved, and whether a GPU computes it by CUDA
+    graphs. Nor do settings at their default count
     (:func:`~lit_metarl.config.chosen`).
     """
     kept: Config = deepcopy({name: config[name] for name in ("seed_everything", "trainer", "model", "data")})
@@ -144,7 +144,7 @@ def key_of(config: Mapping[str, Any]) -> str:
     for callback in trainer["callbacks"]:
         if _class_of(callback) == "RunCheckpoint":
             callback.get("init_args", {}).pop("every_n_batches", None)
-    kept["model"].get("init_args", {}).pop("compiled", None)
+    kept["model"].get("init_args", {}).pop("cuda_graphs", None)
     text = json.dumps(chosen(kept), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -96,8 +96,8 @@ def test_equal_settings_share_a_hash(root: Path, capsys: pytest.CaptureFixture[s
 
 def test_an_option_of_a_later_version_leaves_the_hash_as_it_is(tmp_path: Path) -> None:
     older = {"class_path": "lit_metarl.algorithms.SAC", "init_args": {"gamma": 0.9}}
-    newer = {"class_path": "lit_metarl.algorithms.SAC", "init_args": {"gamma": 0.9, "compiled": False}}
-    other = {"class_path": "lit_metarl.algorithms.SAC", "init_args": {"gamma": 0.9, "compiled": True}}
+    newer = {"class_path": "lit_metarl.algorithms.SAC", "init_args": {"gamma": 0.9, "cuda_graphs": False}}
+    other = {"class_path": "lit_metarl.algorithms.SAC", "init_args": {"gamma": 0.9, "cuda_graphs": True}}
     for seed, model in enumerate([older, newer, other]):
         config = {
             "seed_everything": seed,
