@@ -138,18 +138,20 @@ def _scores(groups: Groups, required: bool = True) -> dict[tuple[str, str], Arra
 
 
 def relative(arms: Sequence[Arm]) -> dict[str, list[Array]]:
-    """Scores of the arms that are on every environment, in units of the first one's mean there.
+    """Scores of the arms that are on every environment with as many seeds, in units of the first one's mean there.
+
+    An environment with more seeds than another would count more.
 
     Returns:
-        Arm → scores ``[S]`` of each environment; empty for one arm or environment, where a mean is not positive, or
-        where an arm has more seeds on one environment, which would count more.
+        Arm → scores ``[S]`` of each environment; empty for one arm or environment, or where a mean is not positive.
     """
     environments, on = list(dict.fromkeys(arm.environment for arm in arms)), _by_name(arms)
-    everywhere = [name for name, each in on.items() if len(each) == len(environments)]
+    counts = {name: [len(arm.scores) for arm in each.values()] for name, each in on.items()}
+    everywhere = [name for name, each in counts.items() if len(each) == len(environments) and len(set(each)) == 1]
     if len(environments) < 2 or len(everywhere) < 2:
         return {}
     units = {name: arm.scores.mean() for name, arm in on[everywhere[0]].items()}
-    if min(units.values()) <= 0 or any(len({len(a.scores) for a in on[name].values()}) > 1 for name in everywhere):
+    if min(units.values()) <= 0:
         return {}
     return {name: [normalised(on[name][e].scores, 0, units[e]) for e in environments] for name in everywhere}
 
@@ -208,7 +210,7 @@ def _improvement(pairs: Sequence[tuple[Array, Array]]) -> str:
 def headline(arms: Sequence[Arm]) -> str:
     """One sentence, of the numbers: which arm is best and against which, or what the only one reaches."""
     together = relative(arms)
-    if together:
+    if together and len(together) == len(_by_name(arms)):
         place = f"on all {len(next(iter(together.values())))} environments"
         return _winner(together, _by_name(arms), f"{place}, in units of the mean of `{next(iter(together))}`")
     winners: list[str] = []

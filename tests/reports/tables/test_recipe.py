@@ -14,7 +14,7 @@ from report_cases import CHEETAH, WALKER, add_run, cells, code_of
 from sweep_cases import PENDULUM, write_recipe
 
 from lit_metarl.reports.command import main
-from lit_metarl.reports.tables.arms import arms_of, headline
+from lit_metarl.reports.tables.arms import arms_of, headline, names_of, relative
 from lit_metarl.reports.tables.recipe import section_of
 from lit_metarl.reports.tables.record import Evaluation, read_store, record_of, record_text
 from lit_metarl.sweep.recipe import Label, load_recipe
@@ -121,6 +121,16 @@ def test_profiles_are_of_the_arms_in_their_colours(root: Path) -> None:
         levels, share = curves[name].get_data()
         assert [share[levels <= level][-1] for level in (0.1, 0.9, 1.9)] == pytest.approx(shares)
     assert len(axes.collections) == 2  # the bands
+
+
+def test_an_arm_that_lacks_a_seed_is_not_compared_on_all_environments(root: Path) -> None:
+    rows = read_store(root, "swing")
+    third = [row._replace(arm=f"{row.arm[:4]}est{row.arm[4:]}", run=f"{row.run}0") for row in rows if row.arm[0] == "f"]
+    rows += [row._replace(value=2 * row.value) for row in third if (int(row.seed), row.environment) != (2, WALKER)]
+    labels = {row.arm: Label(*row.arm.split(" ")) for row in rows}
+    arms = arms_of(rows, names_of(rows, labels))
+    assert list(relative(arms)) == ["control", "fast"]
+    assert headline(arms).startswith(f"`fastest` has the highest return on {CHEETAH} after 100,000 steps: ")
 
 
 def test_everything_is_made_of_the_record_when_the_store_is_gone(
