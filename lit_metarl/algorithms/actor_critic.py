@@ -43,7 +43,8 @@ class ActorCritic(OffPolicy, ABC):
             fraction of the time while networks are small. What :meth:`update` returns is then overwritten by the next.
 
     Raises:
-        ConfigError: a value outside its range, an actor that could not be loaded again, or CUDA graphs without a GPU.
+        ConfigError: a value outside its range, or an actor that could not be loaded again; in a fit, CUDA graphs
+            without a GPU.
     """
 
     critic: Any
@@ -94,11 +95,12 @@ class ActorCritic(OffPolicy, ABC):
         """Action for training ``[E, A]``; all randomness comes from ``generator`` (on the CPU)."""
 
     def setup(self, stage: str) -> None:
-        """Refuse CUDA graphs without a GPU, and capture them afresh: another fit has its parameters elsewhere."""
+        """Refuse to train by CUDA graphs without a GPU; capture them afresh, as parameters may have moved."""
         super().setup(stage)
         device = self.trainer.strategy.root_device.type
         remedy = f"graphs are a GPU's, and this run is on {device}; leave it out, or see trainer.accelerator"
-        require(not self.cuda_graphs or device == "cuda", "model.cuda_graphs", self.cuda_graphs, remedy)
+        possible = not self.cuda_graphs or stage != "fit" or device == "cuda"
+        require(possible, "model.cuda_graphs", self.cuda_graphs, remedy)
         self._graphs.clear()
 
     # Optimization --------------------------------------------------------------------------------------------------

@@ -95,3 +95,4 @@ def test_without_a_gpu_the_key_is_named() -> None:
     message = r"model\.cuda_graphs = True .* on cpu; leave it out, or see trainer\.accelerator"
     with pytest.raises(ConfigError, match=message):
         quiet_trainer().fit(module, Batches([random_batch(3, M)]))
+    module.setup("test")  # of the trainer's device: a GPU's run can be evaluated anywhere
