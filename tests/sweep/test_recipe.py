@@ -137,7 +137,15 @@ def test_shipped_recipes_say_what_the_papers_ask_for() -> None:
             "corners": ["promp", "promp_taypo2", "trpo_dice", "trpo_emaml", "trpo_fomaml", "trpo_maml"],
             "half_cheetah_direction": ["promp", "promp_taypo2", "maml", "sgmrl"],
             "half_cheetah_velocity_steps": ["maml_1_step", "maml_3_steps", "sgmrl_1_step", "sgmrl_3_steps"],
-            "hyper_critics": ["mlp_standard", "q_d2rl", "sa_hyper", "sa_hyper_slower", "as_hyper", "resnet_features"],
+            "hyper_critics": [
+                "mlp_standard",
+                "q_d2rl",
+                "sa_hyper",
+                "sa_hyper_slower",
+                "sa_hyper_bounded",
+                "as_hyper",
+                "resnet_features",
+            ],
             "hyper_published": [*NAMES],
         }.items()
     )
