@@ -36,8 +36,8 @@ WINDOW = 0.1  # share of the steps so far over which evaluations are averaged
 _ROOM = 6  # curves that a legend on the axes may name; more would be hidden by it
 _FLAT = 100.0  # ratio of the heights of a figure up to which its axis is linear
 _TAGS = ("algorithm", "environment", "seed")
-# neither the seed nor where a run is stored or went on from is a setting of the experiment
-NOT_SETTINGS = ("seed", "seed_everything", "ckpt_path", "weights_only", "logger", "default_root_dir")
+# no setting of the experiment: the seed, where a run is stored or went on from, and how fast it is computed
+NOT_SETTINGS = ("seed", "seed_everything", "ckpt_path", "weights_only", "logger", "default_root_dir", "cuda_graphs")
 
 
 @dataclass(frozen=True)

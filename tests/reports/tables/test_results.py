@@ -96,9 +96,10 @@ def test_equal_settings_share_a_hash(root: Path, capsys: pytest.CaptureFixture[s
 
 def test_an_option_of_a_later_version_leaves_the_hash_as_it_is(tmp_path: Path) -> None:
     older = {"class_path": "lit_metarl.algorithms.SAC", "init_args": {"gamma": 0.9}}
-    newer = {"class_path": "lit_metarl.algorithms.SAC", "init_args": {"gamma": 0.9, "cuda_graphs": False}}
-    other = {"class_path": "lit_metarl.algorithms.SAC", "init_args": {"gamma": 0.9, "cuda_graphs": True}}
-    for seed, model in enumerate([older, newer, other]):
+    newer = {"class_path": "lit_metarl.algorithms.SAC", "init_args": {"gamma": 0.9, "share_weights": False}}
+    other = {"class_path": "lit_metarl.algorithms.SAC", "init_args": {"gamma": 0.9, "share_weights": True}}
+    faster = {"class_path": "lit_metarl.algorithms.SAC", "init_args": {"gamma": 0.9, "cuda_graphs": True}}
+    for seed, model in enumerate([older, newer, other, faster]):
         config = {
             "seed_everything": seed,
             "trainer": {"max_epochs": 3} | ({"benchmark": None} if seed else {}),
@@ -106,7 +107,7 @@ def test_an_option_of_a_later_version_leaves_the_hash_as_it_is(tmp_path: Path) -
         }
         connect(tmp_path).log_text(add_run(tmp_path, "e", seed, 1.0), yaml.safe_dump(config), "config/fit.yaml")
     hashes = {run.seed: run.config for run in read_runs(str(tmp_path))[0]}
-    assert hashes["0"] == hashes["1"] != hashes["2"]
+    assert hashes["0"] == hashes["1"] == hashes["3"] != hashes["2"]
 
 
 def test_at_given_steps(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
