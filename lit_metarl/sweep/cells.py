@@ -133,8 +133,7 @@ def key_of(config: Mapping[str, Any]) -> str:
     """Sixteen digits of the hash of a complete ``config``, without what does not change the result of a run.
 
     That is where and how it is recorded and shown, how often it is saved, and whether a GPU computes it by CUDA
-    graphs. Nor do settings at their default count
-    (:func:`~lit_metarl.config.chosen`).
+    graphs. Nor do settings at their default count (:func:`~lit_metarl.config.chosen`).
     """
     kept: Config = deepcopy({name: config[name] for name in ("seed_everything", "trainer", "model", "data")})
     trainer = kept["trainer"]
