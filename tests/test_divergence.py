@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from meta_cases import quiet_trainer
+from test_cli import CONFIGS
 from test_resume import CASES, NAVIGATION, make_meta, make_sac
 from torch import nn
 
+from lit_metarl.__main__ import main
 from lit_metarl.algorithms import MAML, SAC, TRPOMAML, PreconditionedSAC, ProMP
 from lit_metarl.callbacks import RunCheckpoint
 from lit_metarl.envs.gym import Gymnasium
@@ -21,6 +24,7 @@ from lit_metarl.envs.navigation import Navigation2D
 from lit_metarl.losses.preconditioning import LogCosine
 from lit_metarl.nn import CriticFactory
 from lit_metarl.optim import PPO, VPG
+from lit_metarl.tracking import connect, list_runs
 from lit_metarl.types import ConfigError, DivergenceError, Sizes
 
 PENDULUM = Gymnasium("Pendulum-v1")
@@ -110,6 +114,17 @@ def test_a_poisoned_state_is_never_saved(case: str, value: float, of_optimizer: 
 def test_a_run_that_leaves_the_finite_numbers_says_which_step_size(build: Any, key: str) -> None:
     with pytest.raises(DivergenceError, match=rf"training diverged: .*{key}"):
         train(*build())
+
+
+def test_a_run_that_diverged_has_a_metric_at_the_step_of_its_error(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"--config={CONFIGS / name}.yaml" for name in ("experiment/sac_small_pendulum", "overlay/smoke")]
+    words += ["--trainer.accelerator=cpu", "--model.actor_lr=1e6", "--model.critic_lr=1e6"]
+    assert main(["fit", *words]) == 2
+    (step,) = re.findall(r"training diverged: .* after (\d+) environment steps", capsys.readouterr().err)
+    (run,) = list_runs("mlruns", "lit_metarl", "seed")
+    points = connect("mlruns").get_metric_history(run.run_id, "diverged")
+    assert [(point.step, point.value) for point in points] == [(int(step), 1.0)]
+    assert run.status == "FAILED"
 
 
 class TwiceUsed(nn.Module):

@@ -29,6 +29,7 @@ from lit_metarl.checkpoint import (
     write_checkpoint,
 )
 from lit_metarl.processes import lost_peer
+from lit_metarl.tracking import DIVERGED
 from lit_metarl.tracking.logger import mlflow_logger
 from lit_metarl.types import ConfigError, DivergenceError, Interrupted, require
 
@@ -150,6 +151,8 @@ class RunCheckpoint(Checkpoint):
         if isinstance(exception, DivergenceError) and exception.state_is_finite:
             self.save(trainer, "diverged.ckpt")
         logger = mlflow_logger(trainer)
+        if logger is not None and isinstance(exception, DivergenceError):
+            logger.log_metrics({DIVERGED: 1.0})
         if logger is not None and isinstance(exception, Interrupted | KeyboardInterrupt):
             logger.finalize("killed")
         elif logger is not None and lost_peer(exception) and not trainer.is_global_zero:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lit_metarl.tracking.store import (
+    DIVERGED,
     StoredRun,
     TrackingError,
     check_store,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lit_metarl.tracking.logger import MLflowLogger, environment_tags
 
 __all__ = [
+    "DIVERGED",
     "MLflowLogger",
     "StoredRun",
     "TrackingError",

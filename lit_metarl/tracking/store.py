@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DATABASE = "mlflow.db"
+DIVERGED = "diverged"
+"""Metric of a run that left the finite numbers: 1, at the environment steps where it stopped."""
 _ARTIFACTS = "artifacts"
 _LOCATIONS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 _LOCK_TIMEOUT_S = 120.0  # creating a store takes some 3 s; a busy machine some tens

@@ -26,7 +26,7 @@ from lit_metarl.config import chosen
 from lit_metarl.reports.section import ReportError, blank_figure
 from lit_metarl.reports.tables.statistics import Array
 from lit_metarl.sweep.cells import KEY_TAG
-from lit_metarl.tracking import connect
+from lit_metarl.tracking import DIVERGED, connect
 from lit_metarl.tracking.store import DATABASE
 
 RETURN = "eval/return"
@@ -137,6 +137,18 @@ def read_metrics(root: Path | str, experiment: str, wanted: Callable[[str], bool
             steps, values, times = _history(client, read.run_id, metric)
             runs.setdefault(metric, []).append(replace(read, steps=steps, returns=values, times=times))
     return runs
+
+
+def read_diverged(root: Path | str, experiment: str) -> list[Run]:
+    """Read the runs of ``experiment`` that failed because they diverged; their point is where they did.
+
+    Raises:
+        ReportError: there is no store, the experiment is unknown, or it has no run.
+        TrackingError: the store cannot be opened.
+    """
+    client, found = _find_runs(root, [experiment], True)
+    failed = [_read_run(client, run, name, DIVERGED) for run, name in found if run.info.status == "FAILED"]
+    return [run for run in failed if run is not None]
 
 
 def read_metric(root: Path | str, runs: Sequence[Run], metric: str) -> list[Run]:

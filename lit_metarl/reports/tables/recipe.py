@@ -52,6 +52,7 @@ from lit_metarl.reports.tables.relation import NOTE as RELATION_NOTE
 from lit_metarl.reports.tables.relation import relations
 from lit_metarl.reports.tables.statistics import Array, interquartile_mean, performance_profile
 from lit_metarl.sweep.recipe import Published, Recipe, load_recipe
+from lit_metarl.tracking import DIVERGED
 
 FIGURES = ".figures"
 _OUT = "eval/out_of_distribution/"
@@ -282,9 +283,13 @@ def _missing(recipe: Recipe, rows: Sequence[Evaluation]) -> list[str]:
         for arm, seeds in absent.items()
         if seeds
     )
+    diverged = "; ".join(
+        f"`{row.arm}` seed {row.seed} after {row.step:,} steps" for row in rows if row.metric == DIVERGED
+    )
     others = ", ".join(sorted({row.arm for row in rows} - absent.keys()))
     unknown = ", ".join(f"`{metric}`" for metric in recipe.metrics if metric not in metrics_of(rows))
     sentences = {
+        f"Diverged, so without a return, and not counted: {diverged}.": diverged,
         f"Not finished, so not counted: {lacking}.": lacking,
         f"Not in the recipe any more: {others}.": others,
         f"Logged by no run: {unknown}.": unknown,

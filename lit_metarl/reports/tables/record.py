@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_metarl.reports.section import ReportError
-from lit_metarl.reports.tables.curves import BEFORE, RETURN, Run, before_at, read_metrics
+from lit_metarl.reports.tables.curves import BEFORE, RETURN, Run, before_at, read_diverged, read_metrics
 from lit_metarl.reports.tables.statistics import Array
+from lit_metarl.tracking import DIVERGED
 
 # Returns, of all splits; their spread and what random actions earn are not results.
 _RECORDED = re.compile(r"eval/(\w+/)?return(_after_\d+_steps)?")
@@ -37,7 +38,7 @@ class Evaluation(NamedTuple):
         seed: of the run.
         metric: ``eval/return``, of a meta-learner also ``eval/return_after_k_steps`` for each k below the last, whose
             return is ``eval/return``, and both of other splits, ``eval/out_of_distribution/return``; and what the
-            recipe names.
+            recipe names. Of a run that diverged only ``diverged``.
         step: environment steps.
         value: six significant digits of it.
         minutes: from the start of the run.
@@ -130,7 +131,9 @@ def record_text(rows: Iterable[Evaluation]) -> str:
 
 
 def read_store(root: Path | str, recipe: str, metrics: Collection[str] = ()) -> list[Evaluation]:
-    """The evaluations of all finished runs of cells of ``recipe`` in the store, of each metric the oldest run's first.
+    """The evaluations of all finished runs of cells of ``recipe`` in the store, the oldest run's first.
+
+    Of a run that diverged there is a line of :data:`~lit_metarl.tracking.DIVERGED`, and no other.
 
     Args:
         root: folder of the store.
@@ -144,10 +147,10 @@ def read_store(root: Path | str, recipe: str, metrics: Collection[str] = ()) -> 
     """
     found = read_metrics(root, recipe, lambda name: name in metrics or is_return(name))
     evaluated = {run.run_id: run.steps for run in found[RETURN]}
-    rows = []
-    for metric, runs in found.items():
-        cells = [_thinned(run, evaluated[run.run_id]) for run in runs if run.key]
-        rows += [row for run in cells for row in _rows(run, metric)]
+    points = [(metric, _thinned(run, evaluated[run.run_id])) for metric, runs in found.items() for run in runs]
+    points += [(DIVERGED, run) for run in read_diverged(root, recipe)]
+    oldest_first = sorted(points, key=lambda pair: pair[1].start)
+    rows = [row for metric, run in oldest_first if run.key for row in _rows(run, metric)]
     if not rows:
         raise ReportError(f"No finished run in {root} is of the recipe {recipe}.")
     return _without_last_step(rows)
@@ -253,8 +256,8 @@ def _newest(name: str, runs: Iterable[tuple[str, int]]) -> tuple[tuple[str, int]
 
 
 def metrics_of(rows: Iterable[Evaluation]) -> list[str]:
-    """The metrics that a record has, ``eval/return`` first."""
-    return sorted({row.metric for row in rows}, key=lambda name: (name != RETURN, name))
+    """The metrics that a record has of finished runs, ``eval/return`` first."""
+    return sorted({row.metric for row in rows} - {DIVERGED}, key=lambda name: (name != RETURN, name))
 
 
 def runs_of(rows: Sequence[Evaluation], metric: str = RETURN) -> list[Run]:

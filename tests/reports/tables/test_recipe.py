@@ -133,6 +133,22 @@ def test_an_arm_that_lacks_a_seed_is_not_compared_on_all_environments(root: Path
     assert headline(arms).startswith(f"`fastest` has the highest return on {CHEETAH} after 100,000 steps: ")
 
 
+def test_a_diverged_run_is_named_and_not_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arm = "control data.env.task=walker/walk"
+    rows = read_store(root, "swing")
+    (first, *_), kept = ([row for row in rows if ((row.arm, row.seed) == (arm, "1")) is own] for own in (True, False))
+    recipe = swing(grid={"data.env.task": list(TASKS)}, metrics=["gradient/cosine"])
+    record_of(recipe).write_text(record_text([*kept, first._replace(metric="diverged", step=40_000, value=1.0)]))
+    printed, page = report(Path("gone"), recipe, capsys)
+    for text in (printed, page):
+        assert f"Diverged, so without a return, and not counted: `{arm}` seed 1 after 40,000 steps." in text
+        assert "Not finished" not in text
+    (table, *_) = tables(page)
+    assert [line["seeds"] for line in table[:4]] == ["3", "3", "2", "3"]
+    assert main(["report", str(recipe), "--root", "gone", "--html", "page.html"]) == 0
+    assert main(["compare", str(recipe), "control", "fast"]) == 0
+
+
 def test_everything_is_made_of_the_record_when_the_store_is_gone(
     root: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -119,6 +119,25 @@ def test_a_return_before_adaptation_that_was_deleted_is_missing_alone(root: Path
         assert (other.before is None) is (run.before is None or run.run_id == first.run)
 
 
+def test_a_diverged_run_is_recorded_by_where_it_stopped(tmp_path: Path) -> None:
+    root = tmp_path / "hot"
+    add_run(root, "hot", 0, 1.0, arm="sac")
+    at = {"steps": range(40_000, 40_001), "status": "failed", "more": {"diverged": 0.025}}
+    run = add_run(root, "hot", 1, 1.0, arm="sac", **at)
+    add_run(root, "hot", 2, 1.0, arm="sac", **at)
+    again = add_run(root, "hot", 2, 1.0, arm="sac", width=32)
+    add_run(root, "hot", 3, 1.0, **at)  # by hand
+    add_run(root, "hot", 4, 1.0, arm="sac", steps=range(40_000, 40_001), status="failed")  # of something else
+    rows = merge([], read_store(root, "hot"))[0]
+    (row,) = (row for row in rows if row.seed not in ("0", "2"))
+    assert (row.seed, row.metric, row.step, row.value, row.run) == ("1", "diverged", 40_000, 1.0, run)
+    assert {row.run for row in rows if row.seed == "2"} == {again}
+    assert metrics_of(rows) == [RETURN]
+    assert [run.seed for run in runs_of(rows)] == ["0", "2"]
+    Path("hot.csv").write_text(record_text(rows))
+    assert row in read_record("hot.csv")
+
+
 def test_a_store_without_finished_cells_says_so(root: Path) -> None:
     add_run(root, "by hand", 0, 1.0)
     with pytest.raises(ReportError, match=r"No finished run in .* is of the recipe by hand"):
