@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from lit_metarl.checkpoint import trained_by
 from lit_metarl.sweep.cells import KEY_TAG, Cell
-from lit_metarl.tracking import StoredRun, connect, list_runs
+from lit_metarl.tracking import DIVERGED, StoredRun, connect, list_runs
 from lit_metarl.types import ConfigError
 
 try:
@@ -127,28 +127,33 @@ def look(cells: Iterable[Cell]) -> dict[str, CellState]:
 def with_record(cells: Iterable[Cell], states: Mapping[str, CellState], record: Path) -> dict[str, CellState]:
     """``states``, but finished where a cell without a run here is in the recipe's ``record``.
 
-    Somebody has trained it on another machine, or the store is gone; see ``lit-metarl report RECIPE``.
+    Somebody has trained it on another machine, or the store is gone; see ``lit-metarl report RECIPE``. The note tells
+    where it diverged there: it would again.
 
     Raises:
         ConfigError: the file is no record.
     """
-    done = _recorded_keys(record) if record.exists() else set()
-    finished = CellState(State.FINISHED, note=f"recorded in {record.name}")
+    done = _recorded(record) if record.exists() else {}
     return {
-        cell.key: finished if states[cell.key].state is State.ABSENT and cell.key in done else states[cell.key]
+        cell.key: CellState(State.FINISHED, note=done[cell.key])
+        if states[cell.key].state is State.ABSENT and cell.key in done
+        else states[cell.key]
         for cell in cells
     }
 
 
-def _recorded_keys(record: Path) -> set[str]:
+def _recorded(record: Path) -> dict[str, str]:
+    """Key of every cell in the record → a note on it."""
     try:
         with record.open(newline="", encoding="utf-8") as file:
-            return {row["key"] for row in csv.DictReader(file) if row["key"]}
+            rows = [row for row in csv.DictReader(file) if row["key"]]
     except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
         raise ConfigError(
             f"{record} cannot be read as a record ({error!r}): restore it (git checkout {record}) or delete it, "
             "upon which everything is trained again."
         ) from error
+    notes = {True: f"{DIVERGED}, recorded in {record.name}", False: f"recorded in {record.name}"}
+    return {row["key"]: notes[row.get("metric") == DIVERGED] for row in rows}
 
 
 def look_within_lock(cell: Cell) -> CellState:

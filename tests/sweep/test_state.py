@@ -154,6 +154,8 @@ def test_a_recorded_cell_without_a_run_has_finished(cell: Cell) -> None:
     assert states[cell.key] == CellState(State.FINISHED, note="recorded in swing.csv")
     assert states[other.key] == CellState(State.ABSENT)
     assert "  recorded in swing.csv\n" in _plan([cell, other], states, 1)
+    record.write_text(f"arm,key,metric\nsac,{cell.key},diverged\n")
+    assert with_record([cell], look([cell]), record)[cell.key].note == "diverged, recorded in swing.csv"
     add_run(cell, "killed", checkpoint=True)
     assert with_record([cell], look([cell]), record)[cell.key].state is State.INTERRUPTED
     record.write_text("arm,seed\nsac,0\n")

@@ -21,6 +21,7 @@ from lit_metarl.reports.tables.record import Evaluation, metrics_of
 from lit_metarl.reports.tables.results import Row, by_group, make_rows, named
 from lit_metarl.reports.tables.statistics import bootstrap_interval, interquartile_mean
 from lit_metarl.sweep.recipe import Label, Recipe, label
+from lit_metarl.tracking import DIVERGED
 from lit_metarl.tracking.store import DATABASE
 
 
@@ -129,7 +130,7 @@ def recipe_page(recipe: Recipe, rows: Sequence[Evaluation], root: Path | str, pa
 def _arms_of_split(rows: Sequence[Evaluation], names: Mapping[str, Label], metric: str) -> list[Arm]:
     """The arms on another split, as if its returns were the return."""
     prefix = metric.removesuffix("return")
-    own = [row for row in rows if row.metric.startswith(metric)]
+    own = [row for row in rows if row.metric.startswith(metric) or row.metric == DIVERGED]
     return arms_of([row._replace(metric=row.metric.replace(prefix, "eval/", 1)) for row in own], names)
 
 

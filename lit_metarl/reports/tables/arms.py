@@ -12,7 +12,7 @@ import numpy as np
 
 from lit_metarl.reports.section import ReportError, markdown_table
 from lit_metarl.reports.tables.curves import RETURN, WINDOW, Run, common_curve
-from lit_metarl.reports.tables.record import Evaluation, is_return, metrics_of, runs_of
+from lit_metarl.reports.tables.record import Evaluation, diverged_runs, is_return, metrics_of, runs_of
 from lit_metarl.reports.tables.statistics import (
     Array,
     bootstrap_interval,
@@ -22,6 +22,7 @@ from lit_metarl.reports.tables.statistics import (
     probability_of_improvement,
 )
 from lit_metarl.sweep.recipe import Label
+from lit_metarl.tracking import DIVERGED
 
 _SIGNIFICANT = 0.05  # a chance above it is no evidence
 
@@ -40,6 +41,7 @@ class Arm:
         scores: of the seeds, ``[S]``.
         more: metric → scores ``[S]`` of another return, such as the one before adaptation.
         runs: one a seed, ``[S]``.
+        diverged: how many more have no score, as they diverged.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Arm:
     scores: Array
     more: Mapping[str, Array]
     runs: Sequence[Run]
+    diverged: int = 0
 
     def mean_of(self, metric: str) -> float | None:
         """Interquartile mean over the seeds of another return; None if the arm has none."""
@@ -103,9 +106,11 @@ def arms_of(rows: Sequence[Evaluation], names: Mapping[str, Label]) -> list[Arm]
     """Every arm on every environment.
 
     Raises:
-        ReportError: the runs on an environment have no steps in common.
+        ReportError: no run has finished, or the runs on an environment have no steps in common.
     """
-    groups = groups_of(rows, names)
+    groups, diverged = groups_of(rows, names), groups_of(rows, names, DIVERGED)
+    if not groups:
+        raise ReportError(" ".join(["No run has finished.", *diverged_runs(rows)]))
     scores = {metric: _scores(groups_of(rows, names, metric), is_return(metric)) for metric in metrics_of(rows)}
     arms = []
     for environment, here in groups.items():
@@ -114,7 +119,8 @@ def arms_of(rows: Sequence[Evaluation], names: Mapping[str, Label]) -> list[Arm]
             place = environment, name
             more = {key: each[place] for key, each in scores.items() if place in each}
             del more[RETURN]
-            arms.append(Arm(name, environment, step, scores[RETURN][place], more, runs))
+            lost = len(diverged.get(environment, {}).get(name, []))
+            arms.append(Arm(name, environment, step, scores[RETURN][place], more, runs, lost))
     return arms
 
 
@@ -222,17 +228,24 @@ def headline(arms: Sequence[Arm]) -> str:
             winners.append(_winner({arm.name: [arm.scores] for arm in here}, _by_name(here), place))
         else:
             count = f"{len(here[0].runs)} seed{'s' if len(here[0].runs) > 1 else ''}"
-            reached = f"{with_interval([here[0].scores])} on {environment}"
+            reached = f"{with_interval([here[0].scores])} on {environment}{_without({environment: here[0]})}"
             alone.setdefault((here[0].name, f"after {here[0].step:,} steps, {count}."), []).append(reached)
     return " ".join([*winners, *(f"`{name}` reaches {', '.join(each)} {end}" for (name, end), each in alone.items())])
+
+
+def _without(arms: Mapping[str, Arm]) -> str:
+    """How many runs of an arm, here by environment, its return is without, as they diverged; empty for none."""
+    lost = sum(arm.diverged for arm in arms.values())
+    return f" without {lost} run{'s' if lost > 1 else ''} that diverged" if lost else ""
 
 
 def _winner(scores: Mapping[str, Sequence[Array]], on: Mapping[str, Mapping[str, Arm]], place: str) -> str:
     best, second = sorted(scores, key=lambda name: -interquartile_mean(np.concatenate(scores[name])))[:2]
     shared = _shared(on[best], on[second])
+    reached, behind = (with_interval(scores[name]) + _without(on[name]) for name in (best, second))
     sentence = (
-        f"`{best}` has the highest return {place}: {with_interval(scores[best])}; next is `{second}` with "
-        f"{with_interval(scores[second])}, which it beats with a probability of {_improvement(shared)}"
+        f"`{best}` has the highest return {place}: {reached}; next is `{second}` with {behind}, which it beats with a "
+        f"probability of {_improvement(shared)}"
     )
     if min(len(each) for pair in shared for each in pair) < 2:
         return f"{sentence}; one seed tells little."

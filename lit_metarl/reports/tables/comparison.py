@@ -17,7 +17,7 @@ from lit_metarl.reports.arguments import positive_steps
 from lit_metarl.reports.section import ReportError, Section, markdown_table
 from lit_metarl.reports.tables.arms import groups_of, names_of
 from lit_metarl.reports.tables.curves import RETURN, WINDOW, Run, read_runs
-from lit_metarl.reports.tables.record import metrics_of, read_record, record_of
+from lit_metarl.reports.tables.record import diverged_runs, metrics_of, read_record, record_of
 from lit_metarl.reports.tables.results import by_group
 from lit_metarl.reports.tables.statistics import (
     Array,
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> Section:
         raise ReportError(f"{control} would be compared with itself: name two.")
     remarks: list[str] = []
     if recipe:
-        arms = recorded(Path(recipe[0]), [control, treated], args.metric)
+        arms, remarks = recorded(Path(recipe[0]), [control, treated], args.metric)
     else:
         found = [one_per_environment(args.root, name, args.metric) for name in (control, treated)]
         arms, remarks = [arm for arm, _ in found], [remark for _, more in found for remark in more]
@@ -89,8 +89,8 @@ def run(args: argparse.Namespace) -> Section:
     return Section(table_of(scores, control, treated, args.metric), [*notes, *remarks])
 
 
-def recorded(path: Path, arms: Sequence[str], metric: str) -> list[dict[str, list[Run]]]:
-    """Environment → runs, one per seed, of each of ``arms`` in the record of the recipe in ``path``.
+def recorded(path: Path, arms: Sequence[str], metric: str) -> tuple[list[dict[str, list[Run]]], list[str]]:
+    """Environment → runs, one per seed, of each of ``arms`` in the record of the recipe; a sentence on diverged ones.
 
     Raises:
         ReportError: there is no record, or an arm or ``metric`` is not in it.
@@ -114,7 +114,7 @@ def recorded(path: Path, arms: Sequence[str], metric: str) -> list[dict[str, lis
             raise ReportError(f"{record_of(path)} has no {metric} of {arm!r}.")
         for environment, runs in environments.items():
             _check_settings(arm, environment, [run.config for run in runs])
-    return found
+    return found, diverged_runs([row for row in rows if names[row.arm].arm in arms])
 
 
 def _check_settings(arm: str, environment: str, configs: Sequence[str]) -> None:

@@ -40,6 +40,7 @@ from lit_metarl.reports.tables.curves import (
 )
 from lit_metarl.reports.tables.record import (
     Evaluation,
+    diverged_runs,
     is_return,
     merge,
     metrics_of,
@@ -52,7 +53,6 @@ from lit_metarl.reports.tables.relation import NOTE as RELATION_NOTE
 from lit_metarl.reports.tables.relation import relations
 from lit_metarl.reports.tables.statistics import Array, interquartile_mean, performance_profile
 from lit_metarl.sweep.recipe import Published, Recipe, load_recipe
-from lit_metarl.tracking import DIVERGED
 
 FIGURES = ".figures"
 _OUT = "eval/out_of_distribution/"
@@ -216,7 +216,7 @@ def _cells(recipe: Recipe, arm: Arm, metrics: Sequence[str]) -> dict[str, str]:
         **{name: others[name] for name in after},
         "published": "–" if known is None else f"{known.value:.4g}",
         **_published_sac(arm),
-        "seeds": str(len(arm.runs)),
+        "seeds": str(len(arm.runs)) + (f", {arm.diverged} more diverged" if arm.diverged else ""),
         "environment steps": f"{arm.step:,}",
         "minutes": f"{np.mean([run.minutes(arm.step) for run in arm.runs]):.1f}",
         "commit": ", ".join(sorted({run.commit for run in arm.runs})),
@@ -283,18 +283,14 @@ def _missing(recipe: Recipe, rows: Sequence[Evaluation]) -> list[str]:
         for arm, seeds in absent.items()
         if seeds
     )
-    diverged = "; ".join(
-        f"`{row.arm}` seed {row.seed} after {row.step:,} steps" for row in rows if row.metric == DIVERGED
-    )
     others = ", ".join(sorted({row.arm for row in rows} - absent.keys()))
     unknown = ", ".join(f"`{metric}`" for metric in recipe.metrics if metric not in metrics_of(rows))
     sentences = {
-        f"Diverged, so without a return, and not counted: {diverged}.": diverged,
         f"Not finished, so not counted: {lacking}.": lacking,
         f"Not in the recipe any more: {others}.": others,
         f"Logged by no run: {unknown}.": unknown,
     }
-    return [sentence for sentence, names in sentences.items() if names]
+    return diverged_runs(rows) + [sentence for sentence, names in sentences.items() if names]
 
 
 def _picture(recipe: Recipe, metric: str) -> Path:

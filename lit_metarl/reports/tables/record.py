@@ -211,6 +211,12 @@ def merge(recorded: Sequence[Evaluation], stored: Sequence[Evaluation]) -> tuple
     Returns:
         The new record, and a sentence about each run that was replaced or left out.
     """
+    done = {(row.arm, row.seed) for row in (*recorded, *stored) if row.metric != DIVERGED}
+    # A finished run says more than one that diverged, in whatever order they were trained.
+    recorded, stored = (
+        [row for row in rows if row.metric != DIVERGED or (row.arm, row.seed) not in done]
+        for rows in (recorded, stored)
+    )
     old, new = _ends(recorded), _ends(stored)
     taken: dict[tuple[str, str], str] = {}  # runs of the store in the record
     remarks: list[str] = []
@@ -258,6 +264,12 @@ def _newest(name: str, runs: Iterable[tuple[str, int]]) -> tuple[tuple[str, int]
 def metrics_of(rows: Iterable[Evaluation]) -> list[str]:
     """The metrics that a record has of finished runs, ``eval/return`` first."""
     return sorted({row.metric for row in rows} - {DIVERGED}, key=lambda name: (name != RETURN, name))
+
+
+def diverged_runs(rows: Iterable[Evaluation]) -> list[str]:
+    """The sentence that names the runs of a record that diverged, and after how many steps; empty if none did."""
+    found = [f"`{row.arm}` seed {row.seed} after {row.step:,} steps" for row in rows if row.metric == DIVERGED]
+    return [f"Diverged, so without a return, and not counted: {'; '.join(found)}."] if found else []
 
 
 def runs_of(rows: Sequence[Evaluation], metric: str = RETURN) -> list[Run]:

@@ -144,9 +144,17 @@ def test_a_diverged_run_is_named_and_not_counted(root: Path, capsys: pytest.Capt
         assert f"Diverged, so without a return, and not counted: `{arm}` seed 1 after 40,000 steps." in text
         assert "Not finished" not in text
     (table, *_) = tables(page)
-    assert [line["seeds"] for line in table[:4]] == ["3", "3", "2", "3"]
-    assert main(["report", str(recipe), "--root", "gone", "--html", "page.html"]) == 0
-    assert main(["compare", str(recipe), "control", "fast"]) == 0
+    assert [line["seeds"] for line in table[:4]] == ["3", "3", "2, 1 more diverged", "3"]
+    sentence = rf"next is `control` with {6.5 * 97.5:.4g} \(.*\) without 1 run that diverged, which it beats"
+    assert re.search(sentence, page.splitlines()[2])
+    for words in (["report", "--root", "gone", "--html", "page.html"], ["compare", "control", "fast"]):
+        assert main([words[0], str(recipe), *words[1:]]) == 0
+        assert f"`{arm}` seed 1 after 40,000 steps" in capsys.readouterr().out
+    assert "without 1 run that diverged" in Path("page.html").read_text()
+    lost = [row._replace(metric="diverged", step=1) for row in {(row.arm, row.seed): row for row in rows}.values()]
+    record_of(recipe).write_text(record_text(lost))
+    assert main(["report", str(recipe), "--root", "gone"]) == 2
+    assert "No run has finished. Diverged, so without a return" in capsys.readouterr().err
 
 
 def test_everything_is_made_of_the_record_when_the_store_is_gone(

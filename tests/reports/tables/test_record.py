@@ -136,6 +136,9 @@ def test_a_diverged_run_is_recorded_by_where_it_stopped(tmp_path: Path) -> None:
     assert [run.seed for run in runs_of(rows)] == ["0", "2"]
     Path("hot.csv").write_text(record_text(rows))
     assert row in read_record("hot.csv")
+    worse = [each._replace(metric="diverged", run="r9") for each in rows if (each.seed, each.step) == ("0", 100_000)]
+    assert merge(rows, worse)[0] == rows  # it takes no finished run's place
+    assert merge(worse, rows)[0] == rows
 
 
 def test_a_store_without_finished_cells_says_so(root: Path) -> None:
