@@ -68,8 +68,6 @@ class HyperCritic(CriticFactory):
         members: E.
         initialisation: of the hypernetwork.
         embedding: length of a learned vector that takes the place of ``meta``; 0 for none.
-        bounded: whether values far from the data grow with the base input alone, not with the fourth power of the meta
-            input (one hidden layer); see :class:`~lit_metarl.nn.Hypernetwork`.
     """
 
     meta: Sequence[Input] = ("obs",)
@@ -80,7 +78,6 @@ class HyperCritic(CriticFactory):
     members: int = 2
     initialisation: HyperInitialisation = field(default_factory=Released)
     embedding: int = 0
-    bounded: bool = False
 
     def build(self, sizes: Sizes) -> nn.Module:
         for key, names in {"meta": self.meta, "base": self.base}.items():
@@ -257,7 +254,6 @@ class HyperEnsembleCritic(nn.Module):
             settings.widths,
             settings.blocks,
             settings.initialisation,
-            settings.bounded,
         )
         self.embedding = nn.Parameter(torch.randn(self.members, settings.embedding)) if settings.embedding else None
 

@@ -111,6 +111,9 @@ class ResidualNetwork(nn.Sequential):
 class Hypernetwork(nn.Module):
     """Meta inputs → weights of dynamic layers, for ``E`` independent members.
 
+    Far from the data weights and gains grow in proportion to the meta input, so what L dynamic layers make of them
+    grows with its 2L-th power, where an MLP's output grows in proportion.
+
     Args:
         inputs: length of the meta input.
         layers: the dynamic layers by name, such as those of :func:`mlp_layers`.
@@ -118,9 +121,6 @@ class Hypernetwork(nn.Module):
         widths: of the stages of the primary network; the last is the length of z.
         blocks: residual blocks of a stage.
         initialisation: of primary network and heads; :class:`~lit_metarl.nn.Released` if None.
-        bounded: whether weights are made of z/√(1 + mean z²), which leaves small z alone and bounds large ones.
-            Otherwise weights and gains grow with the meta input far from the data, and what L dynamic layers make of
-            them with its 2L-th power, where an MLP grows in proportion. Not in the paper.
 
     Raises:
         ConfigError: there is no width, or one below 1, of the primary network or of a dynamic layer.
@@ -134,7 +134,6 @@ class Hypernetwork(nn.Module):
         widths: Sequence[int] = (256, 512, 1024),
         blocks: int = 2,
         initialisation: HyperInitialisation | None = None,
-        bounded: bool = False,
     ) -> None:
         super().__init__()
         for layer in layers.values():
@@ -142,8 +141,6 @@ class Hypernetwork(nn.Module):
         self.members = members
         self.layers = dict(layers)
         self.primary = ResidualNetwork(members or 1, inputs, widths, blocks)
-        if bounded:
-            self.primary.append(nn.RMSNorm(widths[-1], eps=1.0, elementwise_affine=False))
         # All heads in one product; the layers' parts lie one after the other, in the order of :class:`LayerWeights`.
         size = sum(sum(layer.parts) for layer in self.layers.values())
         self.heads = EnsembleLinear(members or 1, widths[-1], size, "torch")

@@ -142,7 +142,6 @@ def test_shipped_recipes_say_what_the_papers_ask_for() -> None:
                 "q_d2rl",
                 "sa_hyper",
                 "sa_hyper_slower",
-                "sa_hyper_bounded",
                 "as_hyper",
                 "resnet_features",
             ],
