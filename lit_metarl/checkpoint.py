@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
@@ -50,6 +51,13 @@ def read_checkpoint(path: Path, verify: bool = True) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "algorithm" not in checkpoint:
         raise CheckpointError(f"ckpt_path = {path} was not written by lit_metarl; it cannot be resumed.")
     return checkpoint
+
+
+def run_name(checkpoint: Mapping[str, Any]) -> str | None:
+    """The name that a checkpoint's config gives its run, as a sweep's does; None where it gives none."""
+    config = yaml.safe_load(checkpoint.get("run", {}).get("config", "{}"))
+    logger = config.get("trainer", {}).get("logger")
+    return logger.get("init_args", {}).get("run_name") if isinstance(logger, dict) else None
 
 
 def find_damage(path: Path) -> str | None:

@@ -29,7 +29,8 @@ class TD3(ActorCritic):
         exploration_noise: standard deviation of the noise on actions for training.
         target_noise: standard deviation of the noise on actions in targets.
         target_noise_clip: largest magnitude of the latter.
-        actor_critic: everything else, as of :class:`~lit_metarl.algorithms.ActorCritic`.
+        actor_critic: everything else, as of :class:`~lit_metarl.algorithms.ActorCritic`, but ``target_update_every``,
+            which is ``policy_delay``.
 
     Raises:
         ConfigError: a value outside its range, or an actor that could not be loaded again.

@@ -145,8 +145,9 @@ class CriticGradientMonitor(Monitor):
 
     Metrics: ``critic_gradient/cosine`` between ∇_a Q and the gradient that roll-outs of perturbed actions show, the
     shares of states where it is ``above_quarter`` and ``above_three_quarters``, and the median ``r_squared`` of the
-    fits. A measurement takes up to ``states`` × (``actions`` × ``horizon`` + ``spread``) environment steps, at about
-    10,000 a second and core on half-cheetah, so half a minute with the defaults; it leaves the run as it is.
+    fits. Q is that of the first critic; SAC's actor follows the lower of two. A measurement takes up to ``states`` ×
+    (``actions`` × ``horizon`` + ``spread``) environment steps, at about 10,000 a second and core on half-cheetah, so
+    half a minute with the defaults; it leaves the run as it is.
 
     Args:
         every_n_epochs: epochs between two measurements.

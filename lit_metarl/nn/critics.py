@@ -84,6 +84,7 @@ class HyperCritic(CriticFactory):
             known = set(names) <= {"obs", "action", "context"} and len(set(names)) == len(names)
             require(known, f"critic.{key}", names, "choose from obs, action and context, each once")
         require(bool(self.base), "critic.base", self.base, "the dynamic network needs an input")
+        require(self.embedding >= 0, "critic.embedding", self.embedding, "a vector has a length; 0 is for none")
         one = bool(self.meta) != bool(self.embedding)
         require(one, "critic.meta", self.meta, "name the primary network's input, or give an embedding instead")
         told = {"obs", "action"} | ({"context"} if sizes.context else set())

@@ -107,7 +107,8 @@ def make_cells(
     chosen = [(arm, point) for arm in recipe.arms for point in recipe.points() if _named(label(arm, point), only)]
     for pattern in only:
         found = any(_named(name, [pattern]) for name in recipe.labels())
-        require(found, "--arm", pattern, f"the arms of {recipe.path} are {', '.join(recipe.labels())}")
+        names = f"the arms of {recipe.path} are {', '.join(recipe.labels())}"
+        require(found, "--arm", pattern, f"{names}; a pattern such as '*cheetah*' names several")
     configs: dict[str, Config] = {}
     for arm, _ in chosen:
         if arm.name not in configs:

@@ -165,6 +165,7 @@ def test_weights_are_values() -> None:
         ({"base": ()}, 0, r"critic.base = \(\) cannot be used: the dynamic network needs an input"),
         ({"meta": ()}, 0, r"critic.meta = \(\) cannot be used: name the primary network's input, or give an embedding"),
         ({"embedding": 5}, 0, "or give an embedding instead"),
+        ({"meta": (), "base": ("obs", "action"), "embedding": -1}, 0, "critic.embedding = -1 cannot be used"),
         ({}, 4, r"together they must be action, context, obs"),
         ({"base": ("action", "context")}, 0, r"together they must be action, obs"),
     ],

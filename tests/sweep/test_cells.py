@@ -262,9 +262,7 @@ def test_arms_of_critics_differ_in_the_critic_and_its_step_size_alone(name: str)
         assert hyper is (re.search("hyper|released", cell.arm.partition(" ")[0]) is not None)
         if name in ("hyper_critics", "hyper_walker2d", "hyper_initialisations"):
             arm = cell.arm.partition(" ")[0]
-            chosen_for = (
-                "sa_hyper" if name == "hyper_initialisations" and hyper else arm.removesuffix("_slower")
-            )
+            chosen_for = "sa_hyper" if name == "hyper_initialisations" and hyper else arm.removesuffix("_slower")
             best = best_step_sizes()[chosen_for]
             assert rate == (0.1 * best if arm.endswith("_slower") else best)
         elif name != "hyper_learning_rates":

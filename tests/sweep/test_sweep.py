@@ -210,7 +210,7 @@ def test_the_first_signal_lets_runs_save_and_a_second_ctrl_c_does_not() -> None:
             "cannot be used: a run is recorded under the names of recipe, arm",
         ),
         (["swing.yaml", "--ckpt_path", "last.ckpt"], "ckpt_path = 'last.ckpt' cannot be used: a run of a sweep begins"),
-        (["swing.yaml", "--arm=sacc"], "--arm = 'sacc' cannot be used: the arms of swing.yaml are sac."),
+        (["swing.yaml", "--arm=sacc"], "--arm = 'sacc' cannot be used: the arms of swing.yaml are sac; a pattern"),
         (["swing.yaml", "--config=gone.yaml"], "config file gone.yaml cannot be read: No such file or directory."),
         (["swing.yaml", "--trainer.max_steps=3"], "trainer.max_steps = 3 cannot be used"),
         (["swing.yaml", "--model.gama=1"], "model.gama: SAC takes no gama. Did you mean gamma?"),

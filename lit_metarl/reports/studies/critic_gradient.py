@@ -1,7 +1,8 @@
 """``lit-metarl study critic_gradient``: whether critics' action gradients lead where returns rise.
 
 Fig. 3 of Sarafian et al. 2021, of checkpoints, beside an exact critic in a linear world: what its line lacks to 1
-is the error of the study itself.
+is the error of the study itself, there. It is larger where actions have more coordinates than the two of that world, or
+returns are less smooth: R² tells.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from lit_metarl.checkpoint import CheckpointError, read_checkpoint
+from lit_metarl.checkpoint import CheckpointError, read_checkpoint, run_name
 from lit_metarl.envs.linear_quadratic import LinearQuadratic, dynamics, value_matrix
+from lit_metarl.errors import one_line
 from lit_metarl.nn import ActorFactory, CriticFactory
 from lit_metarl.nn.distributions import Deterministic
 from lit_metarl.reports.arguments import positive, seed
@@ -193,12 +195,10 @@ def restore(path: Path) -> Restored:
     try:
         built: Any = parser.instantiate(parser.parse_object(settings))
     except ArgumentError as error:
-        raise ReportError(
-            f"{path} was written by another version of lit_metarl: {str(error).splitlines()[0]}"
-        ) from error
+        raise ReportError(f"{path} was written by another version of lit_metarl: {one_line(str(error))}") from error
     built.model.load_state_dict(checkpoint["state_dict"])
     built.model.load_counters(checkpoint["algorithm"]["counters"])
-    label = f"{name}, {type(built.model.critic).__name__}, {path.parent.name[:8]}"
+    label = run_name(checkpoint) or f"{name}, {type(built.model.critic).__name__}, {path.parent.name[:8]}"
     experience = checkpoint[config["data"]["class_path"].rpartition(".")[2]]["ranks"]
     replay = torch.cat([rank["experience"]["replay"]["storage"]["obs"] for rank in experience])
     return Restored(label, built.model, built.env, replay)

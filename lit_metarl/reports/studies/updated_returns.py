@@ -12,13 +12,12 @@ import copy
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import yaml
 from torch import Tensor
 
-from lit_metarl.checkpoint import read_checkpoint
+from lit_metarl.checkpoint import read_checkpoint, run_name
 from lit_metarl.reports.arguments import at_least, writable_file
 from lit_metarl.reports.section import Section, blank_figure, markdown_table, percent
 from lit_metarl.reports.studies.gradient_quality import StoredRun, load_run
@@ -125,10 +124,7 @@ def _returns(stored: StoredRun) -> Tensor:
 def _label(path: Path) -> str:
     """The name of the run, if it has one, and the environment steps of the checkpoint."""
     checkpoint = read_checkpoint(path)
-    config: dict[str, Any] = yaml.safe_load(checkpoint["run"]["config"])
-    logger = config.get("trainer", {}).get("logger")
-    name = logger.get("init_args", {}).get("run_name") if isinstance(logger, dict) else None
-    return f"{name or path}, {checkpoint['algorithm']['counters']['env_steps']:,} steps"
+    return f"{run_name(checkpoint) or path}, {checkpoint['algorithm']['counters']['env_steps']:,} steps"
 
 
 def draw(found: Sequence[Updated]) -> Figure:
