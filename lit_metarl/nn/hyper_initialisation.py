@@ -130,10 +130,10 @@ class BiasHyper(HyperInitialisation):
 class HyperFanIn(HyperInitialisation):
     """Normal weights of the weight's and the bias's head, such that every layer's output has the variance of its input.
 
-    Half of it from the dynamic weights, half from the dynamic biases, as hyperfan-in of Chang et al. 2020: Var = c/(2 ·
-    in · n_z · E[z²]), c = 2 after a ReLU and 1 elsewhere, and 1/(2 · n_z · E[z²]). The gain is 1. E[z²] of every member
-    is measured on meta inputs from N(0, 1), so that it holds for any primary network. The biases' half does not follow
-    the input, whose variance is taken for 1.
+    Half of it from the dynamic weights, half from the dynamic biases, as hyperfan-in of Chang et al. 2020:
+    Var = c/(2 · in · n_z · E[z²]), c = 2 after a ReLU and 1 elsewhere, and 1/(2 · n_z · E[z²]). The gain is 1. E[z²] of
+    every member is measured on meta inputs from N(0, 1), so that it holds for any primary network. The biases' half
+    does not follow the input: its variance is taken for 1.
 
     Attributes:
         samples: meta inputs that E[z²] is measured on.
