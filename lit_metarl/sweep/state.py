@@ -127,8 +127,8 @@ def look(cells: Iterable[Cell]) -> dict[str, CellState]:
 def with_record(cells: Iterable[Cell], states: Mapping[str, CellState], record: Path) -> dict[str, CellState]:
     """``states``, but finished where a cell without a run here is in the recipe's ``record``.
 
-    Somebody has trained it on another machine, or the store is gone; see ``lit-metarl report RECIPE``. The note tells
-    where it diverged there: it would again.
+    Somebody has trained it on another machine, or the store is gone; see ``lit-metarl report RECIPE``. So is one that
+    diverged there, as the note says: it would again.
 
     Raises:
         ConfigError: the file is no record.
