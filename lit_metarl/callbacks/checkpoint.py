@@ -146,7 +146,7 @@ class RunCheckpoint(Checkpoint):
         """Leave a true record, say what is saved, and give signals and lock back.
 
         If the run stops because its next step would not be finite, ``diverged.ckpt`` gets its state; finite is not
-        always good, so ``last.ckpt`` stays what it was.
+        always good, so ``last.ckpt`` stays what it was. A run that diverged has the metric ``diverged`` where it did.
         """
         if isinstance(exception, DivergenceError) and exception.state_is_finite:
             self.save(trainer, "diverged.ckpt")

@@ -152,8 +152,8 @@ def _recorded(record: Path) -> dict[str, str]:
             f"{record} cannot be read as a record ({error!r}): restore it (git checkout {record}) or delete it, "
             "upon which everything is trained again."
         ) from error
-    notes = {True: f"{DIVERGED}, recorded in {record.name}", False: f"recorded in {record.name}"}
-    return {row["key"]: notes[row.get("metric") == DIVERGED] for row in rows}
+    where = f"recorded in {record.name}"
+    return {row["key"]: f"{DIVERGED}, {where}" if row.get("metric") == DIVERGED else where for row in rows}
 
 
 def look_within_lock(cell: Cell) -> CellState:

@@ -107,14 +107,14 @@ def recorded(path: Path, arms: Sequence[str], metric: str) -> tuple[list[dict[st
     if unknown := [arm for arm in arms if arm not in own]:
         known = ", ".join(map(repr, own))
         raise ReportError(f"{record_of(path)} has no arm {', '.join(map(repr, unknown))}; it has {known}.")
-    groups = groups_of(rows, names, metric)
+    groups, diverged = groups_of(rows, names, metric), diverged_runs(row for row in rows if names[row.arm].arm in arms)
     found = [{name: here[arm] for name, here in groups.items() if arm in here} for arm in arms]
     for arm, environments in zip(arms, found, strict=True):
         if not environments:
-            raise ReportError(f"{record_of(path)} has no {metric} of {arm!r}.")
+            raise ReportError(" ".join([f"{record_of(path)} has no {metric} of {arm!r}.", *diverged]))
         for environment, runs in environments.items():
             _check_settings(arm, environment, [run.config for run in runs])
-    return found, diverged_runs([row for row in rows if names[row.arm].arm in arms])
+    return found, diverged
 
 
 def _check_settings(arm: str, environment: str, configs: Sequence[str]) -> None:
