@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,3 +62,21 @@ def agreement(gradient: Tensor, other: Tensor) -> Agreement:
     """
     cosine = F.cosine_similarity(gradient.double(), other.double(), dim=-1)
     return Agreement(cosine.mean(), (cosine > 0.25).double().mean(), (cosine > 0.75).double().mean())
+
+
+def chance_above(threshold: float, directions: int) -> float:
+    """Share of random directions whose cosine with a given one is above a threshold.
+
+    Uniform on the sphere in A dimensions: ∫_0^φ sin^(A−2) θ dθ / ∫_0^π sin^(A−2) θ dθ with φ = arccos of the
+    threshold, and ½ for A = 1. The shares that Sarafian et al. 2021 plot are
+    as large for a critic that tells nothing.
+
+    Args:
+        threshold: in [0, 1).
+        directions: A ≥ 1, of gradients ``[A]``.
+    """
+    if directions == 1:
+        return 0.5
+    angle = np.linspace(0.0, np.pi, 100_001)
+    density = np.sin(angle) ** (directions - 2)
+    return float(density[angle < np.arccos(threshold)].sum() / density.sum())

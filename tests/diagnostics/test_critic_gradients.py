@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_metarl.diagnostics.critic_gradients import agreement, fitted_gradient
+from lit_metarl.diagnostics.critic_gradients import agreement, chance_above, fitted_gradient
 
 
 def test_the_fit_is_the_regression_of_all_pairs() -> None:
@@ -62,3 +62,16 @@ def test_agreement_by_hand() -> None:
     assert float(found.cosine) == pytest.approx((1 + 0.5**0.5 - 1) / 4)
     assert float(found.above_quarter) == 0.5
     assert float(found.above_three_quarters) == 0.25
+
+
+@pytest.mark.parametrize("directions", [1, 2, 3, 6, 17])
+@pytest.mark.parametrize("threshold", [0.0, 0.25, 0.75])
+def test_the_share_of_random_directions(directions: int, threshold: float) -> None:
+    drawn = torch.randn(400_000, directions, dtype=torch.float64, generator=torch.Generator().manual_seed(directions))
+    share = (drawn[:, 0] / drawn.norm(dim=1) > threshold).double().mean()
+    assert chance_above(threshold, directions) == pytest.approx(float(share), abs=0.004)
+
+
+@pytest.mark.parametrize(("threshold", "share"), [(0.25, 0.375), (0.75, 0.125)])
+def test_the_cosine_of_three_dimensions_is_uniform(threshold: float, share: float) -> None:
+    assert chance_above(threshold, 3) == pytest.approx(share, abs=1e-4)

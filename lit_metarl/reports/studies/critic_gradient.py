@@ -21,6 +21,7 @@ import yaml
 from torch import Tensor, nn
 
 from lit_metarl.checkpoint import CheckpointError, read_checkpoint, run_name
+from lit_metarl.diagnostics.critic_gradients import chance_above
 from lit_metarl.envs.linear_quadratic import LinearQuadratic, dynamics, value_matrix
 from lit_metarl.errors import one_line
 from lit_metarl.nn import ActorFactory, CriticFactory
@@ -88,6 +89,8 @@ class Line:
         label: of the critic.
         environment: its name.
         env_steps: that it has learned from.
+        horizon: most steps of a roll-out.
+        directions: A, of an action.
         metrics: see :meth:`lit_metarl.callbacks.critic_gradient.Measured.metrics`.
         seconds: that it took.
     """
@@ -95,6 +98,8 @@ class Line:
     label: str
     environment: str
     env_steps: int
+    horizon: int
+    directions: int
     metrics: dict[str, float]
     seconds: float
 
@@ -107,7 +112,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
     add("--actions", type=positive, default=15, help="tried at each (default: %(default)s)")
     add("--noise", type=float, default=0.3, help="standard deviation of the actions (default: %(default)s)")
     add("--repeats", type=positive, default=3, help="steps for which an action is taken (default: %(default)s)")
-    add("--horizon", type=positive, default=1000, help="most steps of a roll-out (default: %(default)s)")
+    add("--horizon", type=positive, nargs="+", default=[1000], help="most steps of a roll-out (default: 1000)")
     add("--spread", type=positive, default=1000, help="states lie in so many first steps (default: %(default)s)")
     add("--source", default="policy", help="of states: policy, exploration, random or replay (default: %(default)s)")
     add("--seed", type=seed, default=0)
@@ -122,25 +127,30 @@ def run(args: argparse.Namespace) -> Section:
     """
     from lit_metarl.callbacks import GradientProtocol
 
-    settings = ("states", "actions", "noise", "repeats", "horizon", "spread", "source", "seed")
-    protocol = GradientProtocol(**{name: getattr(args, name) for name in settings})
+    settings = ("states", "actions", "noise", "repeats", "spread", "source", "seed")
+    shared = {name: getattr(args, name) for name in settings}
+    protocols = [GradientProtocol(**shared, horizon=horizon) for horizon in args.horizon]
     restored = [restore(path) for path in args.checkpoints]
     # The linear world comes to rest soon, where no gradient is left to compare; and no run in it has left a replay.
     source = "exploration" if args.source == "replay" else args.source
-    near = replace(protocol, spread=min(args.spread, 5), source=source)
+    near = replace(protocols[-1], spread=min(args.spread, 5), source=source)
     lines = []
     for repeats in sorted({1, args.repeats}):
         exact = Restored(f"exact critic, {repeats} step{'s' * (repeats > 1)}", *linear_world(), None)
         lines.append(measured(exact, replace(near, repeats=repeats)))
-    lines += [measured(one, protocol) for one in restored]
+    lines += [measured(one, protocol) for one in restored for protocol in protocols]
     note = (
         f"Cosine of ∇_a Q (first critic, the policy's action) with the gradient fitted to returns, at {args.states} "
         f"states of source `{args.source}`: mean, and shares above two thresholds. {args.actions} actions at each, "
-        f"noise {args.noise:g}, each taken for {args.repeats} steps; at most {args.horizon:,} steps, then the target "
-        "critics. R²: adjusted, median of the fits. What the exact critic lacks to 1 is the error of the study: the "
-        "fit's, and where an action is taken for more than one step, that this is not what its gradient is of."
+        f"noise {args.noise:g}, each taken for {args.repeats} steps; at most as many steps as the horizon, then the "
+        "target critics. R²: adjusted, median of the fits. What the exact critic lacks to 1 is the error of the study: "
+        "the fit's, and where an action is taken for more than one step, that this is not what its gradient is of."
     )
-    note += " Its states are those of exploration: no run in its world has a replay." * (args.source == "replay")
+    chance = {line.environment: [chance_above(level, line.directions) for level in (0.25, 0.75)] for line in lines}
+    shares = [f"{100 * low:.0f} % and {100 * high:.0f} % on {name}" for name, (low, high) in chance.items()]
+    note += f" Random directions are above the thresholds in {', '.join(shares)}."
+    if args.source == "replay":
+        note += " The exact critic's states are of exploration: no run in its world has a replay."
     return Section(table_of(lines), [note])
 
 
@@ -158,8 +168,8 @@ def measured(one: Restored, protocol: GradientProtocol) -> Line:
 
     began = time.perf_counter()
     metrics = measure(one.module, one.factory, protocol, one.replay).metrics()
-    name = one.factory.make(1, 0).spec.name
-    return Line(one.label, name, one.module.env_steps, metrics, time.perf_counter() - began)
+    seconds, spec = time.perf_counter() - began, one.factory.make(1, 0).spec
+    return Line(one.label, spec.name, one.module.env_steps, protocol.horizon, spec.sizes.action, metrics, seconds)
 
 
 def restore(path: Path) -> Restored:
@@ -205,12 +215,12 @@ def restore(path: Path) -> Restored:
 
 
 def table_of(lines: Sequence[Line]) -> str:
-    """One line per critic."""
-    head = ("critic", "environment", "steps", "cosine", "> 0.25", "> 0.75", "R²", "seconds")
+    """One line per critic and horizon."""
+    head = ("critic", "environment", "steps", "horizon", "cosine", "> 0.25", "> 0.75", "R²", "seconds")
     rows = []
     for line in lines:
         m = line.metrics
         shares = [f"{100 * m[name]:.0f} %" for name in ("above_quarter", "above_three_quarters")]
         values = [f"{m['cosine']:.3f}", *shares, f"{m['r_squared']:.2f}", f"{line.seconds:.1f}"]
-        rows.append([line.label, line.environment, f"{line.env_steps:,}", *values])
+        rows.append([line.label, line.environment, f"{line.env_steps:,}", f"{line.horizon:,}", *values])
     return markdown_table(head, rows)

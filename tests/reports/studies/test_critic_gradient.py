@@ -29,21 +29,32 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_checkpoint_beside_the_exact_critic(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "critic_gradient", str(checkpoint), *TINY]) == 0
     lines = [cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert lines[0][:4] == ["critic", "environment", "steps", "cosine"]
+    assert lines[0][:5] == ["critic", "environment", "steps", "horizon", "cosine"]
     exact, repeated, trained = lines[2:]
-    assert exact[:3] == ["exact critic, 1 step", "points/linear_quadratic", "0"]
-    assert float(exact[3]) > 0.9
+    assert exact[:4] == ["exact critic, 1 step", "points/linear_quadratic", "0", "5"]
+    assert float(exact[4]) > 0.9
     assert repeated[0] == "exact critic, 3 steps"
     assert trained[0] == f"TD3, HyperEnsembleCritic, {checkpoint.parent.name[:8]}"
-    assert trained[1:3] == ["mujoco/half_cheetah", "28"]
-    assert -1 <= float(trained[3]) <= 1
+    assert trained[1:4] == ["mujoco/half_cheetah", "28", "5"]
+    assert -1 <= float(trained[4]) <= 1
+
+
+def test_several_horizons(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = {}
+    for horizons in (["3"], ["9"], ["3", "9"]):
+        assert main(["study", "critic_gradient", str(checkpoint), *TINY, "--horizon", *horizons]) == 0
+        printed = capsys.readouterr().out.splitlines()
+        lines[*horizons] = [cells(line)[:-1] for line in printed if "| mujoco/half_cheetah" in line]  # but for seconds
+    assert lines["3", "9"] == lines["3",] + lines["9",]
+    assert lines["3",] != lines["9",]
 
 
 def test_states_of_its_replay(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "critic_gradient", str(checkpoint), *TINY, "--source", "replay"]) == 0
     printed = capsys.readouterr().out
     assert "2 states of source `replay`" in printed
-    assert printed.count("mujoco/half_cheetah") == 1
+    assert "42 % and 23 % on points/linear_quadratic, 29 % and 3 % on mujoco/half_cheetah." in printed
+    assert printed.count("| mujoco/half_cheetah") == 1
     *_, replay = restore(checkpoint)
     assert replay is not None
     assert replay.shape == (28, 17)
