@@ -15,7 +15,7 @@ from lit_metarl.types import Transition, require, require_positive
 
 
 class SAC(ActorCritic):
-    """Soft actor-critic with a learned temperature (Haarnoja et al. 2018), defaults of a laptop-sized run.
+    """Soft actor-critic with a learned or fixed temperature (Haarnoja et al. 2018), defaults of a laptop-sized run.
 
     One update: both critics, then actor and temperature on the same fresh actions, then the target critics.
 
@@ -24,7 +24,7 @@ class SAC(ActorCritic):
         action_dim: A; likewise.
         actor: policy network; :class:`~lit_metarl.nn.TanhGaussianMLP` with its defaults if None.
         critic: action-value networks; :class:`~lit_metarl.nn.EnsembleCriticMLP` with its defaults if None.
-        temperature_lr: Adam step size of log α.
+        temperature_lr: Adam step size of log α; with 0 it stays fixed, as in the SAC of Sarafian et al. 2021.
         initial_temperature: α at the start.
         target_entropy: H̄ in nats; −A if None.
         actor_critic: everything else, as of :class:`~lit_metarl.algorithms.ActorCritic`.
@@ -48,7 +48,9 @@ class SAC(ActorCritic):
         super().__init__(obs_dim, action_dim, actor, critic or EnsembleCriticMLP(), **actor_critic)
         samples = hasattr(self.actor(torch.zeros(1, obs_dim)), "sample")
         require(samples, "model.actor", actor, "SAC samples actions: take TanhGaussianMLP, or train TD3")
-        require_positive("model", temperature_lr=temperature_lr, initial_temperature=initial_temperature)
+        require_positive("model", initial_temperature=initial_temperature)
+        steps = temperature_lr >= 0 and math.isfinite(temperature_lr)
+        require(steps, "model.temperature_lr", temperature_lr, "it must be a positive number, or 0 for a fixed one")
         self.temperature_lr = temperature_lr
         self.log_temperature = nn.Parameter(torch.tensor(math.log(initial_temperature)))
         self.target_entropy = float(-action_dim) if target_entropy is None else target_entropy

@@ -31,8 +31,8 @@ GAMMA, TAU, LR = 0.97, 0.1, 1e-3
 
 def make(**kwargs: Any) -> SAC:
     torch.manual_seed(3)
-    networks = {"actor": TanhGaussianMLP([12]), "critic": EnsembleCriticMLP([12, 12])}
-    return SAC(O, A, actor_lr=LR, critic_lr=LR, temperature_lr=LR, gamma=GAMMA, polyak=TAU, **(networks | kwargs))
+    own = {"actor": TanhGaussianMLP([12]), "critic": EnsembleCriticMLP([12, 12]), "temperature_lr": LR}
+    return SAC(O, A, actor_lr=LR, critic_lr=LR, gamma=GAMMA, polyak=TAU, **(own | kwargs))
 
 
 class PlainSAC:
@@ -45,7 +45,7 @@ class PlainSAC:
         self.log_alpha = sac.log_temperature.detach().clone().requires_grad_()
         self.critic_adam = torch.optim.Adam([p for q in self.critics for p in q.parameters()], lr=LR)
         self.actor_adam = torch.optim.Adam(self.actor.parameters(), lr=LR)
-        self.alpha_adam = torch.optim.Adam([self.log_alpha], lr=LR)
+        self.alpha_adam = torch.optim.Adam([self.log_alpha], lr=sac.temperature_lr)
 
     @staticmethod
     def _layers(linears: list[nn.Linear]) -> nn.Sequential:
@@ -94,8 +94,9 @@ class PlainSAC:
                 t.data = (1 - TAU) * t.data + TAU * p.data
 
 
-def test_updates_equal_an_independent_computation() -> None:
-    sac = make()
+@pytest.mark.parametrize("temperature_lr", [LR, 0.0])
+def test_updates_equal_an_independent_computation(temperature_lr: float) -> None:
+    sac = make(temperature_lr=temperature_lr)
     plain = PlainSAC(sac)
     torch.manual_seed(7)
     blocks = [random_batch(2, M), random_batch(2, M)]
@@ -114,6 +115,7 @@ def test_updates_equal_an_independent_computation() -> None:
                 torch.testing.assert_close(layer.weight[member].T, linear.weight, atol=1e-6, rtol=1e-6)
                 torch.testing.assert_close(layer.bias[member, 0], linear.bias, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(sac.log_temperature, plain.log_alpha, atol=1e-6, rtol=1e-6)
+    assert torch.equal(sac.log_temperature, torch.tensor(math.log(0.1))) == (temperature_lr == 0.0)
 
 
 def test_means_are_logged_every_so_many_steps() -> None:
@@ -333,7 +335,7 @@ def test_resume_takes_the_step_sizes_of_the_config(tmp_path: Path) -> None:
     [
         ("actor_lr", (-1.0, 0.0), (1e-9,)),
         ("critic_lr", (0.0, math.nan), (1e-9,)),
-        ("temperature_lr", (0.0, math.inf), (1e-9,)),
+        ("temperature_lr", (-1e-9, math.inf, math.nan), (0.0, 1e-9)),
         ("initial_temperature", (-0.1, 0.0), (1e-9,)),
         ("gamma", (-1e-9, 1.001), (0.0, 1.0)),
         ("polyak", (0.0, 1.001), (1e-9, 1.0)),
