@@ -74,4 +74,4 @@ def test_the_share_of_random_directions(directions: int, threshold: float) -> No
 
 @pytest.mark.parametrize(("threshold", "share"), [(0.25, 0.375), (0.75, 0.125)])
 def test_the_cosine_of_three_dimensions_is_uniform(threshold: float, share: float) -> None:
-    assert chance_above(threshold, 3) == pytest.approx(share, abs=1e-4)
+    assert chance_above(threshold, 3) == pytest.approx(share, abs=1e-5)

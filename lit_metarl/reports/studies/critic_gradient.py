@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> Section:
         "the fit's, and where an action is taken for more than one step, that this is not what its gradient is of."
     )
     chance = {line.environment: [chance_above(level, line.directions) for level in (0.25, 0.75)] for line in lines}
-    shares = [f"{100 * low:.0f} % and {100 * high:.0f} % on {name}" for name, (low, high) in chance.items()]
+    shares = [f"{100 * low:.1f} % and {100 * high:.1f} % on {name}" for name, (low, high) in chance.items()]
     note += f" Random directions are above the thresholds in {', '.join(shares)}."
     if args.source == "replay":
         note += " The exact critic's states are of exploration: no run in its world has a replay."

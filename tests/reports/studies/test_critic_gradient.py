@@ -53,7 +53,7 @@ def test_states_of_its_replay(checkpoint: Path, capsys: pytest.CaptureFixture[st
     assert main(["study", "critic_gradient", str(checkpoint), *TINY, "--source", "replay"]) == 0
     printed = capsys.readouterr().out
     assert "2 states of source `replay`" in printed
-    assert "42 % and 23 % on points/linear_quadratic, 29 % and 3 % on mujoco/half_cheetah." in printed
+    assert "42.0 % and 23.0 % on points/linear_quadratic, 29.4 % and 2.6 % on mujoco/half_cheetah." in printed
     assert printed.count("| mujoco/half_cheetah") == 1
     *_, replay = restore(checkpoint)
     assert replay is not None
