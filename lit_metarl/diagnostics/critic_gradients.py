@@ -68,8 +68,8 @@ def chance_above(threshold: float, directions: int) -> float:
     """Share of random directions whose cosine with a given one is above a threshold.
 
     ∫_0^φ sin^(A−2) θ dθ / ∫_0^π sin^(A−2) θ dθ with φ = arccos of the threshold, of directions that are uniform on the
-    sphere in A dimensions; ½ for A = 1. Summed over 100,000 values of θ: right to 1e-5. The shares that Sarafian et
-    al. 2021, Fig. 3, plot are as large for a critic that tells nothing.
+    sphere in A dimensions; ½ for A = 1. Summed over 100,000 values of θ: right to 1e-5. The shares in Fig. 3 of
+    Sarafian et al. 2021 are as large for a critic that tells nothing.
 
     Args:
         threshold: in [0, 1).
