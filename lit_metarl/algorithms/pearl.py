@@ -77,7 +77,7 @@ class PEARL(OffPolicy):
         critic_lr: Adam step size of the critics.
         value_lr: Adam step size of ``value``.
         encoder_lr: Adam step size of the encoder.
-        temperature_lr: Adam step size of the temperature, where it is learned.
+        temperature_lr: Adam step size of the temperature, which is learned where there is no ``value``.
         initial_temperature: α at the start; 1 in the released form.
         target_entropy: of a learned temperature, in nats; −A if None.
         reward_scale: factor of rewards in the critics' targets; contexts and returns know nothing of it.

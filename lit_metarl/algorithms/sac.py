@@ -25,7 +25,7 @@ class SAC(ActorCritic):
         actor: policy network; :class:`~lit_metarl.nn.TanhGaussianMLP` with its defaults if None.
         critic: action-value networks; :class:`~lit_metarl.nn.EnsembleCriticMLP` with its defaults if None.
         temperature_lr: Adam step size of log α; with 0 it stays fixed, as in the SAC of Sarafian et al. 2021.
-        initial_temperature: α at the start.
+        initial_temperature: α at the start; a run that is resumed goes on with its checkpoint's.
         target_entropy: H̄ in nats; −A if None.
         actor_critic: everything else, as of :class:`~lit_metarl.algorithms.ActorCritic`.
 
@@ -61,8 +61,9 @@ class SAC(ActorCritic):
 
     @property
     def step_sizes(self) -> dict[str, float]:
-        """Step sizes by their configuration key."""
-        return super().step_sizes | {"model.temperature_lr": self.temperature_lr}
+        """Step sizes by their configuration key; that of a fixed temperature is none."""
+        learned = {"model.temperature_lr": self.temperature_lr} if self.temperature_lr else {}
+        return super().step_sizes | learned
 
     def target(self, batch: Transition) -> Tensor:
         """Soft Bellman target ``[M]`` with a fresh next action."""

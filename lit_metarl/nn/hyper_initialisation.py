@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ class HyperInitialisation(ABC):
             heads: z → all numbers of all layers, weight, bias and gain of one after those of another.
             layers: the dynamic layers, in this order.
         """
-        require(self.primary_gain >= 0, "initialisation.primary_gain", self.primary_gain, "it must not be negative")
+        gain = self.primary_gain
+        require(0 <= gain < math.inf, "initialisation.primary_gain", gain, "it must be finite and not negative")
         for layer in primary.modules():
             if isinstance(layer, EnsembleLinear):
                 bound = layer.weight.shape[1] ** -0.5
@@ -111,7 +113,8 @@ class Released(HyperInitialisation):
         """Uniform weights for all three heads."""
         bound = self.output_bound if layer.is_output else self.hidden_bound
         bound = bound if layer.bound is None else layer.bound
-        require(bound >= 0, "initialisation's bound of a head's weights", bound, "it must not be negative")
+        remedy = "it must be finite and not negative"
+        require(0 <= bound < math.inf, "initialisation's bound of a head's weights", bound, remedy)
         for weight, _ in head:
             weight.uniform_(-bound, bound)
 

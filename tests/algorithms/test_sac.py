@@ -330,6 +330,11 @@ def test_resume_takes_the_step_sizes_of_the_config(tmp_path: Path) -> None:
     assert rates == [0.5, 0.25, 0.125]
 
 
+def test_a_fixed_temperature_has_no_step_size_to_lower() -> None:
+    assert "temperature_lr" in str(make().diverged("x"))
+    assert "temperature_lr" not in str(make(temperature_lr=0.0).diverged("x"))
+
+
 @pytest.mark.parametrize(
     ("key", "refused", "allowed"),
     [

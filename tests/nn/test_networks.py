@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,11 @@ MEMBERS = "members = 0 cannot be used: an ensemble has 1 or more"
         (HyperCritic(widths=[8], initialisation=HyperFanIn(samples=0)), "initialisation.samples = 0 cannot be used"),
         (HyperCritic(widths=[8], initialisation=Released(-1.0)), "initialisation.primary_gain = -1.0 cannot be used"),
         (HyperCritic(widths=[8], initialisation=Released(hidden_bound=-1.0)), "head's weights = -1.0 cannot be used"),
+        (
+            HyperCritic(widths=[8], initialisation=Released(math.inf)),
+            "initialisation.primary_gain = inf cannot be used",
+        ),
+        (HyperCritic(widths=[8], initialisation=Released(hidden_bound=math.inf)), "weights = inf cannot be used"),
     ],
 )
 def test_networks_that_could_not_learn_are_refused(factory: Any, message: str) -> None:
