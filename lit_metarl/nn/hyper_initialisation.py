@@ -84,7 +84,7 @@ class HyperInitialisation(ABC):
         for layer in primary.modules():
             if isinstance(layer, EnsembleLinear):
                 bound = layer.weight.shape[1] ** -0.5
-                layer.weight.uniform_(-self.primary_gain * bound, self.primary_gain * bound)
+                layer.weight.uniform_(-gain * bound, gain * bound)
                 layer.bias.uniform_(-bound, bound)
         nn.init.zeros_(heads.weight)
         nn.init.zeros_(heads.bias)
